@@ -1,0 +1,132 @@
+"""Denoising score matching: the loss, its weightings and its time samplers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .registry import lookup
+from .score import Denoiser
+from .sdes import SDE
+from .sdes.base import as_time
+from .shapes import expand_as
+
+Weighting = Callable[[SDE, Tensor, float], Tensor]
+TimeSampler = Callable[[SDE, int, "torch.Generator | None", float], tuple[Tensor, Tensor]]
+
+
+def _simple(sde: SDE, t: Tensor, data_std: float) -> Tensor:
+    return torch.exp(2 * sde.half_log_snr(t))
+
+
+def _likelihood(sde: SDE, t: Tensor, data_std: float) -> Tensor:
+    return -sde.slopes(t)[1] * torch.exp(2 * sde.half_log_snr(t))
+
+
+def _edm(sde: SDE, t: Tensor, data_std: float) -> Tensor:
+    return torch.exp(2 * sde.half_log_snr(t)) + data_std**-2
+
+
+def _min_snr(sde: SDE, t: Tensor, data_std: float) -> Tensor:
+    return torch.exp(2 * sde.half_log_snr(t)).clamp_max(5.0)
+
+
+WEIGHTINGS: dict[str, Weighting] = {
+    "simple": _simple,
+    "likelihood": _likelihood,
+    "edm": _edm,
+    "min_snr": _min_snr,
+}
+"""Weights on |E[x_0|x_t] - x_0|^2 as functions of (sde, t, data_std):
+simple: SNR, the noise's squared error (Ho et al. 2020, arXiv:2006.11239);
+likelihood: g^2/2 on the score's squared error, that is -lambda' SNR (Song et al. 2021, arXiv:2101.09258);
+edm: SNR + 1/data_std^2 (Karras et al. 2022, arXiv:2206.00364);
+min_snr: min(SNR, 5) (Hang et al. 2023, arXiv:2303.09556)."""
+
+
+def _strata(n: int, generator: torch.Generator | None) -> Tensor:
+    # One draw in each of n equal cells: the batch covers all noise levels evenly whatever its size.
+    device = generator.device if generator is not None else None
+    offset = torch.rand(n, generator=generator, dtype=torch.float64, device=device)
+    return (torch.arange(n, dtype=torch.float64, device=device) + offset) / n
+
+
+def _uniform(sde: SDE, n: int, generator: torch.Generator | None, data_std: float) -> tuple[Tensor, Tensor]:
+    device = generator.device if generator is not None else None
+    u = torch.rand(n, generator=generator, dtype=torch.float64, device=device)
+    return sde.t_min + (sde.t_max - sde.t_min) * u, torch.ones_like(u)
+
+
+def _stratified(sde: SDE, n: int, generator: torch.Generator | None, data_std: float) -> tuple[Tensor, Tensor]:
+    u = _strata(n, generator)
+    return sde.t_min + (sde.t_max - sde.t_min) * u, torch.ones_like(u)
+
+
+def _importance(sde: SDE, n: int, generator: torch.Generator | None, data_std: float) -> tuple[Tensor, Tensor]:
+    high, low = (float(sde.half_log_snr(t)) for t in (sde.t_min, sde.t_max))
+    u = _strata(n, generator)
+    t = sde.time_of(high + (low - high) * u).clamp(sde.t_min, sde.t_max)
+    return t, (high - low) / ((sde.t_max - sde.t_min) * -sde.slopes(t)[1])
+
+
+LOG_NORMAL_MEAN, LOG_NORMAL_STD = -0.5, 1.2
+"""Mean and standard deviation of log(sigma/(alpha data_std)) in the log-normal sampler: EDM's -1.2 for data of std 0.5."""
+
+
+def _lognormal(sde: SDE, n: int, generator: torch.Generator | None, data_std: float) -> tuple[Tensor, Tensor]:
+    centre = -(LOG_NORMAL_MEAN + torch.log(torch.tensor(data_std, dtype=torch.float64)))
+    high, low = (float(sde.half_log_snr(t)) for t in (sde.t_min, sde.t_max))
+    lambda_ = centre + LOG_NORMAL_STD * torch.special.ndtri(_strata(n, generator))
+    return sde.time_of(lambda_.clamp(low, high)).clamp(sde.t_min, sde.t_max), torch.ones_like(lambda_)
+
+
+TIME_SAMPLERS: dict[str, TimeSampler] = {
+    "uniform": _uniform,
+    "stratified": _stratified,
+    "importance": _importance,
+    "lognormal": _lognormal,
+}
+"""Draws of t, (n,) in float64, each with its correction to the loss:
+uniform, stratified: t evenly on [t_min, t_max], the second with one draw in each of n cells;
+importance: density proportional to g^2/sigma^2 = -2 lambda', corrected, so that it estimates the same objective as uniform
+with less variance under the likelihood weighting (Song et al. 2021, arXiv:2101.09258, section 5);
+lognormal: log(sigma/alpha) normal (Karras et al. 2022), an objective of its own, not corrected."""
+
+
+def dsm_loss(
+    model: Denoiser,
+    x_0: Tensor,
+    weighting: str | Weighting = "simple",
+    times: str | TimeSampler | Tensor = "stratified",
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+    **cond: Tensor,
+) -> Tensor:
+    """Denoising score matching at one random time for each sample: (B, *) gives (B,).
+
+        loss_i = w(t_i) mean_d (E_theta[x_0 | x_t] - x_0)^2 correction(t_i),   x_t = alpha x_0 + sigma eps
+
+    `x_0` in normalised units. `weighting` is a name in WEIGHTINGS or a function of (sde, t, data_std); `times` a name in
+    TIME_SAMPLERS, a function of (sde, n, generator, data_std), or the times themselves (B,). The two are independent
+    choices. Draws come from `generator`, or from one seeded by `seed`, or from the global one.
+    Vincent 2011; Song et al. 2021, arXiv:2011.13456, equation 7.
+    """
+    if seed is not None:
+        if generator is not None:
+            raise ValueError("dsm_loss takes seed or generator, not both")
+        generator = torch.Generator(x_0.device).manual_seed(seed)
+    data_std = getattr(model, "data_std", None) or 1.0
+    weight_of = lookup(WEIGHTINGS, "weighting", weighting) if isinstance(weighting, str) else weighting
+    if isinstance(times, Tensor):
+        t = as_time(times)
+        correction = torch.ones_like(t)
+    else:
+        sampler = lookup(TIME_SAMPLERS, "time sampler", times) if isinstance(times, str) else times
+        t, correction = (value.to(x_0.device) for value in sampler(model.sde, x_0.shape[0], generator, data_std))
+    noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype, device=x_0.device)
+    alpha, sigma = (expand_as(value.to(x_0), x_0) for value in model.sde.marginal(t))
+    denoised = model.denoise(alpha * x_0 + sigma * noise, t, **cond)
+    weight = (weight_of(model.sde, t, data_std) * correction).to(x_0)
+    return weight * (denoised - x_0).square().flatten(1).mean(1)

@@ -1,0 +1,243 @@
+"""Sampling: seeds, batches, conditions, failures and trajectories around a solver."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .randomness import NoiseStream, check_seed
+from .score import Denoiser
+from .solvers import Run, Solver, make_solver
+
+StepHook = Callable[[int, float, Tensor], bool | None]
+
+
+class SolverError(RuntimeError):
+    """A solver met states that are not finite, or reached its step cap.
+
+    `solver`, `time`, `step`: where it was first seen (time and step are None where the solver reached its step cap or does
+    not say); `failed`: indices of the samples concerned; `healthy`: indices of the others and `x` their states, finished.
+    """
+
+    def __init__(self, solver: str, time: float | None, step: int | None, failed: Tensor, healthy: Tensor, x: Tensor) -> None:
+        self.solver, self.time, self.step = solver, time, step
+        self.failed, self.healthy, self.x = failed, healthy, x
+        shown = ", ".join(map(str, failed[:8].tolist())) + (", ..." if len(failed) > 8 else "")
+        where = "" if time is None else f" first at t = {time:.6g} (step {step})"
+        super().__init__(
+            f"solver {solver!r} failed for {len(failed)} of {len(failed) + len(healthy)} samples{where}: samples {shown} are not "
+            "finite or did not finish within the step cap; on_failure='mask' returns the others"
+        )
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What `sample` returns.
+
+    x: (N, *shape), in the data's own units where sampling ended at t_min, else the state in normalised units;
+    nfe: network calls for each sample, counted, (N,); trajectory: (K, N, *shape) or None; times: (K,) of the trajectory;
+    failed: (N,) bool, the samples that are not to be used.
+    """
+
+    x: Tensor
+    nfe: Tensor
+    trajectory: Tensor | None
+    times: Tensor | None
+    failed: Tensor
+
+
+@torch.no_grad()
+def sample(
+    model: Denoiser,
+    shape: Sequence[int],
+    solver: str | Solver = "pc",
+    steps: int | None = None,
+    seed: int = 0,
+    x_init: Tensor | None = None,
+    t_start: float | None = None,
+    t_end: float | None = None,
+    cond: dict[str, Tensor] | None = None,
+    batch_size: int | None = None,
+    index_offset: int = 0,
+    final: str = "denoise",
+    trajectory: str | None = None,
+    step_hook: StepHook | None = None,
+    on_failure: str = "raise",
+    progress: bool = True,
+    grid: str | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    **solver_options: Any,
+) -> Samples:
+    """Draw `shape` = (N, *data shape) samples of `model`.
+
+    solver: a registered name with `solver_options`, or a Solver; steps: of the grid, for an adaptive solver the cap on
+        attempted steps (None: the solver's default); grid: a name in GRIDS (None: the solver's default).
+    seed, index_offset: sample i's noise is a function of (seed, index_offset + i) alone, whatever the batch.
+    x_init: the state at t_start instead of a draw of the prior; data in its own units where t_start is t_min.
+    t_start, t_end: from and to which time (None: from t_max to t_min). Data lives at t_min in its own units; states above
+        are in normalised units.
+    cond: keyword tensors for the network, first dimension N.
+    final: at t_min, "denoise" returns E[x_0 | x] by one more network call, "raw" the state itself.
+    trajectory: None, "states" (x along the way, normalised units) or "denoised" (E[x_0 | x_t], the data's units): shown
+        at the end of each step, kept on the CPU.
+    step_hook: called as hook(step, t, x) after each step; True stops that batch there.
+    on_failure: "raise" a SolverError that carries the healthy samples, or "mask": return all, marked in `failed`.
+    progress: a bar on a terminal. dtype, device: of the states (None: the model's parameters', else float32 on the CPU).
+
+    Raises ValueError or TypeError for bad arguments, SolverError for samples that are not finite.
+    """
+    count, data_shape = _check_shape(shape)
+    if isinstance(solver, str):
+        name, method = solver, make_solver(solver, **solver_options)
+    elif isinstance(solver, Solver):
+        if solver_options:
+            raise ValueError(f"options {', '.join(solver_options)} belong to a solver given by name")
+        name, method = type(solver).__name__, solver
+    else:
+        raise TypeError(f"solver must be a name or a Solver, got {solver!r}")
+    _choose("final", final, ("denoise", "raw"))
+    _choose("on_failure", on_failure, ("raise", "mask"))
+    if trajectory not in (None, "states", "denoised"):
+        raise ValueError(f"unknown trajectory {trajectory!r}; choose from None, states, denoised")
+    check_seed(seed)
+    if index_offset < 0 or (batch_size is not None and batch_size < 1):
+        raise ValueError(f"index_offset must be at least 0 and batch_size at least 1, got {index_offset!r} and {batch_size!r}")
+    sde = model.sde
+    start, end = (sde.t_max if t_start is None else float(t_start)), (sde.t_min if t_end is None else float(t_end))
+    for label, value in (("t_start", start), ("t_end", end)):
+        if not sde.t_min <= value <= sde.t_max:
+            raise ValueError(f"{label} must be in [t_min, t_max] = [{sde.t_min:.6g}, {sde.t_max:.6g}], got {value!r}")
+    if start == end:
+        raise ValueError(f"t_start and t_end must differ, both are {start!r}")
+    if start < end and method.stochastic:
+        raise ValueError(f"solver {name!r} runs from noise to data only: t_end must be below t_start, got {start!r} to {end!r}")
+    steps = method.default_steps if steps is None else steps
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
+    cond = cond or {}
+    for key, tensor in cond.items():
+        if tensor.shape[:1] != (count,):
+            raise ValueError(f"condition {key!r} must have first dimension {count}, got shape {tuple(tensor.shape)}")
+    if x_init is not None and tuple(x_init.shape) != (count, *data_shape):
+        raise ValueError(f"x_init must have shape {(count, *data_shape)}, got {tuple(x_init.shape)}")
+    device, dtype = _where(model, x_init, device, dtype)
+
+    states, calls, frames, failures = [], [], [], []
+    times: list[float] = []
+    watched = trajectory is not None or step_hook is not None
+    with tqdm(total=count, desc=f"sampling ({name})", unit="sample", disable=None if progress else True, leave=False) as bar:
+        for first, last in _batches(count, batch_size):
+            part = {key: tensor[first:last].to(device) for key, tensor in cond.items()}
+            noise = NoiseStream(seed, index_offset + first, last - first, data_shape, dtype, device)
+            z = noise.draw()  # always drawn, so that the later draws are the same with and without x_init
+            if x_init is None:
+                x = model.prior.from_noise(z)
+            else:
+                x = x_init[first:last].to(device=device, dtype=dtype)
+                if start == sde.t_min and model.normalizer is not None:
+                    x = model.normalizer.encode(x)
+            run = Run(model, noise, torch.zeros(last - first, dtype=torch.int64, device=device), part)
+            kept: list[Tensor] = []
+            if watched:
+                times = []
+                run.observer = _watcher(model, trajectory, step_hook, kept, times)
+            y = method.solve(run, x, start, end, steps, grid or method.default_grid)
+            failed = ~torch.isfinite(y).flatten(1).all(1)
+            if end == sde.t_min:
+                if final == "denoise":
+                    y = model.predict(y, end, **part)[0]
+                    run.nfe += 1
+                    failed |= ~torch.isfinite(y).flatten(1).all(1)
+                if model.normalizer is not None:
+                    y = model.normalizer.decode(y)
+            if bool(failed.any()) and on_failure == "raise":
+                again = NoiseStream(seed, index_offset + first, last - first, data_shape, dtype, device)
+                again.draw()
+                where = _locate(method, Run(model, again, torch.zeros_like(run.nfe), part), x, start, end, steps, grid)
+                index = torch.arange(first, last)
+                bad = failed.cpu()
+                raise SolverError(name, *where, index[bad], index[~bad], y[~failed])
+            states.append(y)
+            calls.append(run.nfe)
+            failures.append(failed)
+            if trajectory is not None:
+                frames.append(torch.stack(kept))
+            bar.update(last - first)
+    return Samples(
+        x=torch.cat(states),
+        nfe=torch.cat(calls),
+        trajectory=torch.cat(frames, dim=1) if frames else None,
+        times=torch.tensor(times, dtype=torch.float64) if frames else None,
+        failed=torch.cat(failures),
+    )
+
+
+def _check_shape(shape: Sequence[int]) -> tuple[int, tuple[int, ...]]:
+    numbers = tuple(int(n) for n in shape)
+    if len(numbers) < 2 or min(numbers) < 1:
+        raise ValueError(f"shape must be (N, *data shape) with positive entries, got {tuple(shape)}")
+    return numbers[0], numbers[1:]
+
+
+def _choose(what: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"unknown {what} {value!r}; choose from {', '.join(allowed)}")
+
+
+def _where(
+    model: Denoiser, x_init: Tensor | None, device: torch.device | str | None, dtype: torch.dtype | None
+) -> tuple[torch.device, torch.dtype]:
+    like = next((p for p in model.parameters() if p.is_floating_point()), x_init)
+    if device is None:
+        device = torch.device("cpu") if like is None else like.device
+    if dtype is None:
+        dtype = torch.float32 if like is None else like.dtype
+    if not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating one, got {dtype}")
+    return torch.device(device), dtype
+
+
+def _batches(count: int, size: int | None) -> Iterator[tuple[int, int]]:
+    size = size or count
+    return ((first, min(first + size, count)) for first in range(0, count, size))
+
+
+def _watcher(
+    model: Denoiser, trajectory: str | None, hook: StepHook | None, kept: list[Tensor], times: list[float]
+) -> Callable[[float, Tensor, Tensor], bool]:
+    def observe(t: float, x: Tensor, denoised: Tensor) -> bool:
+        times.append(t)
+        if trajectory == "denoised":
+            kept.append((denoised if model.normalizer is None else model.normalizer.decode(denoised)).cpu())
+        elif trajectory == "states":
+            kept.append(x.cpu())
+        return hook is not None and hook(len(times), t, x) is True
+
+    return observe
+
+
+def _locate(
+    method: Solver, run: Run, x: Tensor, start: float, end: float, steps: int, grid: str | None
+) -> tuple[float | None, int | None]:
+    """Time and step at which a sample first is not finite: the same batch again, watched, since a loop that ends well pays
+    nothing for being able to say so."""
+    found: list[tuple[float, int]] = []
+    taken = 0
+
+    def observe(t: float, state: Tensor, denoised: Tensor) -> bool:
+        nonlocal taken
+        taken += 1
+        if not math.isfinite(float(state.sum())):
+            found.append((t, taken))
+        return bool(found)
+
+    run.observer = observe
+    method.solve(run, x, start, end, steps, grid or method.default_grid)
+    return found[0] if found else (None, None)

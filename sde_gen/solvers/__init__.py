@@ -1,0 +1,45 @@
+"""Solvers of the reverse-time family. A new one is a file with a class and a line in `SOLVERS`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..registry import build
+from .ancestral import Ancestral
+from .base import FixedStepSolver, Run, Solver, Update, run_updates
+from .em import EulerMaruyama
+from .grids import GRIDS, make_grid
+from .ode import ProbabilityFlow
+from .pc import PredictorCorrector
+
+SOLVERS: dict[str, type[Solver]] = {
+    "em": EulerMaruyama,
+    "pc": PredictorCorrector,
+    "ode": ProbabilityFlow,
+    "ancestral": Ancestral,
+}
+
+
+def make_solver(name: str, **options: Any) -> Solver:
+    """The registered solver `name` with its own options, for example `make_solver("pc", snr=0.2)`.
+
+    Raises ValueError for an unknown name or option, with the ones allowed, and for a value out of its range.
+    """
+    return build(SOLVERS, "solver", name, options)
+
+
+__all__ = [
+    "GRIDS",
+    "SOLVERS",
+    "Ancestral",
+    "EulerMaruyama",
+    "FixedStepSolver",
+    "PredictorCorrector",
+    "ProbabilityFlow",
+    "Run",
+    "Solver",
+    "Update",
+    "make_grid",
+    "make_solver",
+    "run_updates",
+]

@@ -1,0 +1,116 @@
+"""The loop that every solver runs on.
+
+A fixed-step solver is a table: all that depends on time alone is worked out in float64 before the loop, as a list of
+`Update`s, and the loop only touches tensors of x's shape. Single-step, multistep, Runge-Kutta and Langevin methods are all
+such tables, so that a method is one `plan` and nothing else.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..randomness import NoiseStream
+from ..score import Denoiser
+from ..sdes import SDE
+from .grids import make_grid
+
+Observer = Callable[[float, Tensor, Tensor], bool]
+
+
+@dataclass(frozen=True)
+class Update:
+    """x <- a x + b[0] D_0 + b[1] D_1 + ... + c z, with D_0 = E[x_0|x] predicted at time `t`, D_1 the prediction before it.
+
+    `t` None: no network call, D_0 is the last prediction. `s`: the time reached where this update ends a step of the grid,
+    else None. z is standard normal.
+    """
+
+    t: float | None
+    a: float
+    b: tuple[float, ...] = ()
+    c: float = 0.0
+    s: float | None = None
+
+
+@dataclass
+class Run:
+    """One batch on its way: the model with its conditions, its noise, and what is counted and watched."""
+
+    model: Denoiser
+    noise: NoiseStream
+    nfe: Tensor
+    cond: dict[str, Tensor] = field(default_factory=dict)
+    observer: Observer | None = None
+
+    def observe(self, s: float, x: Tensor, denoised: Tensor) -> bool:
+        """Show the state at the end of a step; True asks the solver to stop."""
+        return self.observer is not None and self.observer(s, x, denoised)
+
+
+class Solver(ABC):
+    """A rule for going from time t to time s, with its declared orders (None where the notion does not apply).
+
+    order: of the deterministic error; strong_order, weak_order: of a stochastic method; calls: network calls a step.
+    """
+
+    order: ClassVar[int | None] = None
+    strong_order: ClassVar[float | None] = None
+    weak_order: ClassVar[float | None] = None
+    stochastic: ClassVar[bool] = False
+    adaptive: ClassVar[bool] = False
+    default_steps: ClassVar[int] = 100
+    default_grid: ClassVar[str] = "half_log_snr"
+
+    @property
+    def calls(self) -> int | None:
+        """Network calls for each step, None where the solver decides as it runs."""
+        return 1
+
+    @abstractmethod
+    def solve(self, run: Run, x: Tensor, t_start: float, t_end: float, steps: int, grid: str) -> Tensor:
+        """The state at t_end from the state x at t_start; shape of `x`."""
+
+
+class FixedStepSolver(Solver):
+    """A solver that is a table of updates; a subclass gives `plan`."""
+
+    @abstractmethod
+    def plan(self, sde: SDE, times: Tensor) -> list[Update]:
+        """The updates that lead along `times`, (steps + 1,) in float64 on the CPU."""
+
+    def solve(self, run: Run, x: Tensor, t_start: float, t_end: float, steps: int, grid: str) -> Tensor:
+        return run_updates(run, x, self.plan(run.model.sde, make_grid(run.model.sde, grid, t_start, t_end, steps)))
+
+
+def run_updates(run: Run, x: Tensor, updates: list[Update]) -> Tensor:
+    """Apply `updates` to x in order."""
+    model, cond = run.model, run.cond
+    depth = max((len(update.b) for update in updates), default=0)
+    history: tuple[Tensor, ...] = ()
+    calls = 0
+    model.prepare(dict.fromkeys(update.t for update in updates if update.t is not None))
+    for update in updates:
+        if update.t is not None:
+            history = (model.predict(x, update.t, **cond)[0], *history[: depth - 1])
+            calls += 1
+        x = x * update.a
+        for weight, denoised in zip(update.b, history, strict=False):
+            if weight:
+                x.add_(denoised, alpha=weight)
+        if update.c:
+            x.add_(run.noise.draw(), alpha=update.c)
+        if run.observer is not None and update.s is not None and run.observer(update.s, x, history[0]):
+            break
+    run.nfe += calls
+    return x
+
+
+def rows(*columns: Tensor) -> list[tuple[float, ...]]:
+    """Columns of a plan as rows of Python numbers, which kernels take as arguments with no transfer."""
+    return list(zip(*(column.to(torch.float64).tolist() for column in columns), strict=True))

@@ -1,0 +1,60 @@
+"""Predictor-corrector sampling."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..sdes import SDE
+from ..sdes.base import check_positive
+from .base import FixedStepSolver, Update, rows
+
+
+class PredictorCorrector(FixedStepSolver):
+    """At each time `corrections` Langevin steps on p_t, then one step of any fixed-step solver to the next time.
+
+        corrector  x <- x + e score(x, t) + sqrt(2 e) z,   e = 2 (snr sigma_t)^2
+
+    e is the step of Song et al. 2021, arXiv:2011.13456, algorithms 4 and 5, with the norm of the score replaced by its
+    expectation |z|/sigma_t, so that it is planned and no sample depends on another. `predictor` is a fixed-step solver or
+    the registered name of one. 1 + corrections calls a step with a one-call predictor; no order: a Langevin step of fixed
+    snr does not shrink with the grid.
+    """
+
+    stochastic = True
+    default_steps = 250
+
+    def __init__(self, predictor: str | FixedStepSolver = "em", snr: float = 0.16, corrections: int = 1) -> None:
+        if isinstance(predictor, str):
+            from . import make_solver  # the registry holds this class too
+
+            made = make_solver(predictor)
+        else:
+            made = predictor
+        if not isinstance(made, FixedStepSolver) or isinstance(made, PredictorCorrector):
+            raise ValueError(f"predictor must be a fixed-step solver other than pc, got {predictor!r}")
+        if isinstance(corrections, bool) or not isinstance(corrections, int) or corrections < 0:
+            raise ValueError(f"corrections must be a whole number of at least 0, got {corrections!r}")
+        self.predictor: FixedStepSolver = made
+        self.snr = check_positive("snr", snr)
+        self.corrections = corrections
+
+    @property
+    def calls(self) -> int | None:
+        predictor = self.predictor.calls
+        return None if predictor is None else predictor + self.corrections
+
+    def plan(self, sde: SDE, times: Tensor) -> list[Update]:
+        alpha, sigma = sde.marginal(times[:-1])
+        share = 2 * self.snr**2  # e/sigma^2
+        langevin = iter(rows(times[:-1], alpha * share, sigma * (2 * share) ** 0.5))
+        updates: list[Update] = []
+        step_begins = True
+        for update in self.predictor.plan(sde, times):
+            if step_begins:
+                t, b, c = next(langevin)
+                updates += [Update(t=t, a=1 - share, b=(b,), c=c)] * self.corrections
+            updates.append(update)
+            step_begins = update.s is not None
+        return updates
+
+
