@@ -1,21 +1,27 @@
 """sde_gen: score-based diffusion models in continuous time."""
 
+from .data import Dataset, Normalizer, load_dataset
 from .losses import dsm_loss
+from .networks import make_network
 from .prior import Moments
 from .reverse import ReverseSDE
 from .sampling import Samples, SolverError, sample
 from .score import Denoiser, ScoreModel
 from .sdes import SDE, VESDE, VPSDE, CosineVPSDE, SubVPSDE, make_sde
 from .solvers import Solver, make_solver
+from .training import CheckpointError, load, save, train
 from .version import __version__ as __version__
 
 __all__ = [
     "SDE",
     "VESDE",
     "VPSDE",
+    "CheckpointError",
     "CosineVPSDE",
+    "Dataset",
     "Denoiser",
     "Moments",
+    "Normalizer",
     "ReverseSDE",
     "Samples",
     "ScoreModel",
@@ -23,7 +29,12 @@ __all__ = [
     "SolverError",
     "SubVPSDE",
     "dsm_loss",
+    "load",
+    "load_dataset",
+    "make_network",
     "make_sde",
     "make_solver",
     "sample",
+    "save",
+    "train",
 ]

@@ -79,6 +79,17 @@ class Moments(nn.Module):
             return cls(mean.reshape(data.shape[1:]), covariance=centred.T @ centred / flat.shape[0])
         return cls(mean.reshape(data.shape[1:]), variance=flat.var(0, unbiased=False).reshape(data.shape[1:]))
 
+    def denoise(self, x: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
+        """E[x_0 | x_t = x] of Gaussian data with these moments, m + alpha C (alpha^2 C + sigma^2)^-1 (x - alpha m).
+
+        It is the best linear denoiser of any data with these moments. `alpha`, `sigma` scalars; shape of `x`.
+        """
+        gain = alpha * self.eigenvalues / (alpha**2 * self.eigenvalues + sigma**2)
+        centred = x.double() - alpha * self.mean
+        vectors = self.eigenvectors
+        part = centred * gain if vectors is None else (((centred.flatten(1) @ vectors) * gain) @ vectors.T).reshape(x.shape)
+        return (self.mean + part).to(x.dtype)
+
 
 class MatchedPrior(Prior):
     """The Gaussian with the data's own moments carried to t_max, N(alpha m, alpha^2 C + sigma^2 I).

@@ -223,9 +223,7 @@ def _watcher(
     return observe
 
 
-def _locate(
-    method: Solver, run: Run, x: Tensor, start: float, end: float, steps: int, grid: str | None
-) -> tuple[float | None, int | None]:
+def _locate(method: Solver, run: Run, x: Tensor, start: float, end: float, steps: int, grid: str | None) -> tuple[float | None, int | None]:
     """Time and step at which a sample first is not finite: the same batch again, watched, since a loop that ends well pays
     nothing for being able to say so."""
     found: list[tuple[float, int]] = []

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,16 @@ PREDICTIONS: dict[str, Callable[[SDE, Tensor, float], tuple[Tensor, Tensor]]] = 
 """What a network's output stands for: each gives (skip, out) at t for data of standard deviation `std`."""
 
 
+class UnitMap(Protocol):
+    """The map between the data's own units and normalised ones, as `sde_gen.data.Normalizer` is."""
+
+    def encode(self, x: Tensor) -> Tensor: ...
+
+    def decode(self, z: Tensor) -> Tensor: ...
+
+    def log_det(self, shape: Sequence[int]) -> float: ...
+
+
 class Denoiser(nn.Module, ABC):
     """Anything that predicts E[x_0 | x_t] along an SDE; the other views follow from it.
 
@@ -85,7 +95,11 @@ class Denoiser(nn.Module, ABC):
     """
 
     sde: SDE
-    normalizer: nn.Module | None = None
+    normalizer: UnitMap | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalizer = None
 
     @property
     @abstractmethod
@@ -151,7 +165,7 @@ class ScoreModel(Denoiser):
         prediction: str = "noise",
         clock: str = "time",
         data_std: float | None = None,
-        normalizer: nn.Module | None = None,
+        normalizer: UnitMap | None = None,
         variance: str | None = None,
         prior: str = "sde",
         moments: Moments | None = None,
@@ -178,9 +192,26 @@ class ScoreModel(Denoiser):
         self.prediction, self.clock, self.variance, self.prior_name = prediction, clock, variance, prior
         self.data_std = None if data_std is None else check_positive("data_std", data_std)
         self.scale_input = scale_input
-        self.normalizer = normalizer
+        if normalizer is not None:
+            del self.normalizer  # a module would be registered beside the None and never be found
+            self.normalizer = normalizer
         self.moments = moments
         self._scales: dict[float, Scales] = {}
+
+    def with_network(self, network: Callable[..., Tensor]) -> ScoreModel:
+        """The same model around another network: averaged weights, say."""
+        return ScoreModel(network, self.sde, **self.settings(), normalizer=self.normalizer, moments=self.moments)
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that are plain values, as the constructor takes them."""
+        return {
+            "prediction": self.prediction,
+            "clock": self.clock,
+            "data_std": self.data_std,
+            "variance": self.variance,
+            "prior": self.prior_name,
+            "scale_input": self.scale_input,
+        }
 
     @property
     def prior(self) -> Prior:
@@ -211,9 +242,9 @@ class ScoreModel(Denoiser):
 
     def predict(self, x: Tensor, t: Tensor | float, **cond: Tensor) -> tuple[Tensor, Tensor | None]:
         if isinstance(t, Tensor):
-            scales = self.scales(as_time(t))
-            clock = scales.clock.to(x).expand(x.shape[0])
-            scales = Scales(*(_like(value, x) for value in scales))
+            at_t = self.scales(as_time(t))
+            scales = Scales(*(_like(value, x) for value in at_t))
+            clock = at_t.clock.to(x).expand(x.shape[0])
         else:
             if t not in self._scales:
                 self.prepare([t])
@@ -222,6 +253,8 @@ class ScoreModel(Denoiser):
         output = self.network(x * scales.c_in if self.scale_input else x, clock, **cond)
         fraction = None
         if self.variance is not None:
+            if output.shape != (doubled := (x.shape[0], 2 * x.shape[1], *x.shape[2:])):
+                raise ValueError(f"the network's output has shape {tuple(output.shape)} where {doubled} was expected")
             output, raw = output.chunk(2, dim=1)
             fraction = 0.5 * (raw.to(x.dtype) + 1.0)
         if output.shape != x.shape:

@@ -56,5 +56,3 @@ class PredictorCorrector(FixedStepSolver):
             updates.append(update)
             step_begins = update.s is not None
         return updates
-
-

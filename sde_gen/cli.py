@@ -1,0 +1,176 @@
+"""The command line: `sde-gen run ...`, which `experiments/run.py` calls too."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from .config import ConfigError, parse_seconds, read_config, resolve
+from .data import DATASETS
+from .evaluation import report_lines, sample_run
+from .networks import NETWORKS
+from .runs import check, choose_device, default_directory, load_data, open_run
+from .sampling import SolverError
+from .sdes import SDES
+from .solvers import GRIDS, SOLVERS
+from .training import CheckpointError, TrainingError
+
+RUN_EXAMPLES = """examples:
+  %(prog)s                                        train on digits with VP, sample with PC
+  %(prog)s --sde vp --solver ode                  the same network again, sampled by the probability flow
+  %(prog)s --sde ve --data gaussians8             eight Gaussians with VE
+  %(prog)s --data mnist --data-root DIR           the four MNIST files in DIR
+  %(prog)s --set training.lr=5e-4 --retrain       any key of --dry-run's output
+
+A run directory holds config.yaml, checkpoint/, metrics.json, samples.png, denoising.gif, forward.png, loss.png,
+snapshots/ (a few fixed-seed samples during training) and solvers/<solver>/ with each solver's pictures and numbers.
+A second run with the same training settings reuses the trained network and only samples."""
+
+FLAGS: dict[str, tuple[str, ...]] = {
+    "data": ("data", "name"),
+    "data_root": ("data", "root"),
+    "labels": ("data", "labels"),
+    "sde": ("sde", "name"),
+    "network": ("model", "network"),
+    "train_steps": ("training", "steps"),
+    "batch": ("training", "batch"),
+    "lr": ("training", "lr"),
+    "max_seconds": ("training", "max_seconds"),
+    "solver": ("sampling", "solver"),
+    "steps": ("sampling", "steps"),
+    "grid": ("sampling", "grid"),
+    "samples": ("sampling", "samples"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, like every other error of the command line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}; --help lists what is allowed", file=sys.stderr)
+        sys.exit(2)
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that choose a run: everything but where and how it is carried out."""
+    names: dict[str, Iterable[str]] = {"data": DATASETS, "sde": SDES, "network": NETWORKS, "solver": SOLVERS, "grid": GRIDS}
+    what = parser.add_argument_group("what to run")
+    what.add_argument("--config", metavar="FILE", help="YAML file over the data's defaults; flags override it")
+    what.add_argument("--data", metavar="NAME", help=f"data set: {', '.join(names['data'])} (default digits)")
+    what.add_argument("--data-root", metavar="DIR", help="directory of the data's files (mnist)")
+    what.add_argument("--labels", action="store_true", default=None, help="train a class-conditional network")
+    what.add_argument("--sde", metavar="NAME", help=f"forward process: {', '.join(names['sde'])} (default vp)")
+    what.add_argument("--network", metavar="NAME", help=f"network: {', '.join(names['network'])}")
+    what.add_argument("--train-steps", metavar="N", type=int, help="optimiser steps")
+    what.add_argument("--batch", metavar="N", type=int, help="training batch")
+    what.add_argument("--lr", metavar="X", type=float, help="peak learning rate")
+    what.add_argument("--max-seconds", metavar="S", type=float, help="end training after this time, the decay following it")
+    what.add_argument("--solver", metavar="NAME", help=f"sampler: {', '.join(names['solver'])} (default pc)")
+    what.add_argument("--steps", metavar="N", type=int, help="solver steps (ode: the most that a sample may take)")
+    what.add_argument("--grid", metavar="NAME", help=f"time grid: {', '.join(names['grid'])} (default: the solver's)")
+    what.add_argument("--samples", metavar="N", type=int, help="how many samples are drawn and measured")
+    what.add_argument("--seed", metavar="N", type=int, help="of weights, data order and noise in training, and of sampling")
+    what.add_argument("--sample-seed", metavar="N", type=int, help="of sampling alone: other samples of the same network")
+    what.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="any key, as sde.settings.beta_max=15 (repeatable)")
+
+
+def add_machine_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say where and how a run is carried out."""
+    how = parser.add_argument_group("where and how")
+    how.add_argument("--out", metavar="DIR", type=Path, help="run directory (default runs/<data>-<sde>)")
+    how.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: cuda where present)")
+    how.add_argument("--retrain", action="store_true", help="train again even where the directory holds a trained network")
+    how.add_argument("--checkpoint-every", metavar="TIME", default="60s", help="save during training: 30s, 5m (default 60s)")
+    how.add_argument("--no-progress", action="store_true", help="no progress bars (there are none where stderr is not a terminal)")
+    how.add_argument("--dry-run", action="store_true", help="check everything, print the resolved configuration and stop")
+
+
+def layers(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """What the command line asks for, as configuration layers: the file, then the flags, then --set."""
+    asked: dict[str, Any] = {}
+    for flag, (section, key) in FLAGS.items():
+        value = getattr(arguments, flag)
+        if value is not None:
+            asked.setdefault(section, {})[key] = value
+    if arguments.seed is not None:
+        asked.setdefault("training", {})["seed"] = arguments.seed
+        asked.setdefault("sampling", {})["seed"] = arguments.seed
+    if arguments.sample_seed is not None:
+        asked.setdefault("sampling", {})["seed"] = arguments.sample_seed
+    found = [read_config(arguments.config)] if arguments.config else []
+    return [*found, asked, *(_setting(text) for text in arguments.set)]
+
+
+def _setting(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"--set takes KEY=VALUE, as in sde.settings.beta_max=15, got {text!r}")
+    try:
+        nested: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {key}: cannot read the value {value!r}") from error
+    if isinstance(nested, str):
+        with contextlib.suppress(ValueError):
+            nested = float(nested)  # YAML reads 1e-3 as text
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    return dict(nested)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train or reuse, sample, measure, draw, say where everything lies."""
+    config = resolve(*layers(arguments))
+    device = choose_device(arguments.device)
+    seconds = parse_seconds(arguments.checkpoint_every)
+    if arguments.dry_run:
+        check(config, load_data(config))
+        print(f"# {arguments.out or default_directory(config)} on {device}")
+        print(config.to_yaml(), end="")
+        return
+    opened = open_run(config, arguments.out, device, arguments.retrain, not arguments.no_progress, seconds, say)
+    for line in report_lines(opened, sample_run(opened, device, not arguments.no_progress)):
+        say(line)
+
+
+def say(line: str) -> None:
+    """A line of the result, at once even where the output is a pipe."""
+    print(line, flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The entry point of `sde-gen`: 0, 2 for bad input with one line that says what was wrong, 130 after Ctrl-C."""
+    parser = Parser(prog="sde-gen", description="Score-based diffusion models in continuous time.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    command = commands.add_parser(
+        "run",
+        help="train a score network and sample it",
+        description="Train a score network (or reuse the trained one), sample it, and leave pictures and numbers in a run directory.",
+        epilog=RUN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_run_flags(command)
+    add_machine_flags(command)
+    command.set_defaults(function=run)
+    arguments = parser.parse_args(argv)
+    try:
+        arguments.function(arguments)
+    except (ConfigError, CheckpointError, OSError) as error:
+        print(f"sde-gen: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except (TrainingError, SolverError) as error:
+        print(f"sde-gen: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("sde-gen: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""What a solver makes of a trained network: samples, pictures, metrics, and the lines that a run ends with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import metrics, report
+from .data import Dataset
+from .runs import FILM, Run, shown_state, write_text
+from .sampling import sample
+
+FRAMES = 40
+
+
+def sample_run(run: Run, device: torch.device | str = "cpu", progress: bool = True) -> dict[str, Any]:
+    """Sample with the configuration's solver, draw the pictures and measure: the metrics, also written as JSON.
+
+    Pictures and metrics stand in solvers/<solver>; samples.png, denoising.gif and metrics.json in the run directory show
+    the last solver's and all solvers'.
+    """
+    settings = run.config.sampling
+    common: dict[str, Any] = {
+        "solver": settings.solver,
+        "steps": settings.steps,
+        "grid": settings.grid,
+        "seed": settings.seed,
+        **settings.options,
+    }
+    began = time.monotonic()
+    out = sample(run.model, (settings.samples, *run.data.shape), batch_size=settings.batch, progress=progress, **common)
+    if out.x.device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.monotonic() - began
+    place = run.directory / "solvers" / settings.solver
+    place.mkdir(parents=True, exist_ok=True)
+    _film(run, place / "denoising.gif", common)
+    x = out.x.cpu()
+    report.picture_samples(x, place / "samples.png", run.data.train, run.data.value_range)
+    scores = measure(run.data, x, run.directory, settings.seed)
+    scores |= {
+        "samples": settings.samples,
+        "network_calls": float(out.nfe.double().mean()),
+        "seconds": seconds,
+        "settings": json.loads(settings.model_dump_json()),
+    }
+    write_text(place / "metrics.json", json.dumps(scores, indent=2))
+    _collect(run, settings.solver, scores)
+    for name in ("samples.png", "denoising.gif"):
+        shutil.copyfile(place / name, run.directory / name)
+    write_text(run.directory / "config.yaml", run.config.to_yaml())
+    return scores
+
+
+def _film(run: Run, path: Path, common: dict[str, Any]) -> None:
+    frames: list[tuple[float, Tensor]] = []
+    vectors = len(run.data.shape) == 1
+    count = min(run.config.sampling.samples, 2000 if vectors else FILM)
+
+    def keep(step: int, t: float, x: Tensor) -> None:
+        frames.append((t, shown_state(run.model, x, t)))
+
+    out = sample(run.model, (count, *run.data.shape), step_hook=keep, progress=False, on_failure="mask", **common)
+    spread = torch.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().long().tolist()
+    shown = [frames[index] for index in spread]
+    labels = [f"t = {t:.3f}" for t, _ in shown]
+    report.picture_film([*(x for _, x in shown), out.x.cpu()], path, run.data.value_range, [*labels, "denoised"])
+
+
+def measure(data: Dataset, x: Tensor, directory: Path, seed: int = 0) -> dict[str, Any]:
+    """Distances of samples `x` to the training data, held-out data measured the same way beside them."""
+    scores: dict[str, Any] = {}
+    held = data.test
+    if len(data.shape) == 1:
+        scores["sliced_wasserstein"] = _numbers(metrics.sliced_wasserstein(x, data.train, seed=seed))
+        if held is not None:
+            scores["held_out_sliced_wasserstein"] = _numbers(metrics.sliced_wasserstein(held, data.train, seed=seed))
+        return scores
+    if data.train_labels is not None:
+        features = metrics.cached_features(data, directory / "features")
+        ours, theirs = features.features(x), features.features(data.train)
+        scores["features"] = f"{type(features).__name__} trained on the labels of {data.name}: {features.accuracy:.1%} held-out accuracy"
+        scores["frechet_distance"] = _numbers(metrics.frechet_distance(ours, theirs, seed=seed))
+        scores["kernel_distance"] = _numbers(metrics.kernel_distance(ours, theirs))
+        precision, recall = metrics.precision_recall(ours, theirs)
+        scores |= {"precision": _numbers(precision), "recall": _numbers(recall)}
+        if held is not None:
+            scores["held_out_frechet_distance"] = _numbers(metrics.frechet_distance(features.features(held), theirs, seed=seed))
+    if held is not None:
+        scores["memorised_fraction"] = _numbers(metrics.memorised_fraction(x, data.train, held))
+    return scores
+
+
+def _numbers(estimate: metrics.Estimate) -> dict[str, float]:
+    return {"value": estimate.value, "std_error": estimate.std_error}
+
+
+def _collect(run: Run, solver: str, scores: dict[str, Any]) -> None:
+    path = run.directory / "metrics.json"
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    known.setdefault("solvers", {})[solver] = scores
+    write_text(path, json.dumps(known, indent=2))
+
+
+def report_lines(run: Run, scores: dict[str, Any]) -> Sequence[str]:
+    """What a run prints at its end."""
+    settings, place = run.config.sampling, run.directory / "solvers" / run.config.sampling.solver
+    calls, seconds, samples = scores["network_calls"], scores["seconds"], scores["samples"]
+
+    def number(key: str, digits: int = 3) -> str:
+        return f"{scores[key]['value']:.{digits}f} +- {scores[key]['std_error']:.{digits}f}"
+
+    rate = f"{seconds:.1f} s ({samples / seconds:.1f} samples/s)"
+    lines = [f"sampled   {samples} with {settings.solver}: {calls:.0f} network calls per sample, {rate}"]
+    if "frechet_distance" in scores:
+        beside = f"; held-out real data: {number('held_out_frechet_distance')}" if "held_out_frechet_distance" in scores else ""
+        lines.append(f"Frechet   distance to the training data {number('frechet_distance')}{beside}")
+        lines.append(f"          ({scores['features']}; not Inception FID)")
+        lines.append(
+            f"          precision {number('precision')}, recall {number('recall')}, kernel distance {number('kernel_distance', 5)}"
+        )
+    if "sliced_wasserstein" in scores:
+        beside = f"; held-out data: {number('held_out_sliced_wasserstein', 4)}" if "held_out_sliced_wasserstein" in scores else ""
+        lines.append(f"distance  sliced Wasserstein to the training data {number('sliced_wasserstein', 4)}{beside}")
+    if "memorised_fraction" in scores:
+        lines.append(
+            f"memorised {number('memorised_fraction')} of samples nearer to a training item than 95 % of held-out ones (chance: 0.05)"
+        )
+    lines += [
+        f"pictures  {place / 'samples.png'}, {place / 'denoising.gif'}",
+        f"          {run.directory / 'forward.png'}, {run.directory / 'loss.png'}, {run.directory / 'snapshots'}/",
+        f"numbers   {run.directory / 'metrics.json'}, {run.directory / 'config.yaml'}, {run.directory / 'checkpoint'}/",
+    ]
+    return lines

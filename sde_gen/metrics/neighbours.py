@@ -1,0 +1,161 @@
+"""Metrics of nearest neighbours: coverage of the data, memorised samples, shares of a mixture's modes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sde_gen.metrics.estimate import Estimate, check_count, half_sample_error, half_samples, matrices
+
+_CHUNK = 1 << 23  # distances held at a time
+
+
+def precision_recall(samples: Tensor, reference: Tensor, k: int = 3, bootstrap: int = 25, seed: int = 0) -> tuple[Estimate, Estimate]:
+    """Precision: the fraction of samples inside the reference's manifold. Recall: that of the reference inside the samples'.
+
+    The manifold of a set is the union of the balls around its points that reach to their k-th nearest neighbour in the set
+    (Kynkaanniemi et al. 2019, arXiv:1904.06991). Both depend on the number of points: compare at equal counts. Standard errors
+    cover both sets; they come from half-samples (a bootstrap with replacement would put points at distance zero of
+    themselves) and are at least binomial.
+
+    Args:
+        samples: (N, D) features of the samples; other shapes (N, *shape) are flattened.
+        reference: (M, D) features of real data.
+        k: which neighbour, at least 1; both sets need 2 k + 2 points.
+        bootstrap: number of random splits into halves, at least 2. Time is O(bootstrap N M), memory is bounded.
+        seed: of the splits.
+
+    Raises:
+        ValueError: too few points, different widths, or values that are not finite.
+    """
+    check_count("k", k, 1)
+    check_count("bootstrap", bootstrap, 2)
+    samples, reference = matrices("samples", samples, "reference", reference, least=2 * k + 2)
+    subsets_s, subsets_r = [torch.arange(len(samples))], [torch.arange(len(reference))]
+    for split in half_samples(len(samples), len(reference), bootstrap, seed):
+        subsets_s += [half[0] for half in split]
+        subsets_r += [half[1] for half in split]
+    radii_s, radii_r = _radii(samples, subsets_s, k), _radii(reference, subsets_r, k)
+    precision = _coverage(samples, subsets_s, reference, radii_r)
+    recall = _coverage(reference, subsets_r, samples, radii_s)
+    return _fraction(precision, len(samples)), _fraction(recall, len(reference))
+
+
+def _fraction(values: Tensor, count: int) -> Estimate:
+    value = float(values[0])
+    return Estimate(value, max(half_sample_error(values[1:].view(-1, 2)), _binomial_error(value, count)))
+
+
+def _radii(points: Tensor, subsets: list[Tensor], k: int) -> Tensor:
+    """(S, N): the distance of each point of a subset to its k-th neighbour in the subset; -1 for points outside it."""
+    # Enough neighbours that every half has k of them: fewer than k of 8 k + 32 fall into a half with probability below 1e-6.
+    near = min(len(points) - 1, 8 * k + 32)
+    distance, index = _nearest(points, points, near + 1, skip_self=True)
+    radii = torch.full((len(subsets), len(points)), -1.0, dtype=torch.float64)
+    for row, subset in zip(radii, subsets, strict=True):
+        member = torch.zeros(len(points), dtype=torch.bool)
+        member[subset] = True
+        reached = member[index].cumsum(1) >= k
+        # argmax finds the first True, and the farthest neighbour at hand is taken where there is none.
+        place = torch.where(reached[:, -1], reached.int().argmax(1), near - 1)
+        row[member] = distance.gather(1, place[:, None])[:, 0][member]
+    return radii
+
+
+def _coverage(queries: Tensor, subsets: list[Tensor], points: Tensor, radii: Tensor) -> Tensor:
+    """(S,): the fraction of each subset of the queries that lies inside at least one ball of the same subset's radii."""
+    inside = torch.zeros(len(subsets), len(queries), dtype=torch.bool)
+    for start, distance in _distances(queries, points):
+        for s in range(len(subsets)):
+            inside[s, start : start + len(distance)] = (distance <= radii[s]).any(1)
+    return torch.stack([row[subset].double().mean() for row, subset in zip(inside, subsets, strict=True)])
+
+
+def memorised_fraction(
+    samples: Tensor, train: Tensor, held_out: Tensor, quantile: float = 0.05, bootstrap: int = 200, seed: int = 0
+) -> Estimate:
+    """Fraction of samples at least as near to a training item as the nearest `quantile` of held-out items are.
+
+    With d(x) = min_i |x - train_i| and tau the quantile of d over the held-out items, the fraction of samples with
+    d <= tau. New draws from the data's distribution score `quantile`, copies of the training data score 1. The standard
+    error has two parts: binomial over samples, and the bootstrap of tau over the held-out items.
+
+    Args:
+        samples: (N, *shape), in the space where nearness is meant (the data's own units, say).
+        train: (M, *shape).
+        held_out: (K, *shape), not trained on.
+        quantile: in (0, 1).
+        bootstrap: number of resamples of the held-out items, at least 2.
+        seed: of the resamples.
+
+    Raises:
+        ValueError: empty sets, different shapes, values that are not finite, or a quantile outside (0, 1).
+    """
+    check_count("bootstrap", bootstrap, 2)
+    if not 0 < quantile < 1:
+        raise ValueError(f"quantile {quantile!r}; a number between 0 and 1 is needed")
+    flat_samples, flat_train = matrices("samples", samples, "train", train, least=1)
+    flat_held_out, _ = matrices("held_out", held_out, "train", train, least=2)
+    near = _nearest(flat_samples, flat_train, 1)[0][:, 0].sort().values
+    baseline = _nearest(flat_held_out, flat_train, 1)[0][:, 0]
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(len(baseline), (bootstrap, len(baseline)), generator=generator)
+    thresholds = torch.cat([torch.quantile(baseline, quantile)[None], torch.quantile(baseline[drawn], quantile, dim=1)])
+    fractions = torch.searchsorted(near, thresholds, right=True).double() / len(near)
+    value = float(fractions[0])
+    return Estimate(value, math.hypot(_binomial_error(value, len(near)), float(fractions[1:].std())))
+
+
+def mode_fractions(samples: Tensor, centres: Tensor, radius: float | None = None) -> list[Estimate]:
+    """For each centre, the fraction of all samples that are nearest to it, with its binomial standard error.
+
+    Args:
+        samples: (N, D); other shapes (N, *shape) are flattened.
+        centres: (K, D).
+        radius: samples farther than this from every centre count for none, so that the fractions need not add to one; None
+            counts all.
+
+    Raises:
+        ValueError: empty sets, different widths, values that are not finite, or a radius that is not positive.
+    """
+    if radius is not None and not radius > 0:
+        raise ValueError(f"radius {radius!r}; None or a positive number is needed")
+    samples, centres = matrices("samples", samples, "centres", centres, least=1)
+    distance, index = _nearest(samples, centres, 1)
+    kept = index[:, 0] if radius is None else index[:, 0][distance[:, 0] <= radius]
+    shares = (torch.bincount(kept, minlength=len(centres)).double() / len(samples)).tolist()
+    return [Estimate(share, _binomial_error(share, len(samples))) for share in shares]
+
+
+def _binomial_error(fraction: float, count: int) -> float:
+    # With one success and one failure added (Agresti and Coull 1998): none of 1,000 is not known to be zero exactly.
+    smoothed = (fraction * count + 1) / (count + 2)
+    return math.sqrt(smoothed * (1 - smoothed) / (count + 2))
+
+
+def _distances(queries: Tensor, points: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """(first row, distances (rows, M)) a chunk of queries at a time."""
+    centre = points.mean(0)  # |x|^2 + |y|^2 - 2 x.y loses digits where the points lie far from the origin
+    queries, points = queries - centre, points - centre
+    norms = points.square().sum(1)
+    step = max(1, _CHUNK // len(points))
+    for start in range(0, len(queries), step):
+        part = queries[start : start + step]
+        square = torch.addmm(norms + part.square().sum(1, keepdim=True), part, points.T, alpha=-2)
+        yield start, square.clamp_(min=0).sqrt_()
+
+
+def _nearest(queries: Tensor, points: Tensor, count: int, skip_self: bool = False) -> tuple[Tensor, Tensor]:
+    """Distances and indices (N, count) of the nearest points, nearest first; without the query itself if the sets are one."""
+    distances, indices = [], []
+    for start, distance in _distances(queries, points):
+        if skip_self:
+            local = torch.arange(len(distance))
+            distance[local, start + local] = math.inf
+        near = distance.topk(count - skip_self, dim=1, largest=False)
+        distances.append(near.values)
+        indices.append(near.indices)
+    return torch.cat(distances), torch.cat(indices)

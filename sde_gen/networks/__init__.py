@@ -1,0 +1,65 @@
+"""Networks that a score model is made of: `network(x, c, label=None)`, see `Network`. One file and one registry line each."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from .base import Network
+from .mlp import MLP
+from .transformer import PatchTransformer
+from .unet import UNet
+
+__all__ = ["MLP", "NETWORKS", "Network", "PatchTransformer", "UNet", "make_network", "summary"]
+
+NETWORKS: dict[str, type[Network]] = {
+    "mlp": MLP,
+    "transformer": PatchTransformer,
+    "unet": UNet,
+}
+
+
+def make_network(name: str, shape: Sequence[int], classes: int | None = None, out_channels: int | None = None, **options: Any) -> Network:
+    """Build the network registered under `name`.
+
+    Args:
+        name: a key of `NETWORKS`.
+        shape: (C, *spatial) of one sample, or (D,) for vectors.
+        classes: number of classes that it may be conditioned on, or None.
+        out_channels: channels of the result; as many as the input if None.
+        options: the class's own keywords; a network's `options` rebuild it exactly.
+
+    Raises:
+        ValueError: an unknown name or option, or a value that is not allowed; the message says what is.
+    """
+    if name not in NETWORKS:
+        raise ValueError(f"unknown network {name!r}; known: {', '.join(sorted(NETWORKS))}")
+    kind = NETWORKS[name]
+    allowed = [p.name for p in inspect.signature(kind).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    unknown = sorted(set(options) - set(allowed))
+    if unknown:
+        raise ValueError(f"unknown option {', '.join(unknown)} of network {name!r}; known: {', '.join(allowed)}")
+    return kind(shape, classes, out_channels, **options)  # type: ignore[arg-type]
+
+
+def summary(network: torch.nn.Module, shape: Sequence[int]) -> str:
+    """One line: the network's name, its parameters and the cost of one sample's forward pass.
+
+    The cost is counted, not estimated: matrix products, convolutions and attention, each multiply-add as two operations.
+    Works for any module called as `network(x, c)` with x of shape (1, *shape).
+    """
+    parameters = sum(p.numel() for p in network.parameters())
+    reference = next(iter(network.parameters()), torch.zeros(()))
+    x = torch.zeros(1, *shape, device=reference.device, dtype=reference.dtype)
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            network(x, torch.zeros(1, device=x.device, dtype=x.dtype))
+    finally:
+        network.train(training)
+    return f"{type(network).__name__}: {parameters:,} parameters, {counter.get_total_flops() / 1e9:.3g} GFLOP per sample and call"

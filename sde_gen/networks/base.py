@@ -1,0 +1,87 @@
+"""What all networks share: the contract `network(x, c, label=None)`, their options and the checks of both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """An integer of at least `least`, or a ValueError that names it."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    return value
+
+
+def check_probability(name: str, value: Any) -> float:
+    """A number in [0, 1), or a ValueError that names it."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ValueError(f"{name} must be a number in [0, 1), got {value!r}")
+    return float(value)
+
+
+def check_counts(name: str, values: Any, least: int = 1) -> list[int]:
+    """A sequence of integers of at least `least` as a list, or a TypeError or ValueError that names it."""
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise TypeError(f"{name} must be a sequence of integers of at least {least}, got {values!r}")
+    return [check_count(f"each of {name}", value, least) for value in values]
+
+
+class Network(nn.Module):
+    """A network `F(x, c, label)` for data of one shape.
+
+    Args of a call:
+        x: (B, C, *spatial), scaled to about unit variance by the caller.
+        c: (B,), the noise level as half the log signal-to-noise ratio, lambda = log(alpha / sigma), about -7 to 9.
+        label: (B,) integers in 0 .. classes (`classes` is the null label), or None for the null label throughout.
+    The result is (B, out_channels, *spatial): zero for a network that has not been trained.
+
+    Attributes:
+        shape: (C, *spatial), or (D,) for vectors.
+        classes: number of classes or None.
+        out_channels: channels of the result (the length of the result for vectors).
+        options: all the other options, JSON-able; `make_network(name, shape, classes, out_channels, **options)` rebuilds the network.
+    """
+
+    spatial_ranks: tuple[int, ...] = (0, 1, 2, 3)
+
+    def __init__(self, shape: Sequence[int], classes: int | None, out_channels: int | None, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.shape = tuple(check_counts("shape", shape))
+        if len(self.shape) - 1 not in self.spatial_ranks:
+            ranks = " or ".join(str(rank + 1) for rank in self.spatial_ranks)
+            raise ValueError(f"{type(self).__name__} takes data of {ranks} dimensions (channels first), got shape {self.shape}")
+        self.classes = None if classes is None else check_count("classes", classes)
+        self.out_channels = self.shape[0] if out_channels is None else check_count("out_channels", out_channels)
+        self.options = options
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return (self.out_channels, *self.shape[1:])
+
+    def check_input(self, x: Tensor, c: Tensor) -> None:
+        """Raise a ValueError unless x is (B, *shape) and c is (B,)."""
+        if tuple(x.shape[1:]) != self.shape:
+            raise ValueError(f"x must have shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
+        if c.shape != x.shape[:1]:
+            raise ValueError(f"c must have shape ({len(x)},), one noise level for each sample, got {tuple(c.shape)}")
+
+
+def zeroed(module: M) -> M:
+    """The module with all its parameters set to zero, as the last layer of a branch that starts as nothing."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def group_norm(channels: int, affine: bool = True) -> nn.GroupNorm:
+    """GroupNorm (Wu and He 2018, arXiv:1803.08494) with at most 32 groups of at least 4 channels, as far as `channels` divides.
+
+    Groups of few channels would have no variance left where the map has shrunk to a single point.
+    """
+    groups = max(g for g in range(1, 33) if channels % g == 0 and (g == 1 or channels // g >= 4))
+    return nn.GroupNorm(groups, channels, affine=affine)

@@ -1,0 +1,178 @@
+"""A U-Net for 1-D, 2-D and 3-D data of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .base import Network, check_count, check_counts, check_probability, group_norm, zeroed
+from .embeddings import ConditionEmbedding
+
+CONV: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions, each behind norm and SiLU; the condition scales and shifts the second norm (arXiv:2105.05233)."""
+
+    def __init__(self, axes: int, channels: int, out_channels: int, condition: int, dropout: float) -> None:
+        super().__init__()
+        conv = CONV[axes]
+        self.norm1 = group_norm(channels)
+        self.conv1 = conv(channels, out_channels, 3, padding=1)
+        self.modulation = nn.Linear(condition, 2 * out_channels)
+        self.norm2 = group_norm(out_channels)
+        self.dropout = dropout
+        self.conv2 = zeroed(conv(out_channels, out_channels, 3, padding=1))
+        self.skip = nn.Identity() if channels == out_channels else conv(channels, out_channels, 1)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        y = self.conv1(F.silu(self.norm1(x)))
+        modulation = self.modulation(condition)
+        scale, shift = modulation.reshape(*modulation.shape, *[1] * (x.dim() - 2)).chunk(2, dim=1)
+        y = F.silu(torch.addcmul(shift, self.norm2(y), 1 + scale))
+        return self.skip(x) + self.conv2(F.dropout(y, self.dropout, self.training))
+
+
+class Attention(nn.Module):
+    """Self-attention over all positions, added to its input."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = group_norm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.mix = zeroed(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(x).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        y = self.mix(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + y.transpose(1, 2).reshape(x.shape)
+
+
+class Stage(nn.Module):
+    """A residual block and, where asked for, attention."""
+
+    def __init__(self, axes: int, channels: int, out_channels: int, condition: int, dropout: float, heads: int | None) -> None:
+        super().__init__()
+        self.block = ResidualBlock(axes, channels, out_channels, condition, dropout)
+        self.attention = nn.Identity() if heads is None else Attention(out_channels, heads)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        return self.attention(self.block(x, condition))
+
+
+class UNet(Network):
+    """U-Net of residual blocks with group norm, self-attention and the noise level in every block.
+
+    After Ho et al. 2020 (arXiv:2006.11239) and Dhariwal and Nichol 2021 (arXiv:2105.05233). Each level halves every axis,
+    rounding up, and the way back upsamples to the size of the skip it meets, so any size goes. See `Network` for the call.
+
+    Args:
+        shape: (C, *spatial) with one to three spatial dimensions.
+        classes: number of classes or None.
+        out_channels: channels of the result; as many as the input if None.
+        width: channels of the first level.
+        multipliers: channels of each level over `width`; as many levels as entries.
+        blocks: residual blocks in each level on the way down (one more on the way up).
+        attention: levels with attention, 0 being the full resolution; the middle has it if any level does.
+        heads: number of attention heads, a divisor of the channels of those levels.
+        dropout: probability in [0, 1), inside the residual blocks.
+        label_dropout: probability of the null label in training.
+    """
+
+    spatial_ranks = (1, 2, 3)
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        classes: int | None = None,
+        out_channels: int | None = None,
+        *,
+        width: int = 64,
+        multipliers: Sequence[int] = (1, 2, 2),
+        blocks: int = 1,
+        attention: Sequence[int] = (2,),
+        heads: int = 4,
+        dropout: float = 0.0,
+        label_dropout: float = 0.1,
+    ) -> None:
+        options = {
+            "width": check_count("width", width, 2),
+            "multipliers": check_counts("multipliers", multipliers),
+            "blocks": check_count("blocks", blocks),
+            "attention": check_counts("attention", attention, 0),
+            "heads": check_count("heads", heads),
+            "dropout": check_probability("dropout", dropout),
+            "label_dropout": check_probability("label_dropout", label_dropout),
+        }
+        levels = [width * multiplier for multiplier in multipliers]
+        if not levels:
+            raise ValueError("multipliers must name at least one level, got none")
+        if any(level >= len(levels) for level in attention):
+            raise ValueError(f"attention must name levels in 0..{len(levels) - 1}, got {list(attention)}")
+        with_attention = {*attention, len(levels) - 1} if attention else set()
+        if any(levels[level] % heads for level in with_attention):
+            raise ValueError(f"heads must divide the channels of the levels with attention ({levels}), got {heads}")
+        super().__init__(shape, classes, out_channels, options)
+
+        axes = len(self.shape) - 1
+        conv = CONV[axes]
+        condition = 4 * width
+        self.condition = ConditionEmbedding(condition, self.classes, label_dropout)
+
+        def stage(channels: int, out: int, level: int | None) -> Stage:
+            attends = bool(attention) if level is None else level in attention
+            return Stage(axes, channels, out, condition, dropout, heads if attends else None)
+
+        self.enter = conv(self.shape[0], width, 3, padding=1)
+        self.down = nn.ModuleList()
+        self.shrink = nn.ModuleList()
+        skips = [width]
+        for level, channels in enumerate(levels):
+            stages = nn.ModuleList()
+            for _ in range(blocks):
+                stages.append(stage(skips[-1], channels, level))
+                skips.append(channels)
+            self.down.append(stages)
+            if level + 1 < len(levels):
+                self.shrink.append(conv(channels, channels, 3, stride=2, padding=1))
+                skips.append(channels)
+        h = levels[-1]
+        self.middle = nn.ModuleList([stage(h, h, None), stage(h, h, None)] if attention else [stage(h, h, None)])
+        self.up = nn.ModuleList()
+        self.grow = nn.ModuleList()
+        for level, channels in reversed(list(enumerate(levels))):
+            stages = nn.ModuleList()
+            for _ in range(blocks + 1):
+                stages.append(stage(h + skips.pop(), channels, level))
+                h = channels
+            self.up.append(stages)
+            if level > 0:
+                self.grow.append(conv(channels, channels, 3, padding=1))
+        self.norm = group_norm(h)
+        self.leave = zeroed(conv(h, self.out_channels, 3, padding=1))
+
+    def forward(self, x: Tensor, c: Tensor, label: Tensor | None = None) -> Tensor:
+        self.check_input(x, c)
+        condition = self.condition(c, label)
+        h = self.enter(x)
+        skips = [h]
+        for level, stages in enumerate(self.down):
+            for stage in stages.children():
+                h = stage(h, condition)
+                skips.append(h)
+            if level < len(self.shrink):
+                h = self.shrink[level](h)
+                skips.append(h)
+        for stage in self.middle:
+            h = stage(h, condition)
+        for level, stages in enumerate(self.up):
+            for stage in stages.children():
+                h = stage(torch.cat([h, skips.pop()], dim=1), condition)
+            if level < len(self.grow):
+                h = self.grow[level](F.interpolate(h, size=skips[-1].shape[2:], mode="nearest"))
+        return self.leave(F.silu(self.norm(h)))

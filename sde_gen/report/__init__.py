@@ -1,0 +1,26 @@
+"""Pictures of data, samples and training. Each is written whole or not at all, and leaves no global state changed."""
+
+from .images import forward_strip, image_grid, level_label, save_gif, save_image, to_uint8
+from .pictures import film_images, picture_film, picture_forward, picture_samples
+from .plots import loss_figure, plot_clouds, plot_loss, plot_pairs, plot_points, plot_points_film
+from .signals import plot_signals
+
+__all__ = [
+    "film_images",
+    "forward_strip",
+    "image_grid",
+    "level_label",
+    "loss_figure",
+    "picture_film",
+    "picture_forward",
+    "picture_samples",
+    "plot_clouds",
+    "plot_loss",
+    "plot_pairs",
+    "plot_points",
+    "plot_points_film",
+    "plot_signals",
+    "save_gif",
+    "save_image",
+    "to_uint8",
+]

@@ -1,0 +1,230 @@
+"""One run: a directory with a trained network, and what each solver made of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import report
+from .config import ConfigError, RunConfig
+from .data import Dataset, load_dataset
+from .networks import summary
+from .report.files import atomic_path
+from .sampling import sample
+from .score import ScoreModel
+from .solvers import GRIDS, make_solver
+from .training import CheckpointError, TrainResult, build_model, fit, load, read_extra, save
+
+FILM = 100
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory, its configuration, data and trained model."""
+
+    directory: Path
+    config: RunConfig
+    data: Dataset
+    model: ScoreModel
+
+
+def default_directory(config: RunConfig) -> Path:
+    """runs/<data>-<sde>."""
+    return Path("runs") / f"{config.data.name}-{config.sde.name}"
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device `name`, or CUDA where present and else the CPU; ConfigError for one that is not here."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {name!r}; try cpu, cuda or cuda:0") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {name!r} was asked for, and PyTorch sees no CUDA device here; leave --device out or use cpu")
+    return device
+
+
+def load_data(config: RunConfig) -> Dataset:
+    """The configuration's data set; ConfigError where it is missing, unreadable or cannot be trained on."""
+    try:
+        return load_dataset(config.data.name, config.data.root, config.training.seed, config.data.limit)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def check(config: RunConfig, data: Dataset) -> ScoreModel:
+    """The model that the configuration describes, not trained: every name and setting is checked before any work."""
+    sampling = config.sampling
+    try:
+        make_solver(sampling.solver, **sampling.options)
+        if sampling.grid is not None and sampling.grid not in GRIDS:
+            raise ValueError(f"unknown grid {sampling.grid!r}; choose from {', '.join(GRIDS)}")
+        if config.data.labels and data.classes is None:
+            raise ValueError(f"data {data.name!r} has no labels to train on")
+        return build_model(
+            data.train,
+            config.sde.name,
+            config.model.network,
+            config.model.prediction,
+            config.model.prior,
+            config.model.normalizer,
+            config.sde.settings,
+            config.model.options,
+            data.classes if config.data.labels else None,
+            config.training.seed,
+        )
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def open_run(
+    config: RunConfig,
+    directory: Path | None = None,
+    device: torch.device | str = "cpu",
+    retrain: bool = False,
+    progress: bool = True,
+    checkpoint_seconds: float | None = None,
+    say: Say = print,
+) -> Run:
+    """The run of `config`: its trained network is reused where the directory holds it, else trained now.
+
+    ConfigError where the directory holds a network of other training settings and `retrain` is not set.
+    """
+    directory = default_directory(config) if directory is None else directory
+    checkpoint = directory / "checkpoint"
+    data = load_data(config)
+    model = check(config, data)
+    _check_directory(directory)
+    if (checkpoint.exists() or (directory / "config.yaml").exists()) and not retrain:
+        trained = _reusable(checkpoint, config, say)
+        if trained is not None:
+            extra = read_extra(checkpoint)
+            spent = f"{extra['steps']} steps, {extra['seconds']:.0f} s of training"
+            say(f"reusing   the network in {checkpoint} ({spent}); --retrain trains again")
+            return Run(directory, config, data, trained.to(device))
+    directory.mkdir(parents=True, exist_ok=True)
+    write_text(directory / "config.yaml", config.to_yaml())
+    assert isinstance(model.network, torch.nn.Module)
+    say(f"network   {summary(model.network, data.shape)}")
+    result = _train(model, data, config, directory, device, progress, checkpoint_seconds)
+    rate = result.steps * config.training.batch / result.seconds
+    skipped = f", {result.skipped} steps skipped as not finite" if result.skipped else ""
+    say(f"trained   {result.steps} steps of {config.training.batch} in {result.seconds:.0f} s ({rate:.0f} samples/s{skipped})")
+    return Run(directory, config, data, result.model)
+
+
+def _check_directory(directory: Path) -> None:
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ConfigError(f"cannot write to {directory}: {existing} is not a directory")
+    probe = existing / ".sde_gen-write-test"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"cannot write to {directory}: {error.strerror}") from error
+
+
+def _reusable(checkpoint: Path, config: RunConfig, say: Say) -> ScoreModel | None:
+    try:
+        extra = read_extra(checkpoint)
+        model = load(checkpoint)
+    except CheckpointError as error:
+        raise ConfigError(f"{error}; --retrain replaces it, --out DIR trains beside it") from error
+    if not extra.get("complete"):
+        say(f"training  again: the network in {checkpoint} was interrupted at step {extra.get('steps')}")
+        return None
+    different = _differences(extra.get("identity", {}), config.identity())
+    if different:
+        shown = "; ".join(f"{key} {json.dumps(old)} -> {json.dumps(new)}" for key, old, new in different[:3])
+        raise ConfigError(f"{checkpoint} holds a network of other settings ({shown}): --retrain replaces it, --out DIR trains beside it")
+    return model
+
+
+def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = dict.fromkeys([*old, *new])
+        return [item for name in keys for item in _differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))]
+    return [] if old == new else [(key, old, new)]
+
+
+def _train(
+    model: ScoreModel,
+    data: Dataset,
+    config: RunConfig,
+    directory: Path,
+    device: torch.device | str,
+    progress: bool,
+    checkpoint_seconds: float | None,
+) -> TrainResult:
+    def evaluated(step: int, result: TrainResult) -> None:
+        out = sample(
+            result.model, (min(25, FILM), *data.shape), "em", steps=50, seed=config.sampling.seed, progress=False, on_failure="mask"
+        )
+        report.picture_samples(out.x.cpu(), snapshots / f"step-{step:06d}.png", data.train, data.value_range)
+
+    def keep(step: int, result: TrainResult, complete: bool = False) -> None:
+        extra = {"complete": complete, "steps": step, "seconds": result.seconds, "identity": config.identity()}
+        save(result.raw, directory / "checkpoint", ema=result.model.network, extra=extra)  # type: ignore[arg-type]
+
+    snapshots = directory / "snapshots"
+    shutil.rmtree(snapshots, ignore_errors=True)
+    shutil.rmtree(directory / "solvers", ignore_errors=True)  # made by the network that is being replaced
+    snapshots.mkdir()
+    result = fit(
+        model,
+        data.train,
+        config.training,
+        data.train_labels if config.data.labels else None,
+        held_out=data.test,
+        device=device,
+        progress=progress,
+        on_evaluate=evaluated,
+        on_checkpoint=keep,
+        checkpoint_seconds=checkpoint_seconds,
+    )
+    keep(result.steps, result, complete=True)
+    training = {"steps": result.steps, "seconds": result.seconds, "skipped": result.skipped}
+    write_text(directory / "history.json", json.dumps({"history": result.history, "linear": result.linear}, indent=1))
+    write_text(directory / "metrics.json", json.dumps({"training": training, "solvers": {}}, indent=2))
+    report.plot_loss(result.history, directory / "loss.png", result.linear)
+    _forward_picture(result.model, data, directory / "forward.png")
+    return result
+
+
+def _forward_picture(model: ScoreModel, data: Dataset, path: Path) -> None:
+    sde = model.sde
+    vectors = len(data.shape) == 1
+    x_0 = (data.test if data.test is not None else data.train)[: 2000 if vectors else 5]
+    assert model.normalizer is not None
+    lambdas = torch.linspace(float(sde.half_log_snr(sde.t_min)), float(sde.half_log_snr(sde.t_max)), 9, dtype=torch.float64)[1:]
+    times = sde.time_of(lambdas).clamp(sde.t_min, sde.t_max)
+    z = model.normalizer.encode(x_0.to(next(model.parameters()).device))
+    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0)).to(z)
+    columns, labels = [x_0], ["data\n\n"]
+    for t in times:
+        alpha, sigma = (float(value) for value in sde.marginal(t))
+        columns.append(shown_state(model, alpha * z + sigma * noise, float(t)))
+        labels.append(report.level_label(float(t), sigma, float(sde.half_log_snr(t))))
+    report.picture_forward(torch.stack(columns, dim=1), labels, path, data.value_range)
+
+
+def shown_state(model: ScoreModel, x: Tensor, t: float) -> Tensor:
+    """A state at unit variance in the data's units, so that every SDE's noise looks alike on a picture."""
+    alpha, sigma = (float(value) for value in model.sde.marginal(torch.tensor(t, dtype=torch.float64)))
+    std = model.data_std or 1.0
+    assert model.normalizer is not None
+    return model.normalizer.decode(x * (std / (alpha**2 * std**2 + sigma**2) ** 0.5)).cpu()
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,22 @@
+"""Training: the loop, the average of the weights, the loss by noise level, checkpoints."""
+
+from .checkpoint import CheckpointError, load, read_extra, save
+from .ema import power_average
+from .loop import DECAYS, TrainingError, TrainResult, TrainSettings, build_model, fit, train
+from .validation import Validation
+
+__all__ = [
+    "DECAYS",
+    "CheckpointError",
+    "TrainResult",
+    "TrainSettings",
+    "TrainingError",
+    "Validation",
+    "build_model",
+    "fit",
+    "load",
+    "power_average",
+    "read_extra",
+    "save",
+    "train",
+]

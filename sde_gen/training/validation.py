@@ -1,0 +1,64 @@
+"""A loss that means something: by noise level, over that of a network that answers nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..prior import Moments
+from ..score import ScoreModel
+
+LEVELS = 16
+MOST_SAMPLES = 128
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Held-out images with noise that never changes, at `LEVELS` values of the half log-SNR across the SDE's range.
+
+    `measure` gives, for each level, the squared error of the denoised data over that of a zero network (which is 1.00 by
+    definition); `linear` is the same for the best linear denoiser, exact for Gaussian data.
+    """
+
+    x_0: Tensor
+    times: list[float]
+    levels: list[float]
+    zero: list[float]
+    linear: list[float]
+    cond: dict[str, Tensor]
+    seed: int = 0
+
+    @classmethod
+    def prepare(cls, model: ScoreModel, x_0: Tensor, moments: Moments, cond: dict[str, Tensor] | None = None, seed: int = 0) -> Validation:
+        """Baselines for held-out data `x_0` in normalised units; `moments` are those of the training data."""
+        sde = model.sde
+        x_0 = x_0[:MOST_SAMPLES]
+        cond = {name: value[:MOST_SAMPLES] for name, value in (cond or {}).items()}
+        high, low = float(sde.half_log_snr(sde.t_min)), float(sde.half_log_snr(sde.t_max))
+        lambdas = torch.linspace(low, high, LEVELS, dtype=torch.float64)
+        times = sde.time_of(lambdas).clamp(sde.t_min, sde.t_max).tolist()
+        start = cls(x_0, times, lambdas.tolist(), [], [], cond, seed)
+        zero, linear = [], []
+        moments = moments.to(x_0.device)
+        for t, x, alpha, sigma in start._noised(model):
+            skip = float(model.scales(torch.tensor(t, dtype=torch.float64)).skip)
+            zero.append(float((skip * x - x_0).square().mean()))
+            linear.append(float((moments.denoise(x, alpha, sigma) - x_0).square().mean()) / zero[-1])
+        return cls(x_0, times, lambdas.tolist(), zero, linear, cond, seed)
+
+    def _noised(self, model: ScoreModel) -> list[tuple[float, Tensor, float, float]]:
+        generator = torch.Generator(self.x_0.device).manual_seed(self.seed)
+        states = []
+        for t in self.times:
+            alpha, sigma = (float(value) for value in model.sde.marginal(torch.tensor(t, dtype=torch.float64)))
+            noise = torch.randn(self.x_0.shape, generator=generator, device=self.x_0.device, dtype=self.x_0.dtype)
+            states.append((t, alpha * self.x_0 + sigma * noise, alpha, sigma))
+        return states
+
+    @torch.no_grad()
+    def measure(self, model: ScoreModel) -> list[float]:
+        """The model's squared error over the zero network's at each level; the model should be in evaluation mode."""
+        errors = [float((model.denoise(x, t, **self.cond) - self.x_0).square().mean()) for t, x, _, _ in self._noised(model)]
+        return [error / zero for error, zero in zip(errors, self.zero, strict=True)]
