@@ -149,7 +149,9 @@ def _first(error: ValidationError) -> str:
             section = section.model_fields[part].annotation
         names = section.model_fields if hasattr(section, "model_fields") else section.__dataclass_fields__
         return f"unknown key {place}; choose from {', '.join(names)}"
-    return f"{place}: {fault['msg'].removeprefix('Value error, ')}, got {fault['input']!r}".replace("\n", " ")
+    message = fault["msg"].removeprefix("Value error, ")
+    seen = "" if ", got " in message else f", got {fault['input']!r}"
+    return f"{place}: {message}{seen}".replace("\n", " ")
 
 
 def parse_seconds(text: str) -> float:

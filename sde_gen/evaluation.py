@@ -82,6 +82,8 @@ def measure(data: Dataset, x: Tensor, directory: Path, seed: int = 0) -> dict[st
         scores["sliced_wasserstein"] = _numbers(metrics.sliced_wasserstein(x, data.train, seed=seed))
         if held is not None:
             scores["held_out_sliced_wasserstein"] = _numbers(metrics.sliced_wasserstein(held, data.train, seed=seed))
+        if data.modes is not None:
+            scores["mode_fractions"] = [_numbers(fraction) for fraction in metrics.mode_fractions(x, data.modes)]
         return scores
     if data.train_labels is not None:
         features = metrics.cached_features(data, directory / "features")
@@ -132,6 +134,9 @@ def report_lines(run: Run, scores: dict[str, Any]) -> Sequence[str]:
     if "sliced_wasserstein" in scores:
         beside = f"; held-out data: {number('held_out_sliced_wasserstein', 4)}" if "held_out_sliced_wasserstein" in scores else ""
         lines.append(f"distance  sliced Wasserstein to the training data {number('sliced_wasserstein', 4)}{beside}")
+    if "mode_fractions" in scores:
+        shares = "  ".join(f"{100 * share['value']:.1f}" for share in scores["mode_fractions"])
+        lines.append(f"modes     {shares} % of the samples ({100 / len(scores['mode_fractions']):.1f} % each would be even)")
     if "memorised_fraction" in scores:
         lines.append(
             f"memorised {number('memorised_fraction')} of samples nearer to a training item than 95 % of held-out ones (chance: 0.05)"

@@ -167,7 +167,7 @@ def _train(
 ) -> TrainResult:
     def evaluated(step: int, result: TrainResult) -> None:
         out = sample(
-            result.model, (min(25, FILM), *data.shape), "em", steps=50, seed=config.sampling.seed, progress=False, on_failure="mask"
+            result.model, (1000 if len(data.shape) == 1 else 25, *data.shape), "em", steps=50, seed=config.sampling.seed, progress=False, on_failure="mask"
         )
         report.picture_samples(out.x.cpu(), snapshots / f"step-{step:06d}.png", data.train, data.value_range)
 

@@ -21,6 +21,7 @@ class Dataset:
         classes: number of classes, or None where there are no labels.
         levels: number of discrete values that an entry can take (0, 1, ..., levels - 1), or None for continuous data.
         value_range: (low, high) to show the data with. For display only: nothing may clamp data to it.
+        modes: (K, *shape) centres of a mixture of K equally likely, well separated modes, or None.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Dataset:
     classes: int | None = None
     levels: int | None = None
     value_range: tuple[float, float] | None = None
+    modes: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

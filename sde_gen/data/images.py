@@ -24,7 +24,7 @@ def digits(root: Path | None = None, seed: int = 0) -> Dataset:
 
     The split is one fixed permutation, whatever the seed, so that numbers of different runs compare. `root` is not read.
     """
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # imported late: it costs a second
+    from sklearn.datasets import load_digits  # imported late: it costs a second
 
     bunch = load_digits()
     order = np.random.default_rng(0).permutation(len(bunch.images))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ def gaussians8(root: Path | None = None, seed: int = 0) -> Dataset:
     rng = np.random.default_rng(seed)
     labels = rng.integers(8, size=_TRAIN + _TEST)
     points = gaussians8_centres().double().numpy()[labels] + _STD * rng.standard_normal((_TRAIN + _TEST, 2))
-    return _split("gaussians8", points, labels, classes=8)
+    return replace(_split("gaussians8", points, labels, classes=8), modes=gaussians8_centres().float())
 
 
 def moons(root: Path | None = None, seed: int = 0) -> Dataset:
@@ -53,5 +54,5 @@ def checkerboard(root: Path | None = None, seed: int = 0) -> Dataset:
 def _split(name: str, points: np.ndarray, labels: np.ndarray | None, classes: int | None) -> Dataset:
     x = torch.from_numpy(points).float()
     y = None if labels is None else torch.from_numpy(labels).long()
-    parts = (None, None) if y is None else (y[:_TRAIN], y[_TRAIN:])
-    return Dataset(name, x[:_TRAIN], x[_TRAIN:], *parts, classes=classes)
+    y_train, y_test = (None, None) if y is None else (y[:_TRAIN], y[_TRAIN:])
+    return Dataset(name, x[:_TRAIN], x[_TRAIN:], y_train, y_test, classes=classes)

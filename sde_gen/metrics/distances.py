@@ -114,7 +114,7 @@ def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 128, bootstrap: 
     Args:
         a: (N, D) vectors; other shapes (N, *shape) are flattened.
         b: (M, D) vectors.
-        projections: number of directions; raised to a multiple of min(D, 128).
+        projections: number of directions; rounded up to at least two whole blocks of min(D, 32).
         bootstrap: number of random splits into halves, at least 2.
         seed: of directions and splits.
 
@@ -124,8 +124,9 @@ def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 128, bootstrap: 
     check_count("projections", projections, 1)
     check_count("bootstrap", bootstrap, 2)
     a, b = matrices("a", a, "b", b, least=4)
-    block = min(a.shape[1], 128)
-    blocks = -(-projections // block)
+    # Several blocks, so that their spread shows the error of the finite number of directions; in one dimension there is none.
+    block = min(a.shape[1], 32)
+    blocks = 1 if a.shape[1] == 1 else max(2, -(-projections // block))
     generator = torch.Generator().manual_seed(seed)
     bases = [_orthonormal(a.shape[1], block, generator) for _ in range(blocks)]
     squares = torch.zeros(blocks, dtype=torch.float64)

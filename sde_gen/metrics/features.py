@@ -27,6 +27,7 @@ _SETTINGS: dict[str, Any] = {
     "format": _FORMAT,
     "items": 20_000,
     "epochs": 30,
+    "least_steps": 200,
     "steps": 600,
     "batch": 128,
     "rate": 3e-3,
@@ -163,7 +164,7 @@ class FeatureNet(nn.Module):
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 config = json.loads((file.metadata() or {})["feature_net"])
-                state = {name: file.get_tensor(name) for name in file.keys()}
+                state = {name: file.get_tensor(name) for name in list(file.keys())}
             if config["format"] != _FORMAT:
                 raise ValueError(f"format {config['format']}, {_FORMAT} is needed")
             with torch.device("meta"):  # allocates nothing, so a wrong configuration cannot ask for much memory
@@ -239,7 +240,7 @@ def _seeded(shape: tuple[int, ...], classes: int, seed: int) -> FeatureNet:
 
 def _optimise(net: FeatureNet, x: Tensor, y: Tensor, generator: torch.Generator) -> None:
     batch = min(_SETTINGS["batch"], len(x))
-    steps = min(_SETTINGS["steps"], _SETTINGS["epochs"] * -(-len(x) // batch))
+    steps = min(_SETTINGS["steps"], max(_SETTINGS["least_steps"], _SETTINGS["epochs"] * -(-len(x) // batch)))
     optimizer = torch.optim.AdamW(net.parameters(), lr=_SETTINGS["rate"], weight_decay=_SETTINGS["decay"])
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _SETTINGS["rate"], total_steps=steps, pct_start=0.2)
     order = torch.empty(0, dtype=torch.int64)

@@ -110,7 +110,7 @@ def _loss_by_level(axes: Axes, history: Sequence[Mapping[str, Any]], baselines: 
         base = {key: value[np.argsort(base["levels"])] for key, value in base.items()}
 
     def over_zero(levels: Array, loss: Array) -> Array:
-        return loss * np.interp(levels, base["levels"], base["zero"]) if "zero" in base else loss
+        return loss / np.interp(levels, base["levels"], base["zero"]) if "zero" in base else loss
 
     fig.style(axes, "Loss by noise level", "← noise       half log-SNR  λ = log(α/σ)       data →", "loss / zero predictor's loss")
     curves = [entry for entry in history if entry.get("level_loss") is not None]

@@ -10,13 +10,17 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 
+MOST_WIDTH = 0.28
+"""Just below the relative width of a plain mean over all of training, 1/sqrt(12)."""
+
+
 def power_exponent(width: float) -> float:
     """The exponent gamma of a power-function average whose profile has relative width `width` (0 to 0.28), sigma_rel.
 
     Solves sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)); Karras et al. 2024, arXiv:2312.02696, equation 123.
     """
-    if not 0 < width < 0.28:
-        raise ValueError(f"the average's width must be above 0 and below 0.28, got {width!r}")
+    if not 0 < width < MOST_WIDTH:
+        raise ValueError(f"the average's width must be above 0 and below {MOST_WIDTH}, got {width!r}")
     inverse = width**-2
     return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
 

@@ -20,7 +20,7 @@ from ..prior import Moments
 from ..registry import lookup
 from ..score import ScoreModel
 from ..sdes import SDE, make_sde
-from .ema import power_average
+from .ema import MOST_WIDTH, power_average
 from .validation import Validation
 
 DECAYS: dict[str, Callable[[float], float]] = {
@@ -71,6 +71,12 @@ class TrainSettings:
         for name in ("lr", "clip"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)!r}")
+        if isinstance(self.warmup, bool) or not isinstance(self.warmup, int) or self.warmup < 0:
+            raise ValueError(f"warmup must be a whole number of at least 0, got {self.warmup!r}")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay must be finite and not negative, got {self.weight_decay!r}")
+        if not 0 < self.ema_width < MOST_WIDTH:
+            raise ValueError(f"ema_width must be above 0 and below {MOST_WIDTH}, got {self.ema_width!r}")
         if self.batch % self.accumulate:
             raise ValueError(f"batch must be a multiple of accumulate, got {self.batch} and {self.accumulate}")
         if self.max_seconds is not None and not self.max_seconds > 0:

@@ -1,0 +1,185 @@
+"""Data whose every quantity along an SDE is known in closed form: the judge of all that the package computes.
+
+`MixtureData` is a mixture of Gaussians, `GaussianData` one Gaussian, for which the flow and all linear samplers are exact too.
+Everything is worked out in float64 from alpha(t) and sigma(t) alone; tensors come back in the dtype of x. Times are a number,
+a scalar tensor or (B,).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sde_gen import SDE, Moments, ScoreModel
+from sde_gen.solvers import Update
+
+Time = Tensor | float
+
+
+class MixtureData:
+    """sum_k w_k N(m_k, C_k): weights (K,), means (K, *data shape), covariances (K, D, D) over the flattened sample."""
+
+    def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
+        self.shape = tuple(means.shape[1:])
+        self.log_weights = torch.log(weights.double() / weights.double().sum())
+        self.means = means.double().flatten(1)
+        self.covariances = covariances.double()
+        self.eigenvalues, self.eigenvectors = torch.linalg.eigh(self.covariances)
+
+    @property
+    def dim(self) -> int:
+        return self.means.shape[1]
+
+    def sample(self, count: int, seed: int = 0) -> Tensor:
+        """(count, *data shape) float64 draws of the data."""
+        generator = torch.Generator().manual_seed(seed)
+        k = torch.multinomial(self.log_weights.exp(), count, replacement=True, generator=generator)
+        z = torch.randn(count, self.dim, dtype=torch.float64, generator=generator) * self.eigenvalues[k].sqrt()
+        return (self.means[k] + torch.einsum("bij,bj->bi", self.eigenvectors[k], z)).reshape(count, *self.shape)
+
+    def moments(self, sde: SDE | None = None, t: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Mean (D,) and covariance (D, D) of x_t, or of the data where `sde` is None."""
+        weights = self.log_weights.exp()
+        mean = weights @ self.means
+        centred = self.means - mean
+        covariance = torch.einsum("k,kij->ij", weights, self.covariances + centred[:, :, None] * centred[:, None, :])
+        if sde is None:
+            return mean, covariance
+        alpha, sigma = marginal(sde, t)
+        return alpha * mean, alpha**2 * covariance + sigma**2 * torch.eye(self.dim, dtype=torch.float64)
+
+    def log_prob(self, x: Tensor, sde: SDE | None = None, t: Time = 0.0) -> Tensor:
+        """log p_t(x), or the data's own log-density where `sde` is None: (B, *) gives (B,)."""
+        alpha, sigma = (1.0, 0.0) if sde is None else marginal(sde, t)
+        return torch.logsumexp(self._joint(x, alpha, sigma)[0], dim=1).to(x.dtype)
+
+    def score_at(self, x: Tensor, sde: SDE, t: Time) -> Tensor:
+        """grad_x log p_t(x); shape of x."""
+        joint, z, variance = self._joint(x, *marginal(sde, t))
+        pull = torch.einsum("kij,bkj->bki", self.eigenvectors, -z / variance)
+        return torch.einsum("bk,bki->bi", joint.softmax(1), pull).reshape(x.shape).to(x.dtype)
+
+    def denoise_at(self, x: Tensor, sde: SDE, t: Time) -> Tensor:
+        """E[x_0 | x_t = x], from the modes' posteriors and not from the score; shape of x."""
+        alpha, sigma = marginal(sde, t)
+        joint, z, variance = self._joint(x, alpha, sigma)
+        gain = column(alpha, 2) * self.eigenvalues / variance
+        mode_means = self.means + torch.einsum("kij,bkj->bki", self.eigenvectors, gain * z)
+        return torch.einsum("bk,bki->bi", joint.softmax(1), mode_means).reshape(x.shape).to(x.dtype)
+
+    def score(self, sde: SDE) -> Callable[..., Tensor]:
+        """A network for ScoreModel(..., prediction="score", clock="time")."""
+        return lambda x, c, **cond: self.score_at(x, sde, c)
+
+    def model(self, sde: SDE, prior: str = "matched") -> ScoreModel:
+        """The exact score model, by default with the Gaussian prior of the data's own moments."""
+        mean, covariance = self.moments()
+        return ScoreModel(
+            self.score(sde), sde, prediction="score", prior=prior, moments=Moments(mean.reshape(self.shape), covariance=covariance)
+        )
+
+    def _joint(self, x: Tensor, alpha: Time, sigma: Time) -> tuple[Tensor, Tensor, Tensor]:
+        # log w_k N(x; alpha m_k, V_k) (B, K), x centred in each mode's eigenbasis (B, K, D), its variances there.
+        centred = x.double().flatten(1)[:, None] - column(alpha, 2) * self.means
+        z = torch.einsum("kji,bkj->bki", self.eigenvectors, centred)
+        variance = column(alpha, 2) ** 2 * self.eigenvalues + column(sigma, 2) ** 2
+        log_normal = -0.5 * (z**2 / variance + torch.log(variance)).sum(2) - 0.5 * self.dim * math.log(2 * math.pi)
+        return self.log_weights + log_normal, z, variance
+
+
+class RingData(MixtureData):
+    """Equal round modes on a circle, eight Gaussians by default; in the dtype of x, with one product each way (large batches)."""
+
+    def __init__(self, modes: int = 8, radius: float = 1.4, std: float = 0.1) -> None:
+        angle = 2 * math.pi * torch.arange(modes, dtype=torch.float64) / modes
+        means = radius * torch.stack((torch.cos(angle), torch.sin(angle)), dim=1)
+        super().__init__(torch.ones(modes), means, std**2 * torch.eye(2, dtype=torch.float64).expand(modes, 2, 2))
+        self.std = std
+
+    def denoise_at(self, x: Tensor, sde: SDE, t: Time) -> Tensor:
+        alpha, sigma = (column(value, 1).to(x.dtype) for value in marginal(sde, t))
+        variance, means = alpha**2 * self.std**2 + sigma**2, self.means.to(x.dtype)
+        mean = ((alpha / variance * x) @ means.T).softmax(1) @ means  # the modes lie at one radius, so |m_k|^2 drops out
+        return mean + alpha * self.std**2 / variance * (x - alpha * mean)
+
+    def score_at(self, x: Tensor, sde: SDE, t: Time) -> Tensor:
+        alpha, sigma = (column(value, 1).to(x.dtype) for value in marginal(sde, t))
+        return (alpha * self.denoise_at(x, sde, t) - x) / sigma**2
+
+
+class GaussianData(MixtureData):
+    """N(mean, covariance): mean of the data's shape, covariance (D, D)."""
+
+    def __init__(self, mean: Tensor, covariance: Tensor) -> None:
+        super().__init__(torch.ones(1), mean[None], covariance[None])
+        self.mean, self.covariance = self.means[0], self.covariances[0]
+        self.e, self.v = self.eigenvalues[0], self.eigenvectors[0]
+
+    @classmethod
+    def correlated(cls) -> GaussianData:
+        """Two dimensions, correlation 0.8, a mean off the origin."""
+        return cls(torch.tensor([0.7, -0.4]), torch.tensor([[1.0, 0.48], [0.48, 0.36]]))
+
+    def affine(self, sde: SDE, t: Time) -> tuple[Tensor, Tensor]:
+        """K (*, D, D) and k (*, D) of the denoiser E[x_0 | x_t = x] = K x + k, for t of shape (*)."""
+        alpha, sigma = (value[..., None] for value in marginal(sde, t))
+        gain = self.v @ torch.diag_embed(alpha * self.e / (alpha**2 * self.e + sigma**2)) @ self.v.T
+        return gain, self.mean - alpha * (gain @ self.mean)
+
+    def posterior_variance(self, sde: SDE, t: Tensor) -> Tensor:
+        """The mean over dimensions of Var[x_0 | x_t], shape of `t`: the least denoising error."""
+        alpha, sigma = (value[..., None] for value in marginal(sde, t))
+        return (self.e * sigma**2 / (alpha**2 * self.e + sigma**2)).mean(-1)
+
+    def flow_map(self, x: Tensor, sde: SDE, t: float, s: float) -> Tensor:
+        """Where the probability flow takes x from time t to time s: each eigen-coordinate keeps its quantile."""
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = marginal(sde, t), marginal(sde, s)
+        stretch = torch.sqrt((alpha_s**2 * self.e + sigma_s**2) / (alpha_t**2 * self.e + sigma_t**2))
+        z = (x.double().flatten(1) - alpha_t * self.mean) @ self.v
+        return (alpha_s * self.mean + (z * stretch) @ self.v.T).reshape(x.shape).to(x.dtype)
+
+    def run_moments(self, updates: Sequence[Update], sde: SDE, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+        """Exact mean and covariance after x <- a x + sum_j b_j D_j + c z along `updates`, with no Monte Carlo.
+
+        The denoiser is affine, so (x, D_0, D_1, ...) stays jointly Gaussian: its moments are carried.
+        """
+        d, depth = self.dim, max(len(update.b) for update in updates)
+        eye = np.eye(d)
+        m, c = np.zeros(d * (depth + 1)), np.zeros((d * (depth + 1), d * (depth + 1)))
+        m[:d], c[:d, :d] = mean.numpy(), covariance.numpy()
+        times = torch.tensor([math.nan if update.t is None else update.t for update in updates], dtype=torch.float64)
+        gains, offsets = (value.numpy() for value in self.affine(sde, times))
+        for update, gain, offset in zip(updates, gains, offsets, strict=True):
+            if update.t is not None:
+                push = np.zeros_like(c)
+                push[:d, :d], push[d : 2 * d, :d] = eye, gain
+                push[2 * d :, d:-d] = np.eye(d * (depth - 1))
+                m, c = push @ m, push @ c @ push.T
+                m[d : 2 * d] += offset
+            step = np.eye(len(m))
+            for place, weight in enumerate((update.a, *update.b)):
+                step[:d, place * d : (place + 1) * d] = weight * eye
+            m, c = step @ m, step @ c @ step.T
+            c[:d, :d] += update.c**2 * eye
+        return torch.from_numpy(m[:d].copy()), torch.from_numpy(c[:d, :d].copy())
+
+
+def marginal(sde: SDE, t: Time) -> tuple[Tensor, Tensor]:
+    """alpha and sigma in float64, shape of `t`."""
+    return sde.marginal(torch.as_tensor(t, dtype=torch.float64))
+
+
+def column(value: Time, ones: int) -> Tensor:
+    """A scalar, or (B,) with `ones` unit dimensions behind it."""
+    value = torch.as_tensor(value, dtype=torch.float64)
+    return value if value.ndim == 0 else value.reshape(-1, *[1] * ones)
+
+
+def slope(steps: Sequence[float], errors: Sequence[float]) -> float:
+    """The fitted order: minus the slope of log error over log steps."""
+    x, y = (torch.tensor(values, dtype=torch.float64).log() for values in (steps, errors))
+    return -float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())

@@ -1,0 +1,139 @@
+import gzip
+import hashlib
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sde_gen.data import DATASETS, gaussians8_centres, load_dataset
+
+MNIST = Path(os.environ.get("SDE_GEN_DATA", Path(__file__).resolve().parents[3] / "shared" / "data")) / "mnist"
+TOYS = ["gaussians8", "moons", "checkerboard"]
+
+
+def write_mnist(root, train=5, test=3, gz=False):
+    rng = np.random.default_rng(0)
+    for part, count in (("train", train), ("t10k", test)):
+        images, labels = rng.integers(256, size=(count, 28, 28), dtype=np.uint8), rng.integers(10, size=count, dtype=np.uint8)
+        for name, header, values in (
+            (f"{part}-images-idx3-ubyte", struct.pack(">4I", 0x803, count, 28, 28), images),
+            (f"{part}-labels-idx1-ubyte", struct.pack(">2I", 0x801, count), labels),
+        ):
+            data = header + values.tobytes()
+            (root / (name + ".gz" * gz)).write_bytes(gzip.compress(data) if gz else data)
+
+
+@pytest.mark.parametrize("name", sorted(set(DATASETS) - {"mnist"}))
+def test_every_set_is_what_it_says(name):
+    dataset = load_dataset(name)
+    assert dataset.name == name and dataset.train.dtype == dataset.test.dtype == torch.float32
+    if dataset.levels is not None:
+        assert dataset.train.min() == 0 and dataset.train.max() == dataset.levels - 1 and torch.equal(dataset.train, dataset.train.round())
+    if dataset.classes is not None:
+        assert set(dataset.train_labels.tolist()) == set(range(dataset.classes))
+    again = load_dataset(name)
+    assert torch.equal(again.train, dataset.train) and torch.equal(again.test, dataset.test)
+
+
+def test_digits_have_one_split_whatever_the_seed():
+    dataset, other = load_dataset("digits"), load_dataset("digits", seed=5)
+    assert dataset.train.shape == (1500, 1, 8, 8) and dataset.test.shape == (297, 1, 8, 8) and dataset.levels == 17
+    assert torch.equal(dataset.train, other.train)
+    from sklearn.datasets import load_digits
+
+    first = np.random.default_rng(0).permutation(1797)[0]
+    np.testing.assert_array_equal(dataset.train[0, 0].numpy(), load_digits().images[first])
+    assert dataset.train_labels[0] == load_digits().target[first]
+    assert torch.cdist(dataset.test.flatten(1), dataset.train.flatten(1)).min() > 0  # no item in both parts
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_toys_follow_the_seed(name):
+    dataset = load_dataset(name, seed=1)
+    assert dataset.train.shape == (10_000, 2) and dataset.test.shape == (2_000, 2)
+    assert not torch.equal(dataset.train, load_dataset(name, seed=2).train)
+
+
+def test_gaussians8_are_eight_gaussians():
+    dataset = load_dataset("gaussians8", seed=3)
+    centres = gaussians8_centres()
+    torch.testing.assert_close(centres.norm(dim=1), torch.full((8,), 4.0))
+    for i in range(8):
+        mode = dataset.train[dataset.train_labels == i]
+        assert abs(len(mode) / 10_000 - 0.125) < 0.0132  # four standard errors
+        torch.testing.assert_close(mode.mean(0), centres[i], atol=0.03, rtol=0)
+        torch.testing.assert_close(mode.std(0), torch.full((2,), 0.25), atol=0.02, rtol=0)
+
+
+def test_moons_lie_on_their_half_circles():
+    dataset = load_dataset("moons")
+    centres = torch.tensor([[0.0, 0.0], [1.0, 0.5]])[dataset.train_labels]
+    radius = (dataset.train - centres).norm(dim=1)
+    assert abs(float(radius.mean()) - 1) < 0.01 and float(radius.std()) == pytest.approx(0.05, abs=0.005)
+
+
+def test_the_checkerboard_leaves_every_other_square_empty():
+    cell = ((load_dataset("checkerboard").train + 4) / 2).floor().long()
+    assert cell.min() == 0 and cell.max() == 3 and bool((cell.sum(1) % 2 == 0).all())
+    counts = torch.bincount(cell[:, 0] * 4 + cell[:, 1], minlength=16)
+    assert (counts > 0).sum() == 8 and counts[counts > 0].min() > 1000
+
+
+def test_limit_cuts_the_training_part_only():
+    dataset = load_dataset("digits", limit=100)
+    assert len(dataset.train) == len(dataset.train_labels) == 100 and len(dataset.test) == 297
+    assert len(load_dataset("digits", limit=10**6).train) == 1500
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "cats"}, "data 'cats' is unknown; allowed: checkerboard, digits"),
+        ({"name": "digits", "limit": 1}, "1 training item"),
+        ({"name": "digits", "limit": 0}, "limit 0"),
+        ({"name": "moons", "seed": -1}, "seed -1"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        load_dataset(**arguments)
+
+
+@pytest.mark.parametrize("gz", [False, True])
+def test_mnist_is_read_from_its_files(tmp_path, gz):
+    write_mnist(tmp_path, gz=gz)
+    dataset = load_dataset("mnist", root=tmp_path)
+    assert dataset.train.shape == (5, 1, 28, 28) and dataset.test.shape == (3, 1, 28, 28)
+    expected = np.random.default_rng(0).integers(256, size=(5, 28, 28), dtype=np.uint8)
+    np.testing.assert_array_equal(dataset.train[:, 0].numpy(), expected)
+
+
+def test_mnist_says_what_is_missing(tmp_path):
+    with pytest.raises(ValueError, match="needs root.*train-images-idx3-ubyte"):
+        load_dataset("mnist")
+    with pytest.raises(ValueError, match="not a directory; expected train-images-idx3-ubyte"):
+        load_dataset("mnist", root=tmp_path / "absent")
+    write_mnist(tmp_path)
+    (tmp_path / "t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(ValueError, match="lacks t10k-labels-idx1-ubyte; expected") as caught:
+        load_dataset("mnist", root=str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_mnist_needs_one_label_an_image(tmp_path):
+    write_mnist(tmp_path)
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, 4) + bytes(4))
+    with pytest.raises(ValueError, match="5 images in .* but 4 labels"):
+        load_dataset("mnist", root=tmp_path)
+
+
+@pytest.mark.skipif(not MNIST.is_dir(), reason=f"no MNIST in {MNIST}; set SDE_GEN_DATA to the directory above mnist/")
+def test_the_real_mnist():
+    dataset = load_dataset("mnist", root=MNIST)
+    assert dataset.train.shape == (60_000, 1, 28, 28) and dataset.test.shape == (10_000, 1, 28, 28)
+    assert torch.bincount(dataset.test_labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    header = struct.pack(">4I", 0x803, 10_000, 28, 28)
+    assert hashlib.md5(header + dataset.test.to(torch.uint8).numpy().tobytes()).hexdigest() == "2646ac647ad5339dbf082846283269ea"

@@ -1,0 +1,219 @@
+"""Every registered network keeps the contract `network(x, c, label)` on every shape that it takes."""
+
+import json
+
+import pytest
+import torch
+
+from sde_gen.networks import NETWORKS, Network, make_network, summary
+
+SMALL = {
+    "mlp": {"width": 16, "depth": 2},
+    "transformer": {"patch": 4, "width": 16, "depth": 2, "heads": 2},
+    "unet": {"width": 8, "multipliers": (1, 2, 2), "blocks": 1, "attention": (2,), "heads": 2},
+}
+SHAPES = [(1, 8, 8), (3, 33, 47), (2, 50), (1, 9, 10, 11)]
+CLASSES = 3
+
+
+def small(name: str, shape: tuple[int, ...], **options) -> Network:
+    torch.manual_seed(0)
+    return make_network(name, shape, **{"classes": CLASSES, **SMALL.get(name, {}), **options})
+
+
+def perturbed(network: Network, amount: float = 0.1) -> Network:
+    """As after some training: no parameter is zero any more."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(amount * torch.randn(parameter.shape, generator=generator))
+    return network.eval()
+
+
+def batch(shape: tuple[int, ...], size: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    c = torch.linspace(-6.0, 8.0, size)
+    return torch.randn(size, *shape, generator=generator), c, torch.arange(size) % (CLASSES + 1)
+
+
+def shapes_of(name: str) -> list[tuple[int, ...]]:
+    return [shape for shape in [(2,), (1,), (64,), *SHAPES] if len(shape) - 1 in NETWORKS[name].spatial_ranks]
+
+
+cases = pytest.mark.parametrize(("name", "shape"), [(name, shape) for name in sorted(NETWORKS) for shape in shapes_of(name)])
+names = pytest.mark.parametrize("name", sorted(NETWORKS))
+
+
+@cases
+def test_shape_and_zero_start(name, shape):
+    x, c, label = batch(shape)
+    network = small(name, shape)
+    assert network(x, c, label).shape == x.shape
+    assert torch.equal(network(x, c, label), torch.zeros_like(x))
+    more = 2 * shape[0] + 1
+    assert perturbed(small(name, shape, out_channels=more))(x, c).shape == (len(x), more, *shape[1:])
+
+
+@cases
+def test_gradient_reaches_every_parameter(name, shape):
+    x, c, label = batch(shape)
+    network = perturbed(small(name, shape))
+    network(x, c, label).square().sum().backward()
+    for key, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, key
+
+
+@cases
+def test_gradient_reaches_the_output_layer_of_a_fresh_network(name, shape):
+    x, c, _ = batch(shape)
+    network = small(name, shape)
+    (network(x, c) - x).square().sum().backward()
+    assert sum(float(p.grad.abs().sum()) for p in network.parameters() if p.grad is not None) > 0
+
+
+@cases
+def test_a_sample_does_not_depend_on_its_batch(name, shape):
+    x, c, label = batch(shape, 5)
+    network = perturbed(small(name, shape)).double()
+    together = network(x.double(), c.double(), label)
+    alone = torch.cat([network(x[i : i + 1].double(), c[i : i + 1].double(), label[i : i + 1]) for i in range(5)])
+    torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-9)
+
+
+@cases
+def test_options_rebuild_the_network(name, shape):
+    x, c, label = batch(shape)
+    network = perturbed(small(name, shape, out_channels=2))
+    options = json.loads(json.dumps(network.options))
+    again = make_network(name, network.shape, network.classes, network.out_channels, **options).eval()
+    again.load_state_dict(network.state_dict())
+    assert torch.equal(network(x, c, label), again(x, c, label))
+    assert again.options == network.options
+
+
+@names
+def test_defaults_rebuild_the_network(name):
+    network = make_network(name, (1, 8, 8))
+    again = make_network(name, (1, 8, 8), **network.options)
+    assert {k: v.shape for k, v in network.state_dict().items()} == {k: v.shape for k, v in again.state_dict().items()}
+
+
+@cases
+def test_noise_level_and_label_matter(name, shape):
+    x, c, _ = batch(shape)
+    network = perturbed(small(name, shape))
+    assert not torch.allclose(network(x, c), network(x, c + 0.3))
+    none = network(x, c)
+    assert torch.equal(none, network(x, c, torch.full((len(x),), CLASSES)))
+    for k in range(CLASSES):
+        assert not torch.allclose(none, network(x, c, torch.full((len(x),), k)))
+
+
+@names
+def test_labels_drop_out_in_training_only(name):
+    shape = (1, 8, 8)
+    network = perturbed(small(name, shape, label_dropout=0.5))
+    x, c = torch.ones(64, *shape), torch.zeros(64)
+    label = torch.ones(64, dtype=torch.long)
+    kept, null = network(x, c, label)[:1], network(x, c)[:1]
+    network.train()
+    y = network(x, c, label)
+    dropped = torch.isclose(y, null, atol=1e-5).flatten(1).all(1)
+    assert 10 < dropped.sum() < 54
+    torch.testing.assert_close(y[~dropped], kept.expand_as(y[~dropped]), rtol=1e-4, atol=1e-5)
+
+
+@names
+def test_dropout_is_active_in_training_only(name):
+    network = perturbed(small(name, (1, 8, 8), dropout=0.5))
+    x, c, _ = batch((1, 8, 8))
+    assert torch.equal(network(x, c), network(x, c))
+    network.train()
+    assert not torch.equal(network(x, c), network(x, c))
+
+
+@names
+def test_without_classes_no_label(name):
+    network = small(name, (1, 8, 8), classes=None)
+    x, c, label = batch((1, 8, 8))
+    assert network(x, c).shape == x.shape
+    with pytest.raises(ValueError, match="without classes"):
+        network(x, c, label)
+
+
+@names
+def test_bad_calls(name):
+    network = small(name, (1, 8, 8))
+    x, c, label = batch((1, 8, 8))
+    with pytest.raises(ValueError, match="x must have shape"):
+        network(x[:, :, :7], c)
+    with pytest.raises(ValueError, match="c must have shape"):
+        network(x, c[:1])
+    with pytest.raises(ValueError, match="label must have shape"):
+        network(x, c, label[:1])
+    with pytest.raises(TypeError, match="integers"):
+        network(x, c, label.float())
+
+
+@names
+def test_bad_options(name):
+    for options in ({"width": 0}, {"width": 3.5}, {"width": True}, {"dropout": 1.0}, {"dropout": -0.1}, {"label_dropout": "no"}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            small(name, (1, 8, 8), **options)
+    with pytest.raises(ValueError, match=r"colour.*known: .*width"):
+        small(name, (1, 8, 8), colour=1)
+    with pytest.raises(ValueError, match="classes"):
+        small(name, (1, 8, 8), classes=0)
+    with pytest.raises(ValueError, match="out_channels"):
+        small(name, (1, 8, 8), out_channels=0)
+    with pytest.raises(ValueError, match="shape"):
+        small(name, (1, 8, 0))
+    with pytest.raises(ValueError, match="dimensions"):
+        small(name, (1, 2, 2, 2, 2))
+
+
+@names
+def test_bad_sequences(name):
+    for option, value in make_network(name, (1, 8, 8)).options.items():
+        if isinstance(value, list):
+            with pytest.raises(TypeError, match=option):
+                small(name, (1, 8, 8), **{option: 2})
+            with pytest.raises(ValueError, match=option):
+                small(name, (1, 8, 8), **{option: (-1,)})
+
+
+def test_unknown_name_and_particular_options():
+    with pytest.raises(ValueError, match=r"unknown network 'resnet'; known: mlp, transformer, unet"):
+        make_network("resnet", (1, 8, 8))
+    with pytest.raises(ValueError, match="dimensions"):
+        make_network("unet", (5,))
+    with pytest.raises(ValueError, match=r"levels in 0\.\.1"):
+        make_network("unet", (1, 8, 8), multipliers=(1, 2), attention=(2,))
+    with pytest.raises(ValueError, match="at least one level"):
+        make_network("unet", (1, 8, 8), multipliers=(), attention=())
+    with pytest.raises(ValueError, match="heads must divide"):
+        make_network("unet", (1, 8, 8), heads=5)
+    with pytest.raises(ValueError, match="multiple of heads"):
+        make_network("transformer", (1, 8, 8), width=30, heads=4)
+
+
+@names
+def test_trains_in_bfloat16(name):
+    network = perturbed(small(name, (1, 8, 8)), 0.02).train()
+    x, c, label = batch((1, 8, 8))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = network(x, c, label)
+    y.float().square().mean().backward()
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+def test_summary_counts_parameters_and_operations():
+    network = make_network("mlp", (6,), width=8, depth=1, expansion=2)
+    line = summary(network, (6,))
+    assert "MLP" in line and "\n" not in line
+    assert f"{sum(p.numel() for p in network.parameters()):,} parameters" in line
+    features = network.condition.level[1].in_features
+    condition = features * 8 + 8 * 8
+    products = condition + 6 * 8 + 8 * 24 + 2 * 8 * 16 + 8 * 6
+    assert f"{2 * products / 1e9:.3g} GFLOP" in line
+    assert network.training

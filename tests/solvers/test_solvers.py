@@ -1,0 +1,248 @@
+"""The loop that all solvers share, and what every registered solver must do: found by looping over the registry."""
+
+import pytest
+import torch
+from closed_forms import GaussianData, RingData, slope
+from toys import CountingNetwork, ToyDDIM, ToyEuler, all_sdes
+
+from sde_gen import ScoreModel, make_sde, make_solver, sample
+from sde_gen.randomness import NoiseStream
+from sde_gen.solvers import SOLVERS, FixedStepSolver, Run, Update, make_grid, run_updates
+from sde_gen.solvers.base import rows
+
+SDES = all_sdes()
+DATA = GaussianData.correlated()
+CPU = torch.device("cpu")
+
+# Every registered solver with its defaults, the variants that change the equations, and a toy.
+METHODS = {
+    **{name: make_solver(name) for name in SOLVERS},
+    "em eta=0": make_solver("em", eta=0.0),
+    "em eta=0.5": make_solver("em", eta=0.5),
+    "ancestral large": make_solver("ancestral", variance="large"),
+    "pc ancestral": make_solver("pc", predictor="ancestral"),
+    "toy ddim": ToyDDIM(),
+}
+TABLES = {name: method for name, method in METHODS.items() if isinstance(method, FixedStepSolver)}
+WEAK = [name for name, method in TABLES.items() if method.weak_order is not None]
+FLOWS = [name for name, method in TABLES.items() if method.order is not None and (not method.stochastic or getattr(method, "eta", 1) == 0)]
+# A Langevin step of fixed snr has a bias of its own, at most snr^2 of the variance each (2.6 %), which no grid removes.
+BIASED = {"pc": 0.04, "pc ancestral": 0.04}
+
+
+def run_of(model, count: int, shape=(2,), dtype=torch.float64, **kwargs) -> Run:
+    return Run(model, NoiseStream(0, 0, count, shape, dtype, CPU), torch.zeros(count, dtype=torch.int64), **kwargs)
+
+
+@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("method", TABLES)
+def test_gaussian_data_keep_mean_and_covariance(name, method):
+    """The moments of the samples themselves, carried exactly through the plan: no Monte Carlo."""
+    sde = SDES[name]
+    updates = TABLES[method].plan(sde, make_grid(sde, "half_log_snr", sde.t_max, sde.t_min, 1600))
+    mean, covariance = DATA.run_moments(updates, sde, *DATA.moments(sde, sde.t_max))
+    exact_mean, exact_covariance = DATA.moments(sde, sde.t_min)
+    torch.testing.assert_close(mean, exact_mean, rtol=0, atol=0.01)
+    torch.testing.assert_close(covariance, exact_covariance, rtol=0, atol=BIASED.get(method, 0.025))
+
+
+@pytest.mark.parametrize("method", TABLES)
+def test_the_loop_does_what_the_table_says(method):
+    """Samples of the real loop have the moments of the recursion, coarse grid and all; deterministic ones to rounding."""
+    sde, count, steps = make_sde("vp"), 20_000, 12
+    model, solver = DATA.model(sde), TABLES[method]
+    out = sample(model, (count, 2), solver, steps=steps, final="raw", dtype=torch.float64, progress=False)
+    updates = solver.plan(sde, make_grid(sde, solver.default_grid, sde.t_max, sde.t_min, steps))
+    mean, covariance = DATA.run_moments(updates, sde, *DATA.moments(sde, sde.t_max))
+    torch.testing.assert_close(out.x.mean(0), mean, rtol=0, atol=4 * float(covariance.max()) ** 0.5 / count**0.5)
+    torch.testing.assert_close(out.x.T.cov(), covariance, rtol=0, atol=6 * float(covariance.max()) / count**0.5)
+
+
+@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("grid", ["time", "half_log_snr"])
+@pytest.mark.parametrize("method", WEAK)
+def test_weak_order(name, grid, method):
+    """Slope of the error of the exact mean and covariance as the steps are halved, away from the ends."""
+    sde, solver = SDES[name], TABLES[method]
+    start, end = 0.7, 0.35
+    exact = torch.cat([part.flatten() for part in DATA.moments(sde, end)])
+    counts, errors = [200, 400, 800], []
+    for steps in counts:
+        updates = solver.plan(sde, make_grid(sde, grid, start, end, steps))
+        moments = DATA.run_moments(updates, sde, *DATA.moments(sde, start))
+        errors.append(float((torch.cat([part.flatten() for part in moments]) - exact).norm()))
+    assert slope(counts, errors) == pytest.approx(solver.weak_order, abs=0.1)
+
+
+@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("method", FLOWS)
+def test_order_of_deterministic_solvers(name, method):
+    """Slope of the error of the flow of a mixture, against a run of many more steps of the same start."""
+    sde, solver, data = SDES[name], TABLES[method], RingData(3, std=0.4)
+    model = data.model(sde)
+    start, end = 0.7, 0.35
+    (alpha,), (sigma,) = (value[None] for value in sde.marginal(torch.tensor(start, dtype=torch.float64)))
+    x = alpha * data.sample(64) + sigma * torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    exact = make_solver("ode", rtol=1e-10, atol=1e-10).solve(run_of(model, 64), x, start, end, 10_000, "time")
+    counts = [32, 64, 128]
+    errors = [float((solver.solve(run_of(model, 64), x, start, end, steps, "half_log_snr") - exact).norm()) for steps in counts]
+    assert solver.order - 0.15 <= slope(counts, errors) <= solver.order + 0.5
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_declarations(method):
+    solver = METHODS[method]
+    assert solver.default_steps >= 1 and isinstance(solver.stochastic, bool)
+    assert solver.default_grid in ("time", "half_log_snr", "karras", "quadratic")
+    assert solver.calls is None or solver.calls >= 1
+    assert solver.adaptive or isinstance(solver, FixedStepSolver)
+    if solver.weak_order is not None or solver.strong_order is not None:
+        assert solver.stochastic
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", [(1,), (2, 3), (1, 4, 4), (1, 2, 2, 3)])
+def test_calls_are_as_declared_for_any_shape(method, shape):
+    solver, sde, count, steps = METHODS[method], make_sde("vp"), 3, 5
+    network = CountingNetwork(lambda x, c: 0.5 * x, count)
+    out = sample(
+        ScoreModel(network, sde), (count, *shape), solver, steps=200 if solver.adaptive else steps, final="raw", progress=False,
+        cond={"index": torch.arange(count)},
+    )
+    assert out.x.shape == (count, *shape) and torch.isfinite(out.x).all()
+    assert torch.equal(out.nfe, network.calls)
+    if solver.calls is not None:
+        assert network.calls.tolist() == [solver.calls * steps] * count
+
+
+@pytest.mark.parametrize("method", TABLES)
+def test_a_plan_ends_its_steps_at_the_grid(method):
+    sde = make_sde("cosine")
+    times = make_grid(sde, "karras", sde.t_max, sde.t_min, 9)
+    updates = TABLES[method].plan(sde, times)
+    assert [update.s for update in updates if update.s is not None] == times[1:].tolist()
+    assert all(isinstance(value, float) for update in updates for value in (update.a, update.c, *update.b))
+
+
+@pytest.mark.parametrize("solver", [ToyDDIM(), ToyEuler()])
+@pytest.mark.parametrize("name", SDES)
+def test_unregistered_solvers_follow_the_flow(name, solver):
+    sde = SDES[name]
+    model = DATA.model(sde)
+    start, end = 0.8, 0.3
+    x = DATA.flow_map(DATA.sample(32), sde, sde.t_min, start)
+    out = sample(model, (32, 2), solver, steps=500, x_init=x, t_start=start, t_end=end, grid="time", progress=False)
+    exact = DATA.flow_map(x, sde, start, end)
+    torch.testing.assert_close(out.x, exact, rtol=0, atol=0.01 * float(exact.abs().max()))
+    assert (out.nfe == 500).all()
+
+
+class Scripted:
+    """Noise that is 1, 2, 3, ... and counts its draws."""
+
+    def __init__(self) -> None:
+        self.draws = 0
+
+    def draw(self) -> torch.Tensor:
+        self.draws += 1
+        return torch.full((2, 1), float(self.draws), dtype=torch.float64)
+
+
+def scripted_run(observer=None) -> tuple[Run, Scripted]:
+    """D(x, t) = x + t."""
+    model = ScoreModel(lambda x, c: x + c[:, None], make_sde("vp"), prediction="data")
+    noise = Scripted()
+    return Run(model, noise, torch.zeros(2, dtype=torch.int64), observer=observer), noise
+
+
+def test_updates_by_hand():
+    run, noise = scripted_run()
+    x = torch.tensor([[1.0], [10.0]], dtype=torch.float64)
+    before = x.clone()
+    updates = [
+        Update(t=0.5, a=2.0, b=(3.0,), c=0.1, s=0.4),  # D = x + .5
+        Update(t=0.4, a=1.0, b=(1.0, -1.0), s=0.3),  # D_0 = x + .4 and the one before it; no draw
+        Update(t=None, a=0.5, b=(2.0, 0.0), c=1.0),  # D_0 is still the last one; second draw
+    ]
+    out = run_updates(run, x, updates)
+    first = 2 * before + 3 * (before + 0.5) + 0.1
+    second = first + (first + 0.4) - (before + 0.5)
+    third = 0.5 * second + 2 * (first + 0.4) + 2
+    torch.testing.assert_close(out, third)
+    assert torch.equal(x, before), "the caller's tensor is not touched"
+    assert noise.draws == 2 and run.nfe.tolist() == [2, 2]
+
+
+def test_history_keeps_only_what_is_asked_for():
+    run, _ = scripted_run()
+    x = torch.zeros(2, 1, dtype=torch.float64)
+    updates = [Update(t=0.1 * k, a=1.0, b=(0.0, 0.0, 0.0)) for k in range(1, 6)] + [Update(t=None, a=0.0, b=(100.0, 10.0, 1.0))]
+    torch.testing.assert_close(run_updates(run, x, updates), torch.full((2, 1), 50 + 4 + 0.3, dtype=torch.float64))
+
+
+def test_an_observer_sees_each_step_and_stops():
+    seen = []
+
+    def observer(s, x, denoised):
+        seen.append((s, x.clone(), denoised.clone()))
+        return s == 0.3
+
+    run, _ = scripted_run(observer)
+    x = torch.ones(2, 1, dtype=torch.float64)
+    updates = [
+        Update(t=0.5, a=1.0, b=(1.0,), s=0.4),
+        Update(t=0.4, a=0.0, b=(1.0,)),  # within a step: not shown
+        Update(t=0.4, a=0.0, b=(1.0,), s=0.3),
+        Update(t=0.3, a=0.0, b=(1.0,), s=0.2),
+    ]
+    out = run_updates(run, x, updates)
+    assert [s for s, _, _ in seen] == [0.4, 0.3]
+    torch.testing.assert_close(seen[0][1], torch.full((2, 1), 2.5, dtype=torch.float64))
+    torch.testing.assert_close(seen[0][2], torch.full((2, 1), 1.5, dtype=torch.float64))
+    torch.testing.assert_close(out, seen[1][1])
+    assert run.nfe.tolist() == [3, 3]
+
+
+def test_rows_are_python_numbers():
+    table = rows(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0], dtype=torch.float64))
+    assert table == [(1.0, 3.0), (2.0, 4.0)] and all(type(value) is float for row in table for value in row)
+
+
+def test_the_recursion_of_moments_knows_multistep_tables():
+    # The judge again: a two-step table on samples, all of which go through the real loop.
+    sde, steps = make_sde("vp"), 8
+    times = make_grid(sde, "half_log_snr", sde.t_max, sde.t_min, steps)
+    first = ToyDDIM().plan(sde, times)
+    table = [first[0]] + [Update(t=u.t, a=u.a, b=(1.5 * u.b[0], -0.5 * u.b[0]), c=0.1, s=u.s) for u in first[1:]]
+    count = 20_000
+    mean, covariance = DATA.moments(sde, sde.t_max)
+    x = mean + torch.randn(count, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(9)) @ torch.linalg.cholesky(covariance).T
+    out = run_updates(run_of(DATA.model(sde), count), x, table)
+    mean, covariance = DATA.run_moments(table, sde, mean, covariance)
+    torch.testing.assert_close(out.mean(0), mean, rtol=0, atol=0.03)
+    torch.testing.assert_close(out.T.cov(), covariance, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    "name, options, error, match",
+    [
+        ("heun9", {}, ValueError, "unknown solver 'heun9'; choose from em, pc, ode, ancestral"),
+        ("em", {"snr": 0.1}, ValueError, "solver 'em' has no setting snr; it takes eta"),
+        ("em", {"eta": -1.0}, ValueError, "eta must not be negative, got -1.0"),
+        ("em", {"eta": float("nan")}, ValueError, "eta must not be negative"),
+        ("pc", {"snr": 0.0}, ValueError, "snr must be positive and finite, got 0.0"),
+        ("pc", {"snr": "0.1"}, TypeError, "snr must be a number"),
+        ("pc", {"corrections": -1}, ValueError, "corrections must be a whole number of at least 0, got -1"),
+        ("pc", {"corrections": 1.5}, ValueError, "corrections must be a whole number"),
+        ("pc", {"predictor": "pc"}, ValueError, "predictor must be a fixed-step solver other than pc"),
+        ("pc", {"predictor": "ode"}, ValueError, "predictor must be a fixed-step solver other than pc, got 'ode'"),
+        ("pc", {"predictor": "nope"}, ValueError, "unknown solver 'nope'"),
+        ("ode", {"rtol": 0.0}, ValueError, "rtol must be positive and finite"),
+        ("ode", {"atol": float("inf")}, ValueError, "atol must be positive and finite"),
+        ("ancestral", {"variance": "medium"}, ValueError, "unknown variance 'medium'; choose from small, large"),
+    ],
+)
+def test_make_solver_says_what_is_wrong(name, options, error, match):
+    with pytest.raises(error, match=match) as caught:
+        make_solver(name, **options)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,171 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from sde_gen.cli import main
+from sde_gen.sdes import SDES
+from sde_gen.solvers import SOLVERS
+
+QUICK = [
+    *("--train-steps", "12", "--batch", "16", "--samples", "32", "--no-progress"),
+    *("--set", "model.options={width: 16, depth: 1}", "--set", "training.evaluations=2"),
+]
+Command = Callable[..., tuple[int, list[str], list[str]]]
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """`sde-gen run` in an empty directory: its exit code and the lines of stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, list[str], list[str]]:
+        try:
+            code = main(["run", *arguments])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capfd.readouterr()
+        return code, out.splitlines(), err.splitlines()
+
+    return call
+
+
+def test_a_run_leaves_what_it_says_and_a_second_one_only_samples(command: Command, tmp_path: Path) -> None:
+    steps = ["--network", "mlp", "--steps", "5"]
+    code, out, err = command(*QUICK, *steps, "--solver", "pc")
+    assert (code, err) == (0, [])
+    run = tmp_path / "runs" / "digits-vp"
+    for name in ("config.yaml", "checkpoint/weights.safetensors", "checkpoint/model.json", "metrics.json", "history.json"):
+        assert (run / name).stat().st_size > 0, name
+    for name in ("samples.png", "denoising.gif", "forward.png", "loss.png", "solvers/pc/samples.png"):
+        with Image.open(run / name) as image:
+            assert min(image.size) > 100, name
+    assert len(list((run / "snapshots").glob("*.png"))) == 2
+    text = "\n".join(out)
+    for word in ("MLP", "Frechet", "+-", "11 network calls per sample", "samples.png", "memorised", "12 steps of 16"):
+        assert word in text, word
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["solvers"]["pc"]["network_calls"] == 11
+    assert metrics["solvers"]["pc"]["frechet_distance"]["std_error"] > 0
+    first = (run / "checkpoint" / "weights.safetensors").read_bytes()
+
+    code, out, err = command(*QUICK, "--network", "mlp", "--solver", "ancestral", "--steps", "4")
+    assert (code, err) == (0, [])
+    assert out[0].startswith("reusing   the network in runs/digits-vp/checkpoint (12 steps")
+    assert (run / "checkpoint" / "weights.safetensors").read_bytes() == first
+    assert set(json.loads((run / "metrics.json").read_text())["solvers"]) == {"pc", "ancestral"}
+    assert (run / "solvers" / "pc" / "samples.png").exists() and (run / "solvers" / "ancestral" / "samples.png").exists()
+
+    code, out, err = command(*QUICK, *steps, "--lr", "0.5")
+    assert code == 2 and len(err) == 1
+    assert "training.lr" in err[0] and "-> 0.5" in err[0] and "--retrain" in err[0]
+    assert (run / "checkpoint" / "weights.safetensors").read_bytes() == first
+
+    code, out, err = command(*QUICK, *steps, "--lr", "0.5", "--retrain")
+    assert (code, err) == (0, [])
+    assert (run / "checkpoint" / "weights.safetensors").read_bytes() != first
+    assert set(json.loads((run / "metrics.json").read_text())["solvers"]) == {"pc"}
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_every_sde_with_every_solver(name: str, command: Command, tmp_path: Path) -> None:
+    for solver in SOLVERS:
+        code, out, err = command(*QUICK, "--data", "gaussians8", "--sde", name, "--solver", solver, "--samples", "64")
+        assert (code, err) == (0, [])
+    metrics = json.loads((tmp_path / "runs" / f"gaussians8-{name}" / "metrics.json").read_text())
+    assert set(metrics["solvers"]) == set(SOLVERS)
+    assert len(metrics["solvers"]["em"]["mode_fractions"]) == 8
+
+
+def test_dry_run_prints_what_config_reads_and_writes_nothing(command: Command, tmp_path: Path) -> None:
+    code, out, err = command("--dry-run", "--sde", "ve", "--set", "sde.settings.sigma_max=30", "--seed", "7", "--lr", "1e-4")
+    assert (code, err) == (0, [])
+    assert list(tmp_path.iterdir()) == []
+    resolved = yaml.safe_load("\n".join(out))
+    assert resolved["sde"] == {"name": "ve", "settings": {"sigma_max": 30}}
+    assert resolved["training"]["seed"] == resolved["sampling"]["seed"] == 7
+    (tmp_path / "again.yaml").write_text("\n".join(out))
+    code, again, err = command("--dry-run", "--config", "again.yaml")
+    assert again == out
+    code, over, err = command("--dry-run", "--config", "again.yaml", "--lr", "0.25")
+    assert yaml.safe_load("\n".join(over))["training"]["lr"] == 0.25
+
+
+def test_an_interrupted_network_is_not_taken_for_a_trained_one(command: Command, tmp_path: Path) -> None:
+    arguments = [*QUICK, "--data", "gaussians8", "--solver", "em", "--steps", "3"]
+    assert command(*arguments)[0] == 0
+    about = tmp_path / "runs" / "gaussians8-vp" / "checkpoint" / "model.json"
+    content = json.loads(about.read_text())
+    content["extra"]["complete"] = False
+    about.write_text(json.dumps(content))
+    code, out, err = command(*arguments)
+    assert code == 0
+    assert "interrupted at step 12" in out[0] and any(line.startswith("trained") for line in out)
+
+
+BAD: dict[str, tuple[list[str], str]] = {
+    "sde": (["--sde", "vq"], "unknown SDE 'vq'; choose from vp, subvp, ve, cosine"),
+    "solver": (["--solver", "rk45"], "unknown solver 'rk45'; choose from em, pc, ode, ancestral"),
+    "network": (["--network", "resnet"], "unknown network 'resnet'"),
+    "data": (["--data", "cats"], "unknown data 'cats'"),
+    "grid": (["--grid", "log"], "unknown grid 'log'; choose from time, half_log_snr"),
+    "flag": (["--sovler", "pc"], "--sovler"),
+    "command line number": (["--lr", "fast"], "invalid float value: 'fast'"),
+    "negative steps": (["--steps", "-3"], "sampling.steps"),
+    "negative rate": (["--lr", "-1"], "lr must be positive"),
+    "NaN rate": (["--lr", "nan"], "training.lr"),
+    "NaN beta": (["--set", "sde.settings.beta_max=.nan"], "beta_max must be positive and finite, got nan"),
+    "negative sigma": (["--sde", "ve", "--set", "sde.settings.sigma_min=-1"], "sigma_min must be positive"),
+    "sigma order": (["--sde", "ve", "--set", "sde.settings.sigma_min=60"], "sigma_min must be below sigma_max"),
+    "beta order": (["--set", "sde.settings.beta_min=30"], "beta_min must not exceed beta_max"),
+    "sde setting": (["--set", "sde.settings.sigma_max=3"], "SDE 'vp' has no setting sigma_max; it takes beta_min, beta_max"),
+    "solver option": (["--set", "sampling.options.snrr=3"], "solver 'pc' has no setting snrr; it takes predictor, snr, corrections"),
+    "network option": (["--network", "mlp", "--set", "model.options.wide=3"], "wide"),
+    "prediction": (["--set", "model.prediction=x0"], "unknown prediction 'x0'"),
+    "set": (["--set", "lr"], "--set takes KEY=VALUE"),
+    "key": (["--set", "training.rate=3"], "unknown key training.rate"),
+    "config file": (["--config", "none.yaml"], "cannot read the configuration none.yaml"),
+    "time": (["--checkpoint-every", "often"], "a time must look like 30s"),
+    "device": (["--device", "tpu9000"], "device"),
+    "missing files": (["--data", "mnist"], "mnist"),
+    "missing directory": (["--data", "mnist", "--data-root", "nowhere"], "nowhere"),
+    "one item": (["--set", "data.limit=1"], "data.limit"),
+    "labels of data without any": (["--data", "checkerboard", "--labels"], "no labels"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_bad_input_is_one_line_and_exit_code_2_before_any_work(fault: str, command: Command, tmp_path: Path) -> None:
+    arguments, message = BAD[fault]
+    code, out, err = command(*arguments)
+    assert code == 2
+    assert len(err) == 1 and message in err[0], err
+    assert out == [] and list(tmp_path.iterdir()) == []
+
+
+def test_out_below_a_file_is_refused(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    code, out, err = command("--out", "file/run")
+    assert code == 2 and len(err) == 1 and "not a directory" in err[0]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_damaged_checkpoint_is_one_line(command: Command, tmp_path: Path) -> None:
+    arguments = [*QUICK, "--data", "gaussians8", "--solver", "em", "--steps", "3", "--out", "here"]
+    assert command(*arguments)[0] == 0
+    weights = tmp_path / "here" / "checkpoint" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    code, out, err = command(*arguments)
+    assert code == 2 and len(err) == 1 and "here/checkpoint" in err[0] and "--retrain" in err[0]
+    assert command(*arguments, "--retrain")[0] == 0
+
+
+def test_help_names_every_choice(command: Command) -> None:
+    code, out, err = command("--help")
+    text = "\n".join(out)
+    assert code == 0
+    for word in (*SDES, *SOLVERS, "digits", "mnist", "--dry-run", "--checkpoint-every", "examples:"):
+        assert word in text, word

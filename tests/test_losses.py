@@ -1,0 +1,178 @@
+"""Denoising score matching: at the exact denoiser the expected loss is known for each weighting and time sampler."""
+
+import math
+
+import pytest
+import torch
+from closed_forms import GaussianData, marginal
+from scipy import integrate, stats
+from toys import all_sdes
+
+from sde_gen import ScoreModel, dsm_loss, make_sde
+from sde_gen.losses import LOG_NORMAL_MEAN, LOG_NORMAL_STD, TIME_SAMPLERS, WEIGHTINGS
+
+SDES = all_sdes()
+DATA = GaussianData.correlated()
+STD = 0.8
+COUNT = 20_000
+
+
+def exact_model(sde, shift: float = 0.0) -> ScoreModel:
+    """The exact denoiser, plus a constant error."""
+    return ScoreModel(lambda x, c: DATA.denoise_at(x, sde, c) + shift, sde, prediction="data", data_std=STD)
+
+
+def weight(name: str, sde, t: torch.Tensor) -> torch.Tensor:
+    """The weightings on |E[x_0|x_t] - x_0|^2 as the papers have them, from alpha and sigma."""
+    alpha, sigma = marginal(sde, t)
+    snr = (alpha / sigma) ** 2
+    if name == "likelihood":  # g^2/2 |score error|^2, and a score is alpha/sigma^2 of a denoised
+        return sde.diffusion(t) ** 2 / 2 * (alpha / sigma**2) ** 2
+    return {"simple": snr, "edm": snr + 1 / STD**2, "min_snr": torch.minimum(snr, torch.full_like(snr, 5.0))}[name]
+
+
+def expected(name: str, sde, excess: float = 0.0) -> float:
+    """The mean over t, uniform on [t_min, t_max], of w(t) (Var[x_0 | x_t] + excess), by quadrature in log(t - t_min)."""
+
+    def integrand(u: float) -> float:
+        offset = math.exp(u)
+        t = torch.tensor(sde.t_min + offset, dtype=torch.float64).clamp_max(sde.t_max)
+        return float(weight(name, sde, t) * (DATA.posterior_variance(sde, t) + excess)) * offset
+
+    width = sde.t_max - sde.t_min
+    low = integrate.quad(integrand, math.log(width) - 30, math.log(width) - 8, limit=200, epsrel=1e-7)[0]
+    return (low + integrate.quad(integrand, math.log(width) - 8, math.log(width), limit=400, epsrel=1e-7)[0]) / width
+
+
+@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_loss_at_given_times_is_weight_times_posterior_variance(name, weighting):
+    sde = SDES[name]
+    for share in (0.05, 0.4, 0.95):
+        t = torch.full((COUNT,), sde.t_min + share * (sde.t_max - sde.t_min), dtype=torch.float64)
+        loss = dsm_loss(exact_model(sde), DATA.sample(COUNT), weighting=weighting, times=t, seed=0)
+        closed = float(weight(weighting, sde, t[0]) * DATA.posterior_variance(sde, t[0]))
+        assert loss.shape == (COUNT,)
+        assert float(loss.mean()) == pytest.approx(closed, abs=4 * float(loss.std()) / COUNT**0.5)
+
+
+@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("times", ["uniform", "stratified", "importance"])
+def test_expected_loss_over_time(name, weighting, times):
+    sde = SDES[name]
+    loss = dsm_loss(exact_model(sde), DATA.sample(COUNT), weighting=weighting, times=times, seed=1)
+    error = float(loss.std()) / COUNT**0.5
+    assert float(loss.mean()) == pytest.approx(expected(weighting, sde), abs=4 * error)
+    assert error < 0.2 * float(loss.mean())
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_a_wrong_denoiser_costs_its_squared_error(name):
+    sde = SDES[name]
+    loss = dsm_loss(exact_model(sde, shift=0.5), DATA.sample(COUNT), weighting="min_snr", times="stratified", seed=2)
+    assert float(loss.mean()) == pytest.approx(expected("min_snr", sde, excess=0.25), abs=4 * float(loss.std()) / COUNT**0.5)
+    assert float(loss.mean()) > expected("min_snr", sde) + 10 * float(loss.std()) / COUNT**0.5
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_importance_estimates_the_likelihood_objective_with_less_variance(name):
+    sde, x_0 = SDES[name], DATA.sample(COUNT)
+    uniform, importance = (dsm_loss(exact_model(sde), x_0, "likelihood", times, seed=3) for times in ("uniform", "importance"))
+    errors = [float(loss.std()) / COUNT**0.5 for loss in (uniform, importance)]
+    assert float(uniform.mean() - importance.mean()) == pytest.approx(0, abs=4 * math.hypot(*errors))
+    # VE's lambda is linear in t: its importance density is the uniform one.
+    assert errors[1] < errors[0] * (1.05 if name == "ve" else 0.9)
+
+
+@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("times", TIME_SAMPLERS)
+@pytest.mark.parametrize("count", [1, 7, 4096])
+def test_times_are_inside_and_reproducible(name, times, count):
+    sde = SDES[name]
+    t, correction = TIME_SAMPLERS[times](sde, count, torch.Generator().manual_seed(0), STD)
+    again, _ = TIME_SAMPLERS[times](sde, count, torch.Generator().manual_seed(0), STD)
+    other, _ = TIME_SAMPLERS[times](sde, count, torch.Generator().manual_seed(1), STD)
+    assert t.shape == correction.shape == (count,) and t.dtype == torch.float64
+    assert (t >= sde.t_min).all() and (t <= sde.t_max).all() and (correction > 0).all() and torch.isfinite(correction).all()
+    assert torch.equal(t, again) and not torch.equal(t, other)
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_time_samplers_have_their_densities(name):
+    sde, n = SDES[name], 4096
+    width = sde.t_max - sde.t_min
+    draws = {key: sampler(sde, n, torch.Generator().manual_seed(0), STD)[0] for key, sampler in TIME_SAMPLERS.items()}
+    assert stats.kstest(((draws["uniform"] - sde.t_min) / width).numpy(), "uniform").pvalue > 1e-3
+    high, low = float(sde.half_log_snr(sde.t_min)), float(sde.half_log_snr(sde.t_max))
+    in_lambda = (high - sde.half_log_snr(draws["importance"])) / (high - low)
+    for evenly in ((draws["stratified"] - sde.t_min) / width, in_lambda):  # one draw in each of n cells
+        assert ((evenly * n).sort().values - torch.arange(n)).sub(0.5).abs().max() < 0.5 + 1e-6
+    log_level = -sde.half_log_snr(draws["lognormal"]) - math.log(STD)  # log(sigma/(alpha std))
+    inside = (log_level > -high - math.log(STD) + 1e-6) & (log_level < -low - math.log(STD) - 1e-6)
+    quantiles = ((log_level - LOG_NORMAL_MEAN) / LOG_NORMAL_STD)[inside]
+    assert inside.double().mean() > 0.98
+    torch.testing.assert_close(torch.special.ndtr(quantiles).sort().values, ((torch.arange(n) + 0.5) / n)[-len(quantiles) :].double(), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_corrections_have_mean_one(name):
+    # E_importance[p_uniform/p_importance] = 1.
+    t, correction = TIME_SAMPLERS["importance"](SDES[name], 100_000, torch.Generator().manual_seed(0), 1.0)
+    assert float(correction.mean()) == pytest.approx(1.0, rel=1e-3)
+
+
+def test_seeds_and_generators():
+    model, x_0 = exact_model(make_sde("vp")), DATA.sample(16)
+    a = dsm_loss(model, x_0, seed=5)
+    assert torch.equal(a, dsm_loss(model, x_0, seed=5)) and not torch.equal(a, dsm_loss(model, x_0, seed=6))
+    assert torch.equal(a, dsm_loss(model, x_0, generator=torch.Generator().manual_seed(5)))
+    state = torch.get_rng_state()
+    dsm_loss(model, x_0, seed=5)
+    assert torch.equal(state, torch.get_rng_state())
+    torch.manual_seed(0)
+    drawn = dsm_loss(model, x_0)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, dsm_loss(model, x_0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(3,), (1, 4, 4), (2, 2, 2, 2)])
+def test_shape_dtype_conditions_and_gradient(shape, dtype):
+    seen = []
+    scale = torch.ones((), dtype=dtype, requires_grad=True)
+    model = ScoreModel(lambda x, c, label: seen.append(label) or scale * x, make_sde("ve"))
+    label = torch.arange(6)
+    loss = dsm_loss(model, torch.ones(6, *shape, dtype=dtype), seed=0, label=label)
+    assert loss.shape == (6,) and loss.dtype == dtype and seen[0] is label
+    loss.mean().backward()
+    assert torch.isfinite(scale.grad)
+
+
+def test_own_weighting_and_sampler():
+    sde, x_0 = make_sde("vp"), DATA.sample(8)
+    t = torch.full((8,), 0.3, dtype=torch.float64)
+    plain = dsm_loss(exact_model(sde), x_0, "simple", t, seed=0)
+
+    def doubled(sde, times, data_std):
+        assert data_std == STD
+        return 2 * torch.exp(2 * sde.half_log_snr(times))
+
+    torch.testing.assert_close(dsm_loss(exact_model(sde), x_0, doubled, t, seed=0), 2 * plain)
+    sampled = dsm_loss(exact_model(sde), x_0, "simple", lambda sde, n, generator, std: (t, torch.full_like(t, 3.0)), seed=0)
+    torch.testing.assert_close(sampled, 3 * plain)
+
+
+@pytest.mark.parametrize(
+    "settings, match",
+    [
+        ({"weighting": "snr"}, "unknown weighting 'snr'; choose from simple, likelihood, edm, min_snr"),
+        ({"times": "random"}, "unknown time sampler 'random'; choose from uniform, stratified, importance, lognormal"),
+        ({"seed": 0, "generator": torch.Generator()}, "seed or generator, not both"),
+        ({"times": torch.full((3,), 0.5)}, "one number for each of the 4 samples"),
+        ({"times": torch.full((4, 1), 0.5)}, "one number for each of the 4 samples"),
+    ],
+)
+def test_bad_arguments(settings, match):
+    with pytest.raises(ValueError, match=match):
+        dsm_loss(exact_model(make_sde("vp")), torch.zeros(4, 2), **settings)

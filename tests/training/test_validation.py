@@ -1,0 +1,40 @@
+import pytest
+import torch
+
+from sde_gen import ScoreModel, make_sde
+from sde_gen.prior import Moments
+from sde_gen.score import PREDICTIONS
+from sde_gen.sdes import SDES
+from sde_gen.training import Validation
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("name", SDES)
+def test_a_zero_network_reads_one(name: str, prediction: str) -> None:
+    x_0 = torch.randn(64, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    model = ScoreModel(lambda x, c: torch.zeros_like(x), make_sde(name), prediction, data_std=1.0)
+    relative = Validation.prepare(model, x_0, Moments.fit(x_0)).measure(model)
+    assert relative == pytest.approx([1.0] * len(relative), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_the_linear_baseline_is_the_exact_denoiser_of_gaussian_data(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    root = torch.tensor([[1.0, 0.0], [0.9, 0.3]], dtype=torch.float64)
+    x_0 = torch.randn(512, 2, generator=generator, dtype=torch.float64) @ root.T
+    sde, moments = make_sde(name), Moments.fit(x_0)
+
+    def exact(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return moments.denoise(x, *sde.marginal(t[0]))
+
+    model = ScoreModel(exact, sde, "data", data_std=1.0)
+    validation = Validation.prepare(model, x_0, moments)
+    assert validation.measure(model) == pytest.approx(validation.linear, rel=1e-9)
+    assert min(validation.linear) < 0.8  # it sees the correlation, which the zero network does not
+
+
+def test_the_noise_does_not_change_between_measurements() -> None:
+    x_0 = torch.randn(32, 2, generator=torch.Generator().manual_seed(1))
+    model = ScoreModel(lambda x, c: torch.tanh(x), make_sde("vp"), "edm", data_std=1.0)
+    validation = Validation.prepare(model, x_0, Moments.fit(x_0))
+    assert validation.measure(model) == validation.measure(model)
