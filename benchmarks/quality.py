@@ -12,39 +12,36 @@ are kept in --work, so that a run that was cut off goes on where it was and a co
 directory to start afresh. Run it on an idle machine: the budget is wall time.
 
 "Excess" is a Frechet distance minus that of real images to the same reference at the same sample count: held-out images where
-the training images are the reference, training images where the held-out ones are. A ratio below 1 beats the best peer.
+the training images are the reference, training images where the held-out ones are. A ratio below 1 beats the best peer; it
+comes with two error bars, see excess.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from excess import Score, equal_count_score, excess_ratio
 from torch import Tensor
 
 from sde_gen.config import RunConfig, resolve
 from sde_gen.data import Dataset, load_dataset
 from sde_gen.metrics import Estimate, FeatureNet, cached_features, frechet_distance, memorised_fraction, precision_recall
-from sde_gen.metrics.estimate import half_sample_error, halves
 from sde_gen.runs import open_run
 from sde_gen.sampling import sample
 from sde_gen.training import read_extra
 
 HERE = Path(__file__).resolve().parent
 PEERS = ("diffusers", "denoising-diffusion-pytorch")
-SUBSETS = 50  # random subsets for means at equal counts
-SPLITS = 50  # random splits into halves for error bars
 MEMORISED = 0.05  # the share of held-out images that count as near to a training image
 REFERENCES = ("training", "held_out")
 
@@ -57,92 +54,6 @@ class Entry:
     samples: list[Tensor] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
     group: str = "peer"
-
-
-@dataclass(frozen=True)
-class Score:
-    """A Frechet distance at an equal sample count.
-
-    runs: its mean over random subsets, for each training run; spread: standard deviation over subsets; pairs (SPLITS, 2):
-    the mean over runs at half the counts on both halves of random splits, for error bars.
-    """
-
-    runs: list[float]
-    spread: float
-    pairs: Tensor
-
-    @property
-    def value(self) -> float:
-        return sum(self.runs) / len(self.runs)
-
-
-def subsets(count: int, size: int, number: int, seed: int) -> Iterator[Tensor]:
-    """Indices of `number` random subsets of `size` out of `count`, without replacement; all of them, once, if size is count."""
-    if not 1 <= size <= count:
-        raise ValueError(f"subsets of {size} out of {count}; between 1 and {count} are possible")
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(1 if size == count else number):
-        yield torch.randperm(count, generator=generator)[:size]
-
-
-def distance(a: Tensor, b: Tensor) -> float:
-    """Frechet distance alone."""
-    return frechet_distance(a, b, bootstrap=2).value
-
-
-def half_pairs(x: Tensor, reference: Tensor, size: int, splits: int, seed: int) -> Tensor:
-    """(splits, 2): distances at size // 2 from either half of `x` to either half of the reference.
-
-    Each is a mean over as many disjoint blocks as the half holds. The reference's halves are the same whatever `seed`, so that its
-    noise is shared by all that is compared.
-    """
-    of_reference, of_x = torch.Generator().manual_seed(0), torch.Generator().manual_seed(seed + 1)
-    pairs = torch.zeros(splits, 2, dtype=torch.float64)
-    for row in pairs:
-        both = zip(halves(len(x), of_x), halves(len(reference), of_reference), strict=True)
-        for side, (mine, other) in enumerate(both):
-            blocks = mine[: len(mine) // (size // 2) * (size // 2)].split(size // 2)
-            row[side] = sum(distance(x[block], reference[other]) for block in blocks) / len(blocks)
-    return pairs
-
-
-def equal_count_score(features: list[Tensor], reference: Tensor, size: int) -> Score:
-    """The Frechet distance of `size` items to the reference, for the features (N, D) of each training run."""
-    runs, spreads, pairs = [], [], []
-    for seed, x in enumerate(features):
-        values = torch.tensor([distance(x[index], reference) for index in subsets(len(x), size, SUBSETS, seed)])
-        runs.append(float(values.mean()))
-        spreads.append(float(values.std()) if len(values) > 1 else 0.0)
-        pairs.append(half_pairs(x, reference, size, SPLITS, seed))
-    return Score(runs, sum(spreads) / len(spreads), torch.stack(pairs).mean(0))
-
-
-def standard_error(score: Score) -> float:
-    """Of a score: sampling of images, and of training runs where there are several."""
-    return math.hypot(half_sample_error(score.pairs), between_runs(torch.tensor(score.runs)))
-
-
-def between_runs(values: Tensor) -> float:
-    """Standard error of a mean over training runs; 0 for one run, whose spread cannot be known."""
-    return float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-
-
-def excess_ratio(ours: Score, peer: Score, floor: Score) -> Estimate:
-    """(ours - floor) / (peer - floor) with its standard error.
-
-    The error is that of ours - floor - ratio (peer - floor), resampled by halves together, over the peer's excess: the usual
-    linearisation for a ratio, which unlike a spread of resampled ratios has no heavy tail. Training runs add their own part.
-
-    Raises:
-        ValueError: the peer has no excess over the floor.
-    """
-    excess = peer.value - floor.value
-    if not excess > 0:
-        raise ValueError(f"the peer's distance {peer.value:.3f} is not above that of real images, {floor.value:.3f}: no ratio")
-    ratio = (ours.value - floor.value) / excess
-    sampling = half_sample_error(ours.pairs - floor.pairs - ratio * (peer.pairs - floor.pairs))
-    training = math.hypot(between_runs(torch.tensor(ours.runs)), ratio * between_runs(torch.tensor(peer.runs)))
-    return Estimate(ratio, math.hypot(sampling, training) / excess)
 
 
 def kept(stem: Path, settings: dict[str, Any] | None) -> tuple[Tensor, dict[str, Any]] | None:
@@ -288,7 +199,9 @@ def main_table(entries: list[Entry], measured: list[list[dict[str, Estimate]]], 
     return lines
 
 
-def equal_table(names: list[str], scores: dict[str, dict[str, Score]], coverage: dict[str, tuple[Estimate, Estimate]], size: int) -> list[str]:
+def equal_table(
+    names: list[str], scores: dict[str, dict[str, Score]], coverage: dict[str, tuple[Estimate, Estimate]], size: int
+) -> list[str]:
     """One line for each model and for real images, at the held-out set's sample count."""
     lines = [
         f"| {size} images, mean over subsets (their spread) +- standard error | Frechet to training | to held-out | precision | recall |",
@@ -302,7 +215,7 @@ def equal_table(names: list[str], scores: dict[str, dict[str, Score]], coverage:
                 cells.append("")
                 continue
             spread = f" ({score.spread:.2f})" if score.spread else ""
-            cells.append(f"{score.value:.2f}{spread} +- {standard_error(score):.2f}")
+            cells.append(f"{score.value:.2f}{spread} +- {score.std_error:.2f}")
         cells += map(str, coverage.get(name, ("", "")))
         lines.append("| " + " | ".join([name, *cells]) + " |")
     return lines
@@ -319,13 +232,15 @@ def ratios(entries: list[Entry], scores: dict[str, dict[str, Score]], floors: di
         for reference in REFERENCES:
             known = scores[reference]
             best = min(rivals, key=lambda name, known=known: known[name].value)
+            three = known[entry.name], known[best], known[floors[reference]]
+            where = f"to the {reference.replace('_', '-')} images (best peer: {best})"
             try:
-                ratio = excess_ratio(known[entry.name], known[best], known[floors[reference]])
+                whole, given = excess_ratio(*three), excess_ratio(*three, real_images_fixed=True)
             except ValueError as error:
-                parts.append(f"{reference.replace('_', '-')}: {error}")
+                parts.append(f"none {where}, {error}")
                 continue
-            found[reference] = {**numbers(ratio), "best_peer": best}
-            parts.append(f"{ratio} to the {reference.replace('_', '-')} images (best peer: {best})")
+            found[reference] = {**numbers(whole), "std_error_real_images_fixed": given.std_error, "best_peer": best}
+            parts.append(f"{given} for these real images, +- {whole.std_error:.2g} with their own sampling, {where}")
         lines.append(f"{entry.name}: ratio of excess over real images, ours / best peer: {'; '.join(parts)}")
         record[entry.name] = found
     return lines, record
@@ -347,7 +262,11 @@ def report(entries: list[Entry], data: Dataset, args: argparse.Namespace) -> Non
     coverage = {name: precision_recall(x[0][:size], train) for name, x in {**points, real_held: [held]}.items()}
     names = [*points, real_held, real_train]
     lines, claim = ratios(entries, scores, {"training": real_held, "held_out": real_train})
-    about = f"features of a classifier of the digits with {features.accuracy:.1%} held-out accuracy; {os.cpu_count()} cores, torch {torch.__version__}"
+    accuracy = f"features of a classifier of the digits with {features.accuracy:.1%} held-out accuracy"
+    about = f"{accuracy}; {os.cpu_count()} cores, torch {torch.__version__}"
+    late = max(record["training_seconds"] for entry in entries if entry.group == "ours" for record in entry.records)
+    if late > args.seconds:
+        lines.append(f"ours took {late:.0f} s of training, more than the peers' {args.seconds:g} s: times are not equal")
     text = [about, "", *main_table(entries, measured, args.samples), "", *equal_table(names, scores, coverage, size), "", *lines]
     print("\n".join(text))
     result = {
@@ -365,7 +284,7 @@ def report(entries: list[Entry], data: Dataset, args: argparse.Namespace) -> Non
         },
         "equal_counts": {
             reference: {
-                name: {"value": score.value, "std_error": standard_error(score), "spread": score.spread, "runs": score.runs}
+                name: {"value": score.value, "std_error": score.std_error, "spread": score.spread, "runs": score.runs}
                 for name, score in known.items()
             }
             for reference, known in scores.items()

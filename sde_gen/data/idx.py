@@ -44,9 +44,8 @@ def _parse(path: Path, file: BinaryIO, item_shape: tuple[int, ...]) -> np.ndarra
     magic = file.read(4)
     expected = bytes([0, 0, _UBYTE, 1 + len(item_shape)])
     if magic != expected:
-        raise ValueError(
-            f"{path}: magic number 0x{magic.hex() or '(empty file)'}; 0x{expected.hex()} (unsigned bytes, {expected[3]} dimensions) is needed"
-        )
+        found = f"0x{magic.hex()}" if magic else "absent, the file is empty"
+        raise ValueError(f"{path}: magic number {found}; 0x{expected.hex()} (unsigned bytes, {expected[3]} dimensions) is needed")
     header = file.read(4 * expected[3])
     if len(header) < 4 * expected[3]:
         raise ValueError(f"{path}: the file ends inside its header; {4 + 4 * expected[3]} header bytes are needed")

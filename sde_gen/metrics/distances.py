@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sde_gen.metrics.estimate import Estimate, check_count, half_sample_error, half_samples, matrices
 
-_CHUNK = 1 << 24  # kernel values or sorted projections held at a time
+_CHUNK = 1 << 24  # kernel values held at a time
 
 
 def frechet_distance(a: Tensor, b: Tensor, bootstrap: int = 50, seed: int = 0) -> Estimate:
@@ -128,20 +128,18 @@ def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 128, bootstrap: 
     block = min(a.shape[1], 32)
     blocks = 1 if a.shape[1] == 1 else max(2, -(-projections // block))
     generator = torch.Generator().manual_seed(seed)
-    bases = [_orthonormal(a.shape[1], block, generator) for _ in range(blocks)]
-    squares = torch.zeros(blocks, dtype=torch.float64)
-    pairs = torch.zeros(bootstrap, 2, dtype=torch.float64)
-    for i, basis in enumerate(bases):
-        sorted_a, order_a = (a @ basis).T.sort(dim=1)
-        sorted_b, order_b = (b @ basis).T.sort(dim=1)
-        squares[i] = _quantile_distance(sorted_a, sorted_b)
-        for s, split in enumerate(half_samples(len(a), len(b), bootstrap, seed)):
-            for h, (half_a, half_b) in enumerate(split):
-                # A part of a sorted column is sorted: one sort serves all splits.
-                part_a, part_b = _keep(sorted_a, order_a, half_a), _keep(sorted_b, order_b, half_b)
-                pairs[s, h] += _quantile_distance(part_a, part_b) / blocks
+    directions = torch.cat([_orthonormal(a.shape[1], block, generator) for _ in range(blocks)], dim=1)
+    sorted_a, order_a = (a @ directions).T.sort(dim=1)
+    sorted_b, order_b = (b @ directions).T.sort(dim=1)
+    squares = _quantile_distances(sorted_a, sorted_b).view(blocks, block).mean(1)
+    # A part of a sorted row is sorted: one sort serves all splits.
+    pairs = [
+        [float(_quantile_distances(_keep(sorted_a, order_a, i), _keep(sorted_b, order_b, j)).mean()) for i, j in split]
+        for split in half_samples(len(a), len(b), bootstrap, seed)
+    ]
     square = float(squares.mean())
-    variance = half_sample_error(pairs) ** 2 + (float(squares.var()) / blocks if blocks > 1 else 0.0)
+    variance = half_sample_error(torch.tensor(pairs, dtype=torch.float64)) ** 2
+    variance += float(squares.var()) / blocks if blocks > 1 else 0.0
     value = math.sqrt(square)
     return Estimate(value, math.sqrt(variance) / (2 * value) if value > 0 else 0.0)
 
@@ -157,13 +155,13 @@ def _keep(values: Tensor, order: Tensor, members: Tensor) -> Tensor:
     return values[mask[order]].view(len(values), len(members))
 
 
-def _quantile_distance(a: Tensor, b: Tensor) -> float:
-    """Mean over rows of the integral over u in (0, 1) of (F_a^-1(u) - F_b^-1(u))^2, for sorted rows (P, N) and (P, M)."""
+def _quantile_distances(a: Tensor, b: Tensor) -> Tensor:
+    """(P,): for each row, the integral over u in (0, 1) of (F_a^-1(u) - F_b^-1(u))^2, for sorted rows (P, N) and (P, M)."""
     n, m = a.shape[1], b.shape[1]
     if n == m:
-        return float((a - b).square().mean())
+        return (a - b).square().mean(1)
     # Both quantile functions are constant between the merged multiples of 1/n and 1/m, here in exact integers of 1/(n m).
     edges = torch.cat([torch.arange(n + 1) * m, torch.arange(m + 1) * n]).unique()
     left, width = edges[:-1], edges.diff()
     gap = a[:, left // m] - b[:, left // n]
-    return float((gap.square() @ width.double()).mean() / (n * m))
+    return gap.square() @ width.double() / (n * m)

@@ -52,7 +52,8 @@ def test_broken_files_are_refused_in_one_line(write, data, message):
 
 def test_a_broken_gzip_stream_is_refused(tmp_path):
     whole = gzip.compress(np.random.default_rng(0).integers(256, size=5000, dtype=np.uint8).tobytes())
-    for name, data in {"cut": gzip.compress(content())[:-12], "plain": content(), "flipped": whole[:20] + b"\xff" * 20 + whole[40:]}.items():
+    flipped = whole[:20] + b"\xff" * 20 + whole[40:]
+    for name, data in {"cut": gzip.compress(content())[:-12], "plain": content(), "flipped": flipped}.items():
         path = tmp_path / f"{name}.gz"
         path.write_bytes(data)
         with pytest.raises(ValueError, match=f"{name}.gz: (cannot be read|magic)"):

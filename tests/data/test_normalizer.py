@@ -51,7 +51,7 @@ def test_the_dtype_is_kept_and_half_is_rounded_once(dtype):
     z = normalizer.encode(x)
     assert z.dtype == normalizer.decode(z).dtype == dtype
     assert torch.equal(z, torch.tensor([[1 / 3], [-1.0]], dtype=torch.float64).to(dtype))
-    with pytest.raises(TypeError, match="torch.uint8"):
+    with pytest.raises(TypeError, match="uint8"):
         normalizer.encode(x.to(torch.uint8))
 
 
@@ -123,7 +123,9 @@ def test_what_cannot_be_fitted_is_refused(values, kind, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("config", [{}, {"kind": "standard"}, {"kind": "odd", "shape": [3]}, {"kind": "range", "shape": [0]}, {"kind": "range", "shape": [2, 3]}])
+@pytest.mark.parametrize(
+    "config", [{}, {"kind": "standard"}, {"kind": "odd", "shape": [3]}, {"kind": "range", "shape": [0]}, {"kind": "range", "shape": [2, 3]}]
+)
 def test_a_bad_configuration_is_refused(config):
     with pytest.raises(ValueError):
         Normalizer.from_config(config)

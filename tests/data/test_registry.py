@@ -112,7 +112,7 @@ def test_mnist_is_read_from_its_files(tmp_path, gz):
 
 
 def test_mnist_says_what_is_missing(tmp_path):
-    with pytest.raises(ValueError, match="needs root.*train-images-idx3-ubyte"):
+    with pytest.raises(ValueError, match=r"needs root.*train-images-idx3-ubyte"):
         load_dataset("mnist")
     with pytest.raises(ValueError, match="not a directory; expected train-images-idx3-ubyte"):
         load_dataset("mnist", root=tmp_path / "absent")
@@ -126,7 +126,7 @@ def test_mnist_says_what_is_missing(tmp_path):
 def test_mnist_needs_one_label_an_image(tmp_path):
     write_mnist(tmp_path)
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, 4) + bytes(4))
-    with pytest.raises(ValueError, match="5 images in .* but 4 labels"):
+    with pytest.raises(ValueError, match=r"5 images in .* but 4 labels"):
         load_dataset("mnist", root=tmp_path)
 
 

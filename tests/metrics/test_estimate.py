@@ -41,6 +41,7 @@ def test_half_sample_error_of_a_mean_is_the_textbook_one():
 
 def test_what_is_no_matrix_is_refused():
     assert matrix("x", torch.zeros(3, 2, 2, dtype=torch.float16)).shape == (3, 4)
-    for bad, message in ((torch.zeros(3), r"x of shape \(3,\)"), (torch.zeros(1, 2), "N >= 2"), (torch.tensor([[1.0], [math.inf]]), "1 NaN or infinite")):
+    infinite = torch.tensor([[1.0], [math.inf]])
+    for bad, message in ((torch.zeros(3), r"x of shape \(3,\)"), (torch.zeros(1, 2), "N >= 2"), (infinite, "1 NaN or infinite")):
         with pytest.raises(ValueError, match=message):
             matrix("x", bad)

@@ -45,7 +45,7 @@ def test_radii_of_subsets_equal_those_computed_alone():
 
 @pytest.mark.parametrize("shift", [0.0, 1.0])
 def test_the_errors_of_precision_and_recall_are_their_spread(shift):
-    found = [precision_recall(normal(150, 2, 2 * i, shift), normal(200, 2, 2 * i + 1), bootstrap=15, seed=i) for i in range(120)]
+    found = [precision_recall(normal(150, 2, 2 * i, shift), normal(200, 2, 2 * i + 1), bootstrap=12, seed=i) for i in range(100)]
     for side in (0, 1):
         true = np.std([e[side].value for e in found])
         stated = np.sqrt(np.mean([e[side].std_error ** 2 for e in found]))
@@ -71,7 +71,8 @@ def test_memorised_fraction_finds_copies_far_from_the_origin():
 
 def test_the_error_of_the_memorised_fraction_is_its_spread():
     train = normal(300, 2, 10_000)
-    found = [memorised_fraction(normal(300, 2, 2 * i), train, normal(250, 2, 2 * i + 1), quantile=0.1, bootstrap=60, seed=i) for i in range(200)]
+    draws = [(normal(300, 2, 2 * i), normal(250, 2, 2 * i + 1)) for i in range(200)]
+    found = [memorised_fraction(x, train, fresh, quantile=0.1, bootstrap=60, seed=i) for i, (x, fresh) in enumerate(draws)]
     stated = np.sqrt(np.mean([e.std_error**2 for e in found]))
     assert stated / np.std([e.value for e in found]) == pytest.approx(1, abs=0.3)
 

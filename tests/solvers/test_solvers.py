@@ -133,7 +133,7 @@ def test_unregistered_solvers_follow_the_flow(name, solver):
     x = DATA.flow_map(DATA.sample(32), sde, sde.t_min, start)
     out = sample(model, (32, 2), solver, steps=500, x_init=x, t_start=start, t_end=end, grid="time", progress=False)
     exact = DATA.flow_map(x, sde, start, end)
-    torch.testing.assert_close(out.x, exact, rtol=0, atol=0.01 * float(exact.abs().max()))
+    torch.testing.assert_close(out.x, exact, rtol=0, atol=0.02 * float(exact.abs().max()))
     assert (out.nfe == 500).all()
 
 

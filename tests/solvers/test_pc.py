@@ -1,0 +1,89 @@
+"""Predictor-corrector: the Langevin step's stationary law, and any fixed-step predictor."""
+
+import pytest
+import torch
+from closed_forms import GaussianData, marginal
+from toys import ToyDDIM, ToyEuler, all_sdes
+
+from sde_gen import make_sde, make_solver, sample
+from sde_gen.solvers import PredictorCorrector, make_grid
+
+SDES = all_sdes()
+DATA = GaussianData.correlated()
+
+
+def corrector(sde, t: float, snr: float, count: int):
+    """The Langevin updates alone, at time t."""
+    times = torch.tensor([t, 0.5 * (t + sde.t_min)], dtype=torch.float64)
+    updates = PredictorCorrector("em", snr=snr, corrections=count).plan(sde, times)[:-1]
+    assert len(updates) == count and all(update.t == t and update.s is None for update in updates)
+    return updates
+
+
+@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("snr", [0.05, 0.16])
+def test_many_corrections_leave_the_marginal(name, snr):
+    """From wrong moments the corrector alone comes to p_t: each variance v to v/(1 - e/(2v)), e = 2 (snr sigma)^2."""
+    sde = SDES[name]
+    for t in (0.5, 0.9):  # lower down, the data's wide directions take long to forget
+        mean, covariance = DATA.moments(sde, t)
+        got_mean, got = DATA.run_moments(corrector(sde, t, snr, 8000), sde, 0 * mean, 2 * covariance + torch.eye(2, dtype=torch.float64))
+        alpha, sigma = marginal(sde, t)
+        variance = alpha**2 * DATA.e + sigma**2
+        biased = DATA.v @ torch.diag(variance / (1 - (snr * sigma) ** 2 / variance)) @ DATA.v.T
+        scale = float(variance.max())
+        torch.testing.assert_close(got, biased, rtol=1e-6, atol=1e-6 * scale)
+        torch.testing.assert_close(got_mean, mean, rtol=1e-6, atol=1e-6 * scale**0.5)
+        torch.testing.assert_close(got, covariance, rtol=0, atol=0.03 * scale)
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_a_correction_is_a_langevin_step(name):
+    sde, t, snr = SDES[name], 0.4, 0.2
+    (update,) = corrector(sde, t, snr, 1)
+    x = DATA.sample(5)
+    e = 2 * (snr * marginal(sde, t)[1]) ** 2
+    exact = x + e * DATA.score_at(x, sde, t)
+    torch.testing.assert_close(update.a * x + update.b[0] * DATA.denoise_at(x, sde, t), exact, rtol=1e-10, atol=1e-10)
+    assert update.c == pytest.approx(float(torch.sqrt(2 * e)))
+
+
+@pytest.mark.parametrize("predictor", ["em", "ancestral", make_solver("em", eta=0.5), make_solver("ancestral", variance="large"), ToyDDIM()])
+@pytest.mark.parametrize("corrections", [0, 1, 3])
+def test_any_fixed_step_predictor(predictor, corrections):
+    sde = make_sde("vp")
+    times = make_grid(sde, "half_log_snr", sde.t_max, sde.t_min, 6)
+    solver = PredictorCorrector(predictor, corrections=corrections)
+    plain = (make_solver(predictor) if isinstance(predictor, str) else predictor).plan(sde, times)
+    updates = solver.plan(sde, times)
+    assert solver.calls == 1 + corrections and len(updates) == 6 * (1 + corrections)
+    assert updates[corrections :: 1 + corrections] == plain
+    for step in range(6):  # the corrections come first and at the time of their step
+        assert {u.t for u in updates[step * (1 + corrections) : (step + 1) * (1 + corrections)]} == {plain[step].t}
+
+
+@pytest.mark.parametrize("predictor", ["em", "ancestral"])
+def test_corrections_repair_a_coarse_predictor(predictor):
+    # 12 steps of the predictor alone miss the covariance by more than with three corrections at each.
+    sde = make_sde("vp")
+    exact = DATA.moments(sde, sde.t_min)[1]
+    errors = []
+    for corrections in (0, 3):
+        updates = PredictorCorrector(predictor, corrections=corrections).plan(sde, make_grid(sde, "half_log_snr", sde.t_max, sde.t_min, 12))
+        errors.append(float((DATA.run_moments(updates, sde, *DATA.moments(sde, sde.t_max))[1] - exact).norm()))
+    assert errors[1] < 0.9 * errors[0]
+
+
+def test_options_by_name_reach_it():
+    model = DATA.model(make_sde("ve"))
+    settings = {"steps": 10, "progress": False}
+    by_name = sample(model, (4, 2), "pc", predictor="ancestral", snr=0.1, corrections=2, **settings)
+    by_object = sample(model, (4, 2), PredictorCorrector("ancestral", snr=0.1, corrections=2), **settings)
+    assert torch.equal(by_name.x, by_object.x) and by_name.nfe.tolist() == [31] * 4
+    assert not torch.equal(by_name.x, sample(model, (4, 2), "pc", predictor="ancestral", snr=0.2, corrections=2, **settings).x)
+
+
+@pytest.mark.parametrize("predictor", [PredictorCorrector(), "pc", "ode", make_solver("ode"), ToyEuler(), 3, None])
+def test_what_cannot_predict_is_refused(predictor):
+    with pytest.raises(ValueError, match="predictor must be a fixed-step solver other than pc, got"):
+        PredictorCorrector(predictor)
