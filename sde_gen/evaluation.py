@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import metrics, report
 from .data import Dataset
-from .runs import FILM, Run, shown_state, write_text
+from .runs import FILM, Run, class_labels, shown_state, write_text
 from .sampling import sample
 
 FRAMES = 40
@@ -35,7 +35,8 @@ def sample_run(run: Run, device: torch.device | str = "cpu", progress: bool = Tr
         **settings.options,
     }
     began = time.monotonic()
-    out = sample(run.model, (settings.samples, *run.data.shape), batch_size=settings.batch, progress=progress, **common)
+    shape = (settings.samples, *run.data.shape)
+    out = sample(run.model, shape, batch_size=settings.batch, progress=progress, cond=class_labels(run.model, settings.samples), **common)
     if out.x.device.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.monotonic() - began
@@ -67,7 +68,8 @@ def _film(run: Run, path: Path, common: dict[str, Any]) -> None:
     def keep(step: int, t: float, x: Tensor) -> None:
         frames.append((t, shown_state(run.model, x, t)))
 
-    out = sample(run.model, (count, *run.data.shape), step_hook=keep, progress=False, on_failure="mask", **common)
+    cond = class_labels(run.model, count)
+    out = sample(run.model, (count, *run.data.shape), step_hook=keep, progress=False, on_failure="mask", cond=cond, **common)
     spread = torch.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().long().tolist()
     shown = [frames[index] for index in spread]
     labels = [f"t = {t:.3f}" for t, _ in shown]

@@ -166,9 +166,14 @@ def _train(
     checkpoint_seconds: float | None,
 ) -> TrainResult:
     def evaluated(step: int, result: TrainResult) -> None:
-        out = sample(
-            result.model, (1000 if len(data.shape) == 1 else 25, *data.shape), "em", steps=50, seed=config.sampling.seed, progress=False, on_failure="mask"
-        )
+        count = 1000 if len(data.shape) == 1 else 25
+        common: dict[str, Any] = {
+            "seed": config.sampling.seed,
+            "progress": False,
+            "on_failure": "mask",
+            "cond": class_labels(result.model, count),
+        }
+        out = sample(result.model, (count, *data.shape), "em", steps=50, **common)
         report.picture_samples(out.x.cpu(), snapshots / f"step-{step:06d}.png", data.train, data.value_range)
 
     def keep(step: int, result: TrainResult, complete: bool = False) -> None:
@@ -215,6 +220,12 @@ def _forward_picture(model: ScoreModel, data: Dataset, path: Path) -> None:
         columns.append(shown_state(model, alpha * z + sigma * noise, float(t)))
         labels.append(report.level_label(float(t), sigma, float(sde.half_log_snr(t))))
     report.picture_forward(torch.stack(columns, dim=1), labels, path, data.value_range)
+
+
+def class_labels(model: ScoreModel, count: int) -> dict[str, Tensor] | None:
+    """Labels for `count` samples of a conditional network, sample i of class i mod classes; None for any other network."""
+    classes = getattr(model.network, "classes", None)
+    return None if classes is None else {"label": torch.arange(count) % classes}
 
 
 def shown_state(model: ScoreModel, x: Tensor, t: float) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .randomness import NoiseStream, check_seed
+from .registry import lookup
 from .score import Denoiser
-from .solvers import Run, Solver, make_solver
+from .solvers import GRIDS, Run, Solver, make_solver
 
 StepHook = Callable[[int, float, Tensor], bool | None]
 
@@ -107,8 +109,13 @@ def sample(
     if trajectory not in (None, "states", "denoised"):
         raise ValueError(f"unknown trajectory {trajectory!r}; choose from None, states, denoised")
     check_seed(seed)
-    if index_offset < 0 or (batch_size is not None and batch_size < 1):
-        raise ValueError(f"index_offset must be at least 0 and batch_size at least 1, got {index_offset!r} and {batch_size!r}")
+    steps = method.default_steps if steps is None else steps
+    batch_size = count if batch_size is None else batch_size
+    for label, number, least in (("steps", steps, 1), ("batch_size", batch_size, 1), ("index_offset", index_offset, 0)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            raise ValueError(f"{label} must be a whole number of at least {least}, got {number!r}")
+    grid = method.default_grid if grid is None else grid
+    lookup(GRIDS, "grid", grid)
     sde = model.sde
     start, end = (sde.t_max if t_start is None else float(t_start)), (sde.t_min if t_end is None else float(t_end))
     for label, value in (("t_start", start), ("t_end", end)):
@@ -118,22 +125,26 @@ def sample(
         raise ValueError(f"t_start and t_end must differ, both are {start!r}")
     if start < end and method.stochastic:
         raise ValueError(f"solver {name!r} runs from noise to data only: t_end must be below t_start, got {start!r} to {end!r}")
-    steps = method.default_steps if steps is None else steps
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
     cond = cond or {}
     for key, tensor in cond.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"condition {key!r} must be a tensor, got {type(tensor).__name__}")
         if tensor.shape[:1] != (count,):
             raise ValueError(f"condition {key!r} must have first dimension {count}, got shape {tuple(tensor.shape)}")
+    if x_init is not None and not isinstance(x_init, Tensor):
+        raise TypeError(f"x_init must be a tensor, got {type(x_init).__name__}")
     if x_init is not None and tuple(x_init.shape) != (count, *data_shape):
         raise ValueError(f"x_init must have shape {(count, *data_shape)}, got {tuple(x_init.shape)}")
     device, dtype = _where(model, x_init, device, dtype)
 
-    states, calls, frames, failures = [], [], [], []
+    states: list[Tensor] = []
+    calls, frames, failures = [], [], []
     times: list[float] = []
-    watched = trajectory is not None or step_hook is not None
-    with tqdm(total=count, desc=f"sampling ({name})", unit="sample", disable=None if progress else True, leave=False) as bar:
-        for first, last in _batches(count, batch_size):
+    batches = list(_batches(count, batch_size))
+    # A fixed-step solver shows its steps; an adaptive one, whose samples go at their own pace, its finished batches.
+    total, unit = (count, "sample") if method.adaptive else (steps * len(batches), "step")
+    with tqdm(total=total, desc=f"sampling ({name})", unit=unit, disable=None if progress else True, leave=False) as bar:
+        for first, last in batches:
             part = {key: tensor[first:last].to(device) for key, tensor in cond.items()}
             noise = NoiseStream(seed, index_offset + first, last - first, data_shape, dtype, device)
             z = noise.draw()  # always drawn, so that the later draws are the same with and without x_init
@@ -145,12 +156,14 @@ def sample(
                     x = model.normalizer.encode(x)
             run = Run(model, noise, torch.zeros(last - first, dtype=torch.int64, device=device), part)
             kept: list[Tensor] = []
-            if watched:
+            tick = None if method.adaptive or bar.disable else bar.update
+            if trajectory is not None or step_hook is not None or tick is not None:
                 times = []
-                run.observer = _watcher(model, trajectory, step_hook, kept, times)
-            y = method.solve(run, x, start, end, steps, grid or method.default_grid)
+                run.observer = _watcher(model, trajectory, step_hook, kept, times, tick)
+            y = method.solve(run, x, start, end, steps, grid)
             failed = ~torch.isfinite(y).flatten(1).all(1)
-            if end == sde.t_min:
+            # A hook may have stopped above t_min, where the state is neither data nor to be decoded.
+            if (times[-1] if times else end) == sde.t_min:
                 if final == "denoise":
                     y = model.predict(y, end, **part)[0]
                     run.nfe += 1
@@ -161,15 +174,15 @@ def sample(
                 again = NoiseStream(seed, index_offset + first, last - first, data_shape, dtype, device)
                 again.draw()
                 where = _locate(method, Run(model, again, torch.zeros_like(run.nfe), part), x, start, end, steps, grid)
-                index = torch.arange(first, last)
-                bad = failed.cpu()
-                raise SolverError(name, *where, index[bad], index[~bad], y[~failed])
+                index, bad = torch.arange(last), torch.cat((torch.zeros(first, dtype=torch.bool), failed.cpu()))
+                raise SolverError(name, *where, index[bad], index[~bad], torch.cat((*states, y[~failed])))
             states.append(y)
             calls.append(run.nfe)
             failures.append(failed)
             if trajectory is not None:
                 frames.append(torch.stack(kept))
-            bar.update(last - first)
+            if method.adaptive:
+                bar.update(last - first)
     return Samples(
         x=torch.cat(states),
         nfe=torch.cat(calls),
@@ -180,7 +193,10 @@ def sample(
 
 
 def _check_shape(shape: Sequence[int]) -> tuple[int, tuple[int, ...]]:
-    numbers = tuple(int(n) for n in shape)
+    try:
+        numbers = tuple(operator.index(n) for n in shape)
+    except TypeError:
+        raise TypeError(f"shape must be (N, *data shape) in whole numbers, got {shape!r}") from None
     if len(numbers) < 2 or min(numbers) < 1:
         raise ValueError(f"shape must be (N, *data shape) with positive entries, got {tuple(shape)}")
     return numbers[0], numbers[1:]
@@ -204,16 +220,22 @@ def _where(
     return torch.device(device), dtype
 
 
-def _batches(count: int, size: int | None) -> Iterator[tuple[int, int]]:
-    size = size or count
+def _batches(count: int, size: int) -> Iterator[tuple[int, int]]:
     return ((first, min(first + size, count)) for first in range(0, count, size))
 
 
 def _watcher(
-    model: Denoiser, trajectory: str | None, hook: StepHook | None, kept: list[Tensor], times: list[float]
+    model: Denoiser,
+    trajectory: str | None,
+    hook: StepHook | None,
+    kept: list[Tensor],
+    times: list[float],
+    tick: Callable[[], object] | None,
 ) -> Callable[[float, Tensor, Tensor], bool]:
     def observe(t: float, x: Tensor, denoised: Tensor) -> bool:
         times.append(t)
+        if tick is not None:
+            tick()
         if trajectory == "denoised":
             kept.append((denoised if model.normalizer is None else model.normalizer.decode(denoised)).cpu())
         elif trajectory == "states":
@@ -223,7 +245,7 @@ def _watcher(
     return observe
 
 
-def _locate(method: Solver, run: Run, x: Tensor, start: float, end: float, steps: int, grid: str | None) -> tuple[float | None, int | None]:
+def _locate(method: Solver, run: Run, x: Tensor, start: float, end: float, steps: int, grid: str) -> tuple[float | None, int | None]:
     """Time and step at which a sample first is not finite: the same batch again, watched, since a loop that ends well pays
     nothing for being able to say so."""
     found: list[tuple[float, int]] = []
@@ -237,5 +259,7 @@ def _locate(method: Solver, run: Run, x: Tensor, start: float, end: float, steps
         return bool(found)
 
     run.observer = observe
-    method.solve(run, x, start, end, steps, grid or method.default_grid)
-    return found[0] if found else (None, None)
+    method.solve(run, x, start, end, steps, grid)
+    if found:
+        return found[0]
+    return (end, taken) if taken else (None, None)  # finite to the end: it was the last, denoising call

@@ -71,13 +71,12 @@ def test_a_run_leaves_what_it_says_and_a_second_one_only_samples(command: Comman
 
 
 @pytest.mark.parametrize("name", SDES)
-def test_every_sde_with_every_solver(name: str, command: Command, tmp_path: Path) -> None:
-    for solver in SOLVERS:
-        code, out, err = command(*QUICK, "--data", "gaussians8", "--sde", name, "--solver", solver, "--samples", "64")
-        assert (code, err) == (0, [])
+def test_every_sde_from_the_command_line(name: str, command: Command, tmp_path: Path) -> None:
+    code, out, err = command(*QUICK, "--data", "gaussians8", "--sde", name, "--solver", "em", "--steps", "3", "--samples", "64")
+    assert (code, err) == (0, [])
     metrics = json.loads((tmp_path / "runs" / f"gaussians8-{name}" / "metrics.json").read_text())
-    assert set(metrics["solvers"]) == set(SOLVERS)
     assert len(metrics["solvers"]["em"]["mode_fractions"]) == 8
+    assert any(line.startswith("modes") for line in out)
 
 
 def test_dry_run_prints_what_config_reads_and_writes_nothing(command: Command, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from sde_gen.losses import LOG_NORMAL_MEAN, LOG_NORMAL_STD, TIME_SAMPLERS, WEIGH
 SDES = all_sdes()
 DATA = GaussianData.correlated()
 STD = 0.8
-COUNT = 20_000
+COUNT = 5_000
 
 
 def exact_model(sde, shift: float = 0.0) -> ScoreModel:
@@ -112,13 +112,14 @@ def test_time_samplers_have_their_densities(name):
     inside = (log_level > -high - math.log(STD) + 1e-6) & (log_level < -low - math.log(STD) - 1e-6)
     quantiles = ((log_level - LOG_NORMAL_MEAN) / LOG_NORMAL_STD)[inside]
     assert inside.double().mean() > 0.98
-    torch.testing.assert_close(torch.special.ndtr(quantiles).sort().values, ((torch.arange(n) + 0.5) / n)[-len(quantiles) :].double(), rtol=0, atol=0.02)
+    evenly = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    torch.testing.assert_close(torch.special.ndtr(quantiles).sort().values, evenly[-len(quantiles) :], rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize("name", SDES)
 def test_corrections_have_mean_one(name):
     # E_importance[p_uniform/p_importance] = 1.
-    t, correction = TIME_SAMPLERS["importance"](SDES[name], 100_000, torch.Generator().manual_seed(0), 1.0)
+    _, correction = TIME_SAMPLERS["importance"](SDES[name], 10_000, torch.Generator().manual_seed(0), 1.0)
     assert float(correction.mean()) == pytest.approx(1.0, rel=1e-3)
 
 

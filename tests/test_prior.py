@@ -3,8 +3,8 @@
 import pytest
 import torch
 from closed_forms import GaussianData, marginal
-from toys import all_sdes
 from torch.distributions import MultivariateNormal, Normal
+from toys import all_sdes
 
 from sde_gen import Moments, ScoreModel, make_sde
 from sde_gen.prior import MatchedPrior, SDEPrior

@@ -120,7 +120,8 @@ def test_cuda_batches_are_bit_equal():
     normal_checks(expected.flatten(1).cpu())
 
 
-@pytest.mark.parametrize("seed, error", [(-1, ValueError), (2**63, ValueError), (1.0, TypeError), (True, TypeError), ("0", TypeError), (None, TypeError)])
-def test_bad_seeds(seed, error):
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.0, True, "0", None])
+def test_bad_seeds(seed):
+    error = ValueError if type(seed) is int else TypeError
     with pytest.raises(error, match="seed must be"):
         check_seed(seed)

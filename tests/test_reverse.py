@@ -72,7 +72,7 @@ class Backwards:
 
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_torchsde_draws_gaussian_data_from_it(eta):
-    sde, data, count = make_sde("cosine"), GaussianData.correlated(), 8000
+    sde, data, count = make_sde("cosine"), GaussianData.correlated(), 3000
     model = data.model(sde)
     start, end = 0.9, 0.2
     mean, covariance = data.moments(sde, start)
@@ -81,10 +81,10 @@ def test_torchsde_draws_gaussian_data_from_it(eta):
     motion = torchsde.BrownianInterval(0.0, start - end, size=(count, 2), dtype=torch.float64, entropy=2)
     times = torch.tensor([0.0, start - end], dtype=torch.float64)
     with torch.no_grad():
-        x = torchsde.sdeint(Backwards(ReverseSDE(model, eta), start), x, times, bm=motion, dt=0.005, method="euler")[-1]
+        x = torchsde.sdeint(Backwards(ReverseSDE(model, eta), start), x, times, bm=motion, dt=0.01, method="euler")[-1]
     mean, covariance = data.moments(sde, end)
-    torch.testing.assert_close(x.mean(0), mean, rtol=0, atol=0.04)
-    torch.testing.assert_close(x.T.cov(), covariance, rtol=0.06, atol=0.02)
+    torch.testing.assert_close(x.mean(0), mean, rtol=0, atol=0.06)
+    torch.testing.assert_close(x.T.cov(), covariance, rtol=0.08, atol=0.04)
 
 
 def test_conditions_are_passed_and_dtype_kept():

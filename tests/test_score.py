@@ -71,7 +71,7 @@ def test_every_view_of_every_prediction_is_exact(name, prediction, shape):
     t = sde.t_min + (sde.t_max - sde.t_min) * torch.linspace(0.02, 0.98, 9, dtype=torch.float64)
     x = noisy(data, sde, t)
     model = ScoreModel(output_of(prediction, sde, data), sde, prediction=prediction, data_std=STD)
-    alpha, sigma = (column(value, x.ndim - 1) for value in marginal(sde, t))
+    sigma = column(marginal(sde, t)[1], x.ndim - 1)
     alpha_slope, sigma_slope = (column(value, x.ndim - 1) for value in slopes(sde, t))
     score = data.score_at(x, sde, t)
     x_0 = data.denoise_at(x, sde, t)
@@ -126,7 +126,12 @@ def test_the_network_sees_its_clock(name, clock):
 
 def test_a_clock_and_a_prediction_may_be_registered(monkeypatch):
     monkeypatch.setitem(CLOCKS, "index", lambda sde, t: (1000 * t).round())
-    monkeypatch.setitem(PREDICTIONS, "negative_noise", lambda sde, t, std: (1 / sde.marginal(t)[0], sde.marginal(t)[1] / sde.marginal(t)[0]))
+
+    def negative_noise(sde, t, std):
+        alpha, sigma = sde.marginal(t)
+        return 1 / alpha, sigma / alpha
+
+    monkeypatch.setitem(PREDICTIONS, "negative_noise", negative_noise)
     seen = []
     x = torch.ones(2, 2)
     model = ScoreModel(lambda x, c: seen.append(c) or -x, make_sde("vp"), prediction="negative_noise", clock="index")
@@ -135,7 +140,9 @@ def test_a_clock_and_a_prediction_may_be_registered(monkeypatch):
 
 
 @pytest.mark.parametrize("name", SDES)
-@pytest.mark.parametrize("prediction, scale_input, scaled", [("edm", None, True), ("edm", False, False), ("v", True, True), ("noise", None, False)])
+@pytest.mark.parametrize(
+    "prediction, scale_input, scaled", [("edm", None, True), ("edm", False, False), ("v", True, True), ("noise", None, False)]
+)
 def test_the_network_sees_scaled_input(name, prediction, scale_input, scaled):
     sde, seen = SDES[name], []
     model = ScoreModel(lambda x, c: seen.append(x) or x, sde, prediction=prediction, data_std=STD, scale_input=scale_input)
@@ -186,7 +193,8 @@ def test_float32_in_float32_out_and_close_to_float64(prediction):
         for time in (0.5, t.float()):
             single = model.denoise(x.float(), time)
             assert single.dtype == torch.float32
-            torch.testing.assert_close(single.double(), model.denoise(x, 0.5), rtol=1e-4, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+            message = lambda text, name=name: f"{name}: {text}"  # noqa: E731
+            torch.testing.assert_close(single.double(), model.denoise(x, 0.5), rtol=1e-4, atol=1e-4, msg=message)
 
 
 def test_a_half_precision_network_gives_back_the_states_dtype():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class ToyDDIM(FixedStepSolver):
     def plan(self, sde: SDE, times: Tensor) -> list[Update]:
         alpha, sigma = (values.tolist() for values in sde.marginal(times))
         t = times.tolist()
-        ratio = [late / early for early, late in zip(sigma, sigma[1:], strict=False)]
+        ratio = [late / early for early, late in pairwise(sigma)]
         return [
             Update(t=t[i], a=ratio[i], b=(alpha[i + 1] - ratio[i] * alpha[i],), s=t[i + 1]) for i in range(len(ratio))
         ]
@@ -47,7 +48,7 @@ class ToyEuler(Solver):
 
     def solve(self, run: Run, x: Tensor, t_start: float, t_end: float, steps: int, grid: str) -> Tensor:
         times = torch.linspace(t_start, t_end, steps + 1, dtype=torch.float64).tolist()
-        for t, s in zip(times, times[1:], strict=False):
+        for t, s in pairwise(times):
             x = x + (s - t) * run.model.velocity(x, t, **run.cond)
             run.nfe += 1
         return x

@@ -43,7 +43,7 @@ def make_network(name: str, shape: Sequence[int], classes: int | None = None, ou
     unknown = sorted(set(options) - set(allowed))
     if unknown:
         raise ValueError(f"unknown option {', '.join(unknown)} of network {name!r}; known: {', '.join(allowed)}")
-    return kind(shape, classes, out_channels, **options)  # type: ignore[arg-type]
+    return kind(shape, classes, out_channels, **options)
 
 
 def summary(network: torch.nn.Module, shape: Sequence[int]) -> str:

@@ -113,7 +113,8 @@ class ProbabilityFlow(Solver):
         probe = state.y + expand_as((moved - state.theta).to(state.y), state.y) * state.slope
         bend = rms((_slope(run, path, probe, moved, None) - state.slope) / scale) / guess
         step = (0.01 / torch.maximum(speed, bend).clamp_min(1e-12)) ** 0.2
-        return torch.minimum(100 * guess, step.double()).clamp_max(abs(span)).nan_to_num(abs(span))
+        # Never 0, as a probe that overflowed would give: such a step is accepted for ever and leads nowhere.
+        return torch.minimum(100 * guess, step.double()).clamp(1e-6 * abs(span), abs(span)).nan_to_num(abs(span))
 
     def _advance(self, run: Run, path: Angle, state: _State, last: float, steps: int) -> None:
         """Take every sample to the angle `last`; one that cannot get there is left as NaN."""

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-
 MOST_WIDTH = 0.28
 """Just below the relative width of a plain mean over all of training, 1/sqrt(12)."""
 

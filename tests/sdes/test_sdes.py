@@ -8,7 +8,7 @@ import torchsde
 from torch.distributions import Normal
 from toys import LinearPath, all_sdes
 
-from sde_gen import SDE, VESDE, CosineVPSDE, SubVPSDE, VPSDE, make_sde
+from sde_gen import SDE, VESDE, VPSDE, CosineVPSDE, SubVPSDE, make_sde
 from sde_gen.sdes import SDES
 
 VARIANTS = {
@@ -187,8 +187,9 @@ def test_rebuilt_from_its_settings(name):
 
 
 @pytest.mark.parametrize("name", SDES)
-@pytest.mark.parametrize("value, error", [(float("nan"), ValueError), (float("inf"), ValueError), ("1", TypeError), (True, TypeError), (None, TypeError)])
-def test_every_setting_refuses_what_is_not_a_finite_number(name, value, error):
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "1", True, None])
+def test_every_setting_refuses_what_is_not_a_finite_number(name, value):
+    error = ValueError if isinstance(value, float) else TypeError
     for key in make_sde(name).settings:
         with pytest.raises(error, match=key) as caught:
             make_sde(name, **{key: value})

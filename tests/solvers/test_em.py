@@ -1,5 +1,7 @@
 """Euler-Maruyama: strong order on a mixture, torchsde as the independent oracle on the same Brownian path."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torchsde
@@ -31,6 +33,12 @@ def states(sde, count: int, data=MIXTURE) -> torch.Tensor:
     return alpha * data.sample(count) + sigma * torch.randn(count, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 
 
+def brownian_path(motion, tau: torch.Tensor) -> torch.Tensor:
+    """W at the times `tau`, from the increments between them."""
+    increments = torch.stack([motion(a, b) for a, b in pairwise(tau.tolist())])
+    return torch.cat((torch.zeros_like(increments[:1]), increments.cumsum(0)))
+
+
 def walk(model, x: torch.Tensor, path: torch.Tensor, times: torch.Tensor, eta: float) -> torch.Tensor:
     """em along `times` with the Brownian `path` (steps + 1, *x.shape) at those times."""
     run = Run(model, Increments(path.diff(dim=0), times), torch.zeros(len(x), dtype=torch.int64))
@@ -47,8 +55,8 @@ def test_strong_order(name, eta):
     model = MIXTURE.model(sde)
     motion = torchsde.BrownianInterval(0.0, START - END, size=(count, 2), dtype=torch.float64, entropy=7)
     times = make_grid(sde, "time", START, END, finest)
-    tau = (START - times).tolist()
-    path = torch.cat((torch.zeros(1, count, 2, dtype=torch.float64), torch.stack([motion(a, b) for a, b in zip(tau, tau[1:], strict=False)]).cumsum(0)))
+    tau = START - times
+    path = brownian_path(motion, tau)
     x = states(sde, count)
     exact = walk(model, x, path, times, eta)
     counts = [16, 32, 64, 128]
@@ -85,19 +93,18 @@ def test_torchsde_takes_the_same_steps(name, eta):
     x = states(sde, count)
     with torch.no_grad():
         theirs = torchsde.sdeint(Backwards(ReverseSDE(model, eta)), x, tau, bm=motion, dt=2.0**-7, method="euler")[-1]
-    increments = torch.stack([motion(a, b) for a, b in zip(tau.tolist(), tau[1:].tolist(), strict=False)])
-    path = torch.cat((torch.zeros_like(x)[None], increments.cumsum(0)))
-    torch.testing.assert_close(walk(model, x, path, times, eta), theirs, rtol=1e-9, atol=1e-9 * float(x.abs().max()))
+    torch.testing.assert_close(walk(model, x, brownian_path(motion, tau), times, eta), theirs, rtol=1e-9, atol=1e-9 * float(x.abs().max()))
 
 
 def test_eta_zero_is_explicit_euler_and_draws_no_noise():
     sde = make_sde("vp")
     model = MIXTURE.model(sde)
     x = states(sde, 8)
-    out = [sample(model, (8, 2), "em", steps=10, eta=0.0, seed=s, x_init=x, t_start=START, t_end=END, grid="time", progress=False).x for s in (0, 1)]
+    options = {"steps": 10, "eta": 0.0, "x_init": x, "t_start": START, "t_end": END, "grid": "time", "progress": False}
+    out = [sample(model, (8, 2), "em", seed=seed, **options).x for seed in (0, 1)]
     assert torch.equal(*out)
     times = make_grid(sde, "time", START, END, 10).tolist()
-    for t, s in zip(times, times[1:], strict=False):
+    for t, s in pairwise(times):
         x = x + (s - t) * model.velocity(x, t)
     torch.testing.assert_close(out[0], x, rtol=1e-10, atol=1e-10)
 

@@ -7,6 +7,7 @@ from torch import nn
 
 import sde_gen
 from sde_gen.sdes import SDES
+from sde_gen.solvers import SOLVERS
 from sde_gen.training import TrainingError, TrainSettings, build_model, fit
 
 SMALL = {"width": 32, "depth": 2}
@@ -26,9 +27,10 @@ def test_training_lowers_the_loss_and_samples_come_back_in_the_data_s_units(name
     first, last = result.history[0]["loss"], result.history[-1]["loss"]
     assert last < 0.7 * first
     assert min(result.history[-1]["level_loss"]) < 0.6
-    out = sde_gen.sample(result.model, (256, 2), "em", steps=60, progress=False).x
-    assert float((out.mean(0) - data.mean(0)).abs().max()) < 40
-    assert float(out[:, 0].std() / data[:, 0].std()) == pytest.approx(1, abs=0.25)
+    for solver in SOLVERS:
+        out = sde_gen.sample(result.model, (256, 2), solver, steps=60, progress=False).x
+        assert float((out.mean(0) - data.mean(0)).abs().max()) < 40, solver
+        assert float(out[:, 0].std() / data[:, 0].std()) == pytest.approx(1, abs=0.25), solver
 
 
 def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_generator_alone() -> None:

@@ -1,0 +1,390 @@
+"""`sample`: one answer whatever the batch, honest counts, failures that stay where they are."""
+
+import pytest
+import torch
+from closed_forms import GaussianData, MixtureData
+from toys import CountingNetwork, FailingNetwork, LinearPath, ToyDDIM, ToyEuler, all_sdes
+
+from sde_gen import ScoreModel, SolverError, make_sde, make_solver, sample
+from sde_gen.solvers import SOLVERS, make_grid
+
+SDES = all_sdes()
+DATA = GaussianData.correlated()
+MIXTURE = MixtureData(
+    torch.tensor([0.3, 0.7]), torch.tensor([[0.8, 0.3], [-0.6, -0.4]]), torch.tensor([[[0.3, 0.1], [0.1, 0.2]], [[0.2, 0.0], [0.0, 0.1]]])
+)
+METHODS = {**{name: name for name in SOLVERS}, "toy ddim": ToyDDIM(), "toy euler": ToyEuler()}
+every_solver = pytest.mark.parametrize("solver", METHODS)
+
+
+def steps_of(solver: str, few: int = 10) -> int:
+    method = METHODS[solver]
+    return 1000 if (make_solver(method) if isinstance(method, str) else method).adaptive else few
+
+
+def draw(model, shape, solver="em", **options):
+    method = METHODS.get(solver, solver)
+    options = {"steps": steps_of(solver) if solver in METHODS else 10, "progress": False, "dtype": torch.float64, **options}
+    return sample(model, shape, method, **options)
+
+
+@every_solver
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-5), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("name", ["vp", "ve", "toy"])
+def test_batches_of_1_7_and_64_agree(name, solver, dtype, tolerance):
+    model = MIXTURE.model(SDES[name])
+    whole = draw(model, (64, 2), solver, dtype=dtype)
+    assert whole.x.dtype == dtype and whole.x.shape == (64, 2) and whole.nfe.shape == whole.failed.shape == (64,)
+    sevens = draw(model, (64, 2), solver, dtype=dtype, batch_size=7)
+    torch.testing.assert_close(sevens.x, whole.x, rtol=tolerance, atol=tolerance)
+    singles = draw(model, (5, 2), solver, dtype=dtype, batch_size=1, index_offset=30)
+    torch.testing.assert_close(singles.x, whole.x[30:35], rtol=tolerance, atol=tolerance)
+    if dtype == torch.float64:
+        assert torch.equal(sevens.nfe, whole.nfe)
+    assert not torch.allclose(draw(model, (64, 2), solver, dtype=dtype, seed=1).x, whole.x)
+    assert len(torch.unique(whole.x[:, 0])) == 64
+
+
+@every_solver
+@pytest.mark.parametrize("final", ["raw", "denoise"])
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_calls_are_counted_really(solver, final, batch_size):
+    sde, count = make_sde("vp"), 8
+    network = CountingNetwork(MIXTURE.score(sde), count)
+    model = ScoreModel(network, sde, prediction="score")
+    out = draw(model, (count, 2), solver, final=final, batch_size=batch_size, cond={"index": torch.arange(count)})
+    assert torch.equal(out.nfe, network.calls) and out.nfe.dtype == torch.int64
+    if solver == "em":
+        assert out.nfe.tolist() == [10 + (final == "denoise")] * count
+
+
+@pytest.mark.parametrize("name", SDES)
+@every_solver
+def test_final_denoise_is_one_more_call_on_the_raw_state(name, solver):
+    sde = SDES[name]
+    model = MIXTURE.model(sde)
+    raw, denoised = (draw(model, (4, 2), solver, final=final) for final in ("raw", "denoise"))
+    torch.testing.assert_close(denoised.x, model.denoise(raw.x, sde.t_min))
+    assert torch.equal(denoised.nfe, raw.nfe + 1)
+    partial = [draw(model, (4, 2), solver, final=final, t_end=0.5) for final in ("raw", "denoise")]
+    assert torch.equal(partial[0].x, partial[1].x) and torch.equal(partial[0].nfe, partial[1].nfe)
+
+
+@pytest.mark.parametrize("name", SDES)
+@every_solver
+def test_two_halves_make_a_whole(name, solver):
+    """t_start, t_end and x_init: a deterministic solver from t_max to 0.5 and on to t_min; a stochastic one by its law."""
+    sde = SDES[name]
+    model = MIXTURE.model(sde)
+    options = {"em": {"eta": 0.0}, "ode": {"rtol": 1e-8, "atol": 1e-8}}.get(solver, {})
+    if solver in ("pc", "ancestral"):
+        pytest.skip("draws noise at every step")
+    grid = {"grid": "time"}
+    whole = draw(model, (4, 2), solver, final="raw", steps=steps_of(solver, 100), **grid, **options)
+    middle = 0.5 * (sde.t_max + sde.t_min)
+    first = draw(model, (4, 2), solver, t_end=middle, steps=steps_of(solver, 50), **grid, **options)
+    second = draw(model, (4, 2), solver, t_start=middle, x_init=first.x, final="raw", steps=steps_of(solver, 50), **grid, **options)
+    torch.testing.assert_close(second.x, whole.x, rtol=1e-6, atol=1e-6)
+
+
+def test_noise_is_the_same_with_and_without_x_init():
+    model = DATA.model(make_sde("vp"))
+    free = draw(model, (4, 2), "ancestral", trajectory="states")
+    x_init = model.prior.from_noise(torch.zeros(4, 2, dtype=torch.float64))
+    start = draw(model, (4, 2), "ancestral", x_init=x_init, trajectory="states")
+    # The states differ by the start alone: what remains of it is affine, the noise cancels.
+    other = draw(model, (4, 2), "ancestral", x_init=x_init, trajectory="states", seed=5)
+    gain = (free.trajectory[0] - start.trajectory[0]).abs().max()
+    assert gain > 0 and not torch.equal(start.trajectory[0], other.trajectory[0])
+    again = draw(model, (4, 2), "ancestral", x_init=x_init, trajectory="states")
+    assert torch.equal(start.x, again.x)
+    zeros = ScoreModel(lambda x, c: 0 * x, make_sde("vp"), prediction="data")
+    with_prior, without = draw(zeros, (4, 2), "ancestral"), draw(zeros, (4, 2), "ancestral", x_init=x_init)
+    assert torch.equal(with_prior.x, without.x)  # x_0 = 0 for certain, so nothing but equal noise is left (denoised: 0)
+
+
+def test_x_init_is_not_changed():
+    x = torch.ones(3, 2, dtype=torch.float64)
+    for solver in METHODS:
+        draw(DATA.model(make_sde("vp")), (3, 2), solver, x_init=x)
+        assert (x == 1).all()
+
+
+@every_solver
+def test_trajectories(solver):
+    sde = make_sde("subvp")
+    model = MIXTURE.model(sde)
+    if solver == "toy euler":
+        pytest.skip("does not show its steps")
+    states = draw(model, (5, 2), solver, trajectory="states", batch_size=2, final="raw")
+    denoised = draw(model, (5, 2), solver, trajectory="denoised", batch_size=2, final="raw")
+    plain = draw(model, (5, 2), solver, final="raw")
+    length = len(states.times)
+    assert states.trajectory.shape == denoised.trajectory.shape == (length, 5, 2) and states.times.dtype == torch.float64
+    assert float(states.times[-1]) == sde.t_min and (states.times.diff() < 0).all() and float(states.times[0]) < sde.t_max
+    torch.testing.assert_close(states.trajectory[-1], states.x)
+    torch.testing.assert_close(states.x, plain.x, rtol=0, atol=1e-3 if solver == "ode" else 1e-12)
+    assert plain.trajectory is None and plain.times is None
+    if solver != "ode":
+        assert length == 10
+        grid = make_grid(sde, "half_log_snr", sde.t_max, sde.t_min, 10)
+        torch.testing.assert_close(states.times, grid[1:])
+    if solver in ("em", "toy ddim"):  # what a step shows is the prediction that it was made from
+        expected = torch.stack([model.denoise(states.trajectory[k], float(states.times[k])) for k in range(length - 1)])
+        torch.testing.assert_close(denoised.trajectory[1:], expected)
+
+
+@pytest.mark.parametrize("solver", ["em", "pc", "ode", "ancestral", "toy ddim"])
+def test_a_hook_sees_each_step_and_stops(solver):
+    sde = make_sde("vp")
+    model, seen = MIXTURE.model(sde), []
+
+    def hook(step, t, x):
+        seen.append((step, t, x.clone()))
+        return step == 4
+
+    out = draw(model, (3, 2), solver, step_hook=hook)
+    assert [step for step, _, _ in seen] == [1, 2, 3, 4]
+    # It stopped above t_min: what comes back is the state there, not denoised as if it were at t_min.
+    assert torch.equal(out.x, seen[-1][2]) and seen[-1][1] > sde.t_min
+    states = draw(model, (3, 2), solver, trajectory="states")
+    torch.testing.assert_close(torch.stack([x for _, _, x in seen]), states.trajectory[:4])
+    torch.testing.assert_close(torch.tensor([t for _, t, _ in seen], dtype=torch.float64), states.times[:4])
+    seen.clear()
+    watched = draw(model, (3, 2), solver, step_hook=lambda step, t, x: seen.append(step))
+    assert torch.equal(watched.x, draw(model, (3, 2), solver, trajectory="states").x) and len(seen) == len(states.times)
+
+
+@every_solver
+def test_conditions_are_passed_and_split(solver):
+    sde = make_sde("vp")
+    sizes = []
+
+    def network(x, c, shift, label):
+        assert len(shift) == len(label) == len(x)
+        sizes.append(len(x))
+        assert torch.equal(shift[:, 0].long(), label)
+        return shift  # x_0 is the condition
+
+    model = ScoreModel(network, sde, prediction="data")
+    shift = torch.arange(10.0, dtype=torch.float64)[:, None].expand(10, 2).contiguous()
+    out = draw(model, (10, 2), solver, cond={"shift": shift, "label": torch.arange(10)}, batch_size=4, trajectory=None)
+    torch.testing.assert_close(out.x, shift)
+    assert max(sizes) == 4
+
+
+class Affine(torch.nn.Module):
+    """The data's units: x = 3 z + 10."""
+
+    def encode(self, x):
+        return (x - 10) / 3
+
+    def decode(self, z):
+        return 3 * z + 10
+
+    def log_det(self, shape):
+        return 0.0
+
+
+@pytest.mark.parametrize("solver", ["em", "ode", "toy ddim"])
+def test_samples_speak_the_datas_units(solver):
+    sde = make_sde("vp")
+    plain, scaled = DATA.model(sde), ScoreModel(DATA.score(sde), sde, prediction="score", prior="matched", moments=DATA.model(sde).moments,
+                                                normalizer=Affine())
+    for final in ("raw", "denoise"):
+        torch.testing.assert_close(draw(scaled, (6, 2), solver, final=final).x, Affine().decode(draw(plain, (6, 2), solver, final=final).x))
+    # States above t_min, and a trajectory of states, are in normalised units; denoised ones in the data's.
+    assert torch.equal(draw(scaled, (6, 2), solver, t_end=0.5).x, draw(plain, (6, 2), solver, t_end=0.5).x)
+    assert torch.equal(draw(scaled, (6, 2), solver, trajectory="states").trajectory, draw(plain, (6, 2), solver, trajectory="states").trajectory)
+    torch.testing.assert_close(
+        draw(scaled, (6, 2), solver, trajectory="denoised").trajectory,
+        Affine().decode(draw(plain, (6, 2), solver, trajectory="denoised").trajectory),
+    )
+
+
+def test_encoding_takes_the_datas_units():
+    sde = make_sde("vp")
+    model = ScoreModel(DATA.score(sde), sde, prediction="score", normalizer=Affine())
+    x = DATA.sample(5)
+    up = draw(model, (5, 2), "ode", x_init=Affine().decode(x), t_start=sde.t_min, t_end=0.6, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(up.x, DATA.flow_map(x, sde, sde.t_min, 0.6), rtol=1e-6, atol=1e-6)
+    back = draw(model, (5, 2), "ode", x_init=up.x, t_start=0.6, final="raw", rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(back.x, Affine().decode(x), rtol=1e-5, atol=1e-5)
+
+
+BAD, COUNT = 5, 12
+
+
+def failing(sde, below: float, value: float = float("nan")) -> ScoreModel:
+    return ScoreModel(FailingNetwork(MIXTURE.score(sde), BAD, below, value), sde, prediction="score")
+
+
+@every_solver
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_sample_that_fails_is_named_and_the_others_are_what_they_are_alone(solver, value):
+    sde = make_sde("vp")
+    model = failing(sde, 0.5, value)
+    cond = {"index": torch.arange(COUNT)}
+    method = METHODS[solver]
+    label = solver if isinstance(method, str) else type(method).__name__
+    healthy = [i for i in range(COUNT) if i != BAD]
+    with pytest.raises(SolverError) as caught:
+        draw(model, (COUNT, 2), solver, cond=cond)
+    error = caught.value
+    assert error.solver == label and error.failed.tolist() == [BAD] and error.healthy.tolist() == healthy
+    assert label in str(error) and str(BAD) in str(error) and "\n" not in str(error)
+    assert error.x.shape == (COUNT - 1, 2) and torch.isfinite(error.x).all()
+    if solver == "toy euler":
+        assert error.time is None and error.step is None  # it shows no steps
+    else:
+        assert error.time <= 0.5 and f"{error.time:.6g}" in str(error)
+        if solver != "ode":
+            times = make_grid(sde, "half_log_snr", sde.t_max, sde.t_min, 10).tolist()
+            # The first call at a time <= 0.5 poisons the step that starts there.
+            assert error.time == times[error.step] and times[error.step - 1] <= 0.5 < times[error.step - 2]
+    masked = draw(model, (COUNT, 2), solver, cond=cond, on_failure="mask")
+    assert masked.failed.tolist() == [i == BAD for i in range(COUNT)]
+    assert torch.equal(masked.x[healthy], error.x)
+    for i in (0, 7):
+        alone = draw(model, (1, 2), solver, cond={"index": torch.tensor([i])}, index_offset=i)
+        torch.testing.assert_close(alone.x[0], masked.x[i], rtol=1e-5, atol=1e-5)
+
+
+def test_a_failure_in_a_later_batch_keeps_the_batches_before():
+    sde = make_sde("vp")
+    cond = {"index": torch.arange(COUNT)}
+    whole = draw(failing(sde, 0.5), (COUNT, 2), cond=cond, on_failure="mask")
+    for batch_size in (1, 4):
+        with pytest.raises(SolverError) as caught:
+            draw(failing(sde, 0.5), (COUNT, 2), cond=cond, batch_size=batch_size)
+        error = caught.value
+        done = 6 if batch_size == 1 else 8
+        assert error.failed.tolist() == [BAD] and error.healthy.tolist() == [i for i in range(done) if i != BAD]
+        torch.testing.assert_close(error.x, whole.x[error.healthy])
+        masked = draw(failing(sde, 0.5), (COUNT, 2), cond=cond, batch_size=batch_size, on_failure="mask")
+        assert torch.equal(masked.failed, whole.failed)
+        torch.testing.assert_close(masked.x[~masked.failed], whole.x[~whole.failed])
+
+
+def test_a_failure_of_the_last_denoising_call_is_at_the_end():
+    sde = make_sde("vp")
+    model = failing(sde, sde.t_min)
+    cond = {"index": torch.arange(COUNT)}
+    assert not draw(model, (COUNT, 2), cond=cond, final="raw").failed.any()
+    with pytest.raises(SolverError) as caught:
+        draw(model, (COUNT, 2), cond=cond)
+    assert caught.value.failed.tolist() == [BAD] and (caught.value.time, caught.value.step) == (sde.t_min, 10)
+
+
+def test_all_samples_may_fail():
+    model = ScoreModel(lambda x, c: x * float("nan"), make_sde("vp"))
+    for solver in METHODS:
+        with pytest.raises(SolverError, match="2 of 2 samples") as caught:
+            draw(model, (2, 2), solver)
+        assert caught.value.x.shape == (0, 2) and len(caught.value.healthy) == 0
+        assert draw(model, (2, 2), solver, on_failure="mask").failed.all()
+
+
+@pytest.mark.parametrize("name", SDES)
+@every_solver
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gaussian_data_from_every_pair(name, solver, dtype):
+    """End to end and loose (the exact recursions are in tests/solvers): the right mean, spread and correlation."""
+    out = draw(DATA.model(SDES[name]), (2000, 2), solver, steps=steps_of(solver, 60), dtype=dtype, grid="half_log_snr" if solver != "toy euler" else None)
+    assert out.x.dtype == dtype
+    if solver != "toy euler":  # even steps in t are far too few at the end
+        torch.testing.assert_close(out.x.mean(0).double(), DATA.mean, rtol=0, atol=0.15)
+        torch.testing.assert_close(out.x.T.cov().double(), DATA.covariance, rtol=0.3, atol=0.05)
+
+
+def test_dtype_and_device_come_from_the_parameters():
+    class Net(torch.nn.Module):
+        def __init__(self, dtype):
+            super().__init__()
+            self.linear = torch.nn.Linear(2, 2, dtype=dtype)
+
+        def forward(self, x, c):
+            return self.linear(x)
+
+    for dtype in (torch.float32, torch.float64):
+        model = ScoreModel(Net(dtype), make_sde("vp"))
+        assert sample(model, (2, 2), "em", steps=3, progress=False).x.dtype == dtype
+    assert sample(DATA.model(make_sde("vp")), (2, 2), "em", steps=3, progress=False).x.dtype == torch.float32
+    x_init = torch.zeros(2, 2, dtype=torch.float64)
+    assert sample(DATA.model(make_sde("vp")), (2, 2), "em", steps=3, x_init=x_init, progress=False).x.dtype == torch.float64
+
+
+def test_no_gradient_is_kept_but_guidance_may_differentiate():
+    def network(x, c):
+        with torch.enable_grad():
+            y = x.detach().requires_grad_()
+            return torch.autograd.grad((-0.5 * y**2).sum(), y)[0]
+
+    out = draw(ScoreModel(network, make_sde("vp"), prediction="score"), (3, 2))
+    assert not out.x.requires_grad and torch.isfinite(out.x).all()
+
+
+def test_defaults_and_quiet(capsys):
+    out = sample(DATA.model(make_sde("vp")), (2, 2))
+    assert out.nfe.tolist() == [2 * 250 + 1] * 2
+    assert capsys.readouterr().err == ""  # no terminal, no bar
+
+
+def test_an_unregistered_sde_and_solver_run_with_no_edit():
+    assert "toy" not in SOLVERS and not any(issubclass(type(method), ToyDDIM) for method in SOLVERS.values())
+    model = DATA.model(LinearPath())
+    out = sample(model, (4000, 2), ToyDDIM(), steps=100, dtype=torch.float64, progress=False)
+    torch.testing.assert_close(out.x.T.cov(), DATA.covariance, rtol=0.1, atol=0.03)
+    with pytest.raises(SolverError, match="solver 'ToyDDIM'"):
+        sample(ScoreModel(lambda x, c: x / 0, LinearPath()), (2, 2), ToyDDIM(), progress=False)
+
+
+@pytest.mark.parametrize(
+    "arguments, error, match",
+    [
+        ({"shape": (4,)}, ValueError, r"shape must be \(N, \*data shape\) with positive entries, got \(4,\)"),
+        ({"shape": (0, 2)}, ValueError, "shape must be"),
+        ({"shape": (4, -2)}, ValueError, "shape must be"),
+        ({"shape": (4.5, 2)}, TypeError, r"whole numbers, got \(4.5, 2\)"),
+        ({"shape": 4}, TypeError, "whole numbers, got 4"),
+        ({"solver": "rk4"}, ValueError, "unknown solver 'rk4'; choose from em, pc, ode, ancestral"),
+        ({"solver": 3}, TypeError, "solver must be a name or a Solver, got 3"),
+        ({"solver": ToyDDIM}, TypeError, "solver must be a name or a Solver"),
+        ({"snr": 0.1}, ValueError, "solver 'em' has no setting snr; it takes eta"),
+        ({"solver": ToyDDIM(), "snr": 0.1}, ValueError, "options snr belong to a solver given by name"),
+        ({"steps": 0}, ValueError, "steps must be a whole number of at least 1, got 0"),
+        ({"steps": 2.5}, ValueError, "steps must be a whole number"),
+        ({"steps": True}, ValueError, "steps must be a whole number"),
+        ({"seed": -1}, ValueError, "seed must be in"),
+        ({"seed": 0.5}, TypeError, "seed must be an integer, got 0.5"),
+        ({"final": "clean"}, ValueError, "unknown final 'clean'; choose from denoise, raw"),
+        ({"on_failure": "ignore"}, ValueError, "unknown on_failure 'ignore'; choose from raise, mask"),
+        ({"trajectory": True}, ValueError, "unknown trajectory True; choose from None, states, denoised"),
+        ({"grid": "linear"}, ValueError, "unknown grid 'linear'; choose from time"),
+        ({"grid": "linear", "solver": "ode"}, ValueError, "unknown grid 'linear'"),
+        ({"grid": ""}, ValueError, "unknown grid ''"),
+        ({"batch_size": 0}, ValueError, "batch_size must be a whole number of at least 1, got 0"),
+        ({"batch_size": 2.0}, ValueError, "batch_size must be a whole number"),
+        ({"index_offset": -1}, ValueError, "index_offset must be a whole number of at least 0, got -1"),
+        ({"index_offset": 0.5}, ValueError, "index_offset must be a whole number"),
+        ({"t_start": 1.5}, ValueError, r"t_start must be in \[t_min, t_max\] = .*, got 1.5"),
+        ({"t_end": 0.0}, ValueError, "t_end must be in"),
+        ({"t_end": float("nan")}, ValueError, "t_end must be in"),
+        ({"t_start": 0.5, "t_end": 0.5}, ValueError, "t_start and t_end must differ, both are 0.5"),
+        ({"t_start": 0.2, "t_end": 0.5}, ValueError, "solver 'em' runs from noise to data only"),
+        ({"t_start": 0.2, "t_end": 0.5, "solver": "ancestral"}, ValueError, "runs from noise to data only"),
+        ({"t_start": 0.2, "t_end": 0.5, "solver": "pc"}, ValueError, "runs from noise to data only"),
+        ({"x_init": torch.zeros(3, 2)}, ValueError, r"x_init must have shape \(4, 2\), got \(3, 2\)"),
+        ({"x_init": [0.0]}, TypeError, "x_init must be a tensor, got list"),
+        ({"cond": {"label": torch.zeros(3)}}, ValueError, r"condition 'label' must have first dimension 4, got shape \(3,\)"),
+        ({"cond": {"label": torch.tensor(3)}}, ValueError, "condition 'label' must have first dimension 4"),
+        ({"cond": {"label": 3}}, TypeError, "condition 'label' must be a tensor, got int"),
+        ({"dtype": torch.int64}, TypeError, "dtype must be a floating one, got torch.int64"),
+    ],
+)
+def test_bad_arguments(arguments, error, match):
+    calls = []
+    model = ScoreModel(lambda x, c, **cond: calls.append(1) or x, make_sde("vp"))
+    with pytest.raises(error, match=match) as caught:
+        sample(model, **{"shape": (4, 2), "solver": "em", "progress": False, **arguments})
+    assert "\n" not in str(caught.value) and not calls
