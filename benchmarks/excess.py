@@ -91,10 +91,8 @@ def excess_ratio(ours: Score, peer: Score, floor: Score, real_images_fixed: bool
     if not excess > 0:
         raise ValueError(f"whose distance {peer.value:.3f} is not above that of real images, {floor.value:.3f}")
     ratio = (ours.value - floor.value) / excess
-    if real_images_fixed:
-        residual = ours.fixed - ratio * peer.fixed
-    else:
-        residual = ours.pairs - floor.pairs - ratio * (peer.pairs - floor.pairs)
+    sampled = ours.pairs - floor.pairs - ratio * (peer.pairs - floor.pairs)
+    residual = ours.fixed - ratio * peer.fixed if real_images_fixed else sampled
     error = math.hypot(half_sample_error(residual), ours.between_runs, ratio * peer.between_runs)
     return Estimate(ratio, error / excess)
 

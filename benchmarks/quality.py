@@ -21,8 +21,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,17 +43,23 @@ from sde_gen.training import read_extra
 HERE = Path(__file__).resolve().parent
 PEERS = ("diffusers", "denoising-diffusion-pytorch")
 MEMORISED = 0.05  # the share of held-out images that count as near to a training image
-REFERENCES = ("training", "held_out")
+HELD_OUT, TRAINING = "held-out real images", "training images"
+FLOORS = {"training": HELD_OUT, "held_out": TRAINING}  # the real images to set beside samples, for each reference
 
 
 @dataclass
 class Entry:
-    """A model, or real images: samples (N, C, H, W) in the data's units and what is known of each training run."""
+    """A model: for each training run its samples (N, C, H, W) in the data's units and what is known of it."""
 
     name: str
     samples: list[Tensor] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
     group: str = "peer"
+
+    def add(self, run: tuple[Tensor, dict[str, Any]] | None) -> None:
+        assert run is not None, "samples were written and cannot be read back"
+        self.samples.append(run[0])
+        self.records.append(run[1])
 
 
 def kept(stem: Path, settings: dict[str, Any] | None) -> tuple[Tensor, dict[str, Any]] | None:
@@ -87,10 +93,7 @@ def ours(args: argparse.Namespace) -> list[Entry]:
             if found is None:
                 keep(stem, draw_ours(config, args.work / f"ours-seed{seed}", stem) | {"settings": settings})
                 found = kept(stem, settings)
-            assert found is not None
-            entry = entries.setdefault(solver, Entry(f"sde_gen, {solver}", group="ours"))
-            entry.samples.append(found[0])
-            entry.records.append(found[1])
+            entries.setdefault(solver, Entry(f"sde_gen, {solver}", group="ours")).add(found)
     return list(entries.values())
 
 
@@ -98,21 +101,12 @@ def draw_ours(config: RunConfig, directory: Path, stem: Path) -> dict[str, Any]:
     run = open_run(config, directory)
     settings = config.sampling
     began = time.monotonic()
-    out = sample(
-        run.model,
-        (settings.samples, *run.data.shape),
-        settings.solver,
-        settings.steps,
-        settings.seed,
-        batch_size=settings.batch,
-        grid=settings.grid,
-        **settings.options,
-    )
+    how = {"steps": settings.steps, "grid": settings.grid, "seed": settings.seed, "batch_size": settings.batch, **settings.options}
+    out = sample(run.model, (settings.samples, *run.data.shape), settings.solver, **how)
     seconds = time.monotonic() - began
     np.save(f"{stem}.npy", out.x.cpu().numpy())
     extra = read_extra(directory / "checkpoint")
     print(f"sde_gen, seed {config.training.seed}: {extra['seconds']:.0f} s of training, {seconds:.0f} s with {settings.solver}", flush=True)
-    assert isinstance(run.model.network, torch.nn.Module)
     return {
         "training_seconds": extra["seconds"],
         "images": extra["steps"] * config.training.batch,
@@ -125,7 +119,6 @@ def draw_ours(config: RunConfig, directory: Path, stem: Path) -> dict[str, Any]:
 
 def peers(args: argparse.Namespace, data: Dataset) -> list[Entry]:
     """Train and sample each peer in its own interpreter for each learning rate, or reuse its samples."""
-    assert data.value_range is not None
     low, high = data.value_range
     train = args.work / "train.npy"
     np.save(train, ((data.train - low) * (2 / (high - low)) - 1).numpy())
@@ -145,21 +138,17 @@ def peers(args: argparse.Namespace, data: Dataset) -> list[Entry]:
                     print(f"{entry.name}, seed {seed}: training for {args.seconds:g} s", flush=True)
                     options = [f"--{key}={value}" for key, value in settings.items()]
                     command = [args.peer_python, HERE / "peers_digits.py", "--peer", peer, "--data", train, "--out", f"{stem}.npy"]
-                    subprocess.run(
-                        [*map(str, command), "--range", str(low), str(high), *options], check=True, env={**os.environ, "TQDM_DISABLE": "1"}
-                    )
+                    command += ["--range", low, high, *options]
+                    subprocess.run([*map(str, command)], check=True, env={**os.environ, "TQDM_DISABLE": "1"})
                     keep(stem, json.loads(Path(f"{stem}.json").read_text(encoding="utf-8")) | {"settings": settings})
                     found = kept(stem, settings)
-                assert found is not None
-                entry.samples.append(found[0])
-                entry.records.append(found[1])
+                entry.add(found)
             entries.append(entry)
     return entries
 
 
 def measure_run(x: Tensor, features: FeatureNet, data: Dataset) -> dict[str, Estimate]:
     """What is measured on all samples of one run."""
-    assert data.test is not None
     mine, train, held = features.features(x), features.features(data.train), features.features(data.test)
     precision, recall = precision_recall(mine, train)
     return {
@@ -171,7 +160,7 @@ def measure_run(x: Tensor, features: FeatureNet, data: Dataset) -> dict[str, Est
     }
 
 
-def numbers(value: Estimate) -> dict[str, float]:
+def numbers(value: Estimate | Score) -> dict[str, float]:
     return {"value": value.value, "std_error": value.std_error}
 
 
@@ -209,19 +198,16 @@ def equal_table(
     ]
     for name in names:
         cells = []
-        for reference in REFERENCES:
+        for reference in FLOORS:
             score = scores[reference].get(name)
-            if score is None:
-                cells.append("")
-                continue
-            spread = f" ({score.spread:.2f})" if score.spread else ""
-            cells.append(f"{score.value:.2f}{spread} +- {score.std_error:.2f}")
+            spread = f" ({score.spread:.2f})" if score and score.spread else ""
+            cells.append(f"{score.value:.2f}{spread} +- {score.std_error:.2f}" if score else "")
         cells += map(str, coverage.get(name, ("", "")))
         lines.append("| " + " | ".join([name, *cells]) + " |")
     return lines
 
 
-def ratios(entries: list[Entry], scores: dict[str, dict[str, Score]], floors: dict[str, str]) -> tuple[list[str], dict[str, Any]]:
+def ratios(entries: list[Entry], scores: dict[str, dict[str, Score]]) -> tuple[list[str], dict[str, Any]]:
     """The claim: for each solver of ours one line and its numbers, against the best peer."""
     rivals = [entry.name for entry in entries if entry.group == "peer"]
     lines, record = [], {}
@@ -229,10 +215,10 @@ def ratios(entries: list[Entry], scores: dict[str, dict[str, Score]], floors: di
         if entry.group == "peer" or not rivals:
             continue
         parts, found = [], {}
-        for reference in REFERENCES:
+        for reference, floor in FLOORS.items():
             known = scores[reference]
             best = min(rivals, key=lambda name, known=known: known[name].value)
-            three = known[entry.name], known[best], known[floors[reference]]
+            three = known[entry.name], known[best], known[floor]
             where = f"to the {reference.replace('_', '-')} images (best peer: {best})"
             try:
                 whole, given = excess_ratio(*three), excess_ratio(*three, real_images_fixed=True)
@@ -248,45 +234,34 @@ def ratios(entries: list[Entry], scores: dict[str, dict[str, Score]], floors: di
 
 def report(entries: list[Entry], data: Dataset, args: argparse.Namespace) -> None:
     """Measure, print the tables and the ratios, and write the JSON."""
-    assert data.test is not None
     features = cached_features(data, args.work / "features")
     size = len(data.test)
     measured = [[measure_run(x, features, data) for x in entry.samples] for entry in entries]
     train, held = features.features(data.train), features.features(data.test)
     points = {entry.name: [features.features(x) for x in entry.samples] for entry in entries}
-    real_held, real_train = "held-out real images", "training images"
+    near_training, near_held_out = points | {HELD_OUT: [held]}, points | {TRAINING: [train]}
     scores = {
-        "training": {name: equal_count_score(x, train, size) for name, x in {**points, real_held: [held]}.items()},
-        "held_out": {name: equal_count_score(x, held, size) for name, x in {**points, real_train: [train]}.items()},
+        "training": {name: equal_count_score(x, train, size) for name, x in near_training.items()},
+        "held_out": {name: equal_count_score(x, held, size) for name, x in near_held_out.items()},
     }
-    coverage = {name: precision_recall(x[0][:size], train) for name, x in {**points, real_held: [held]}.items()}
-    names = [*points, real_held, real_train]
-    lines, claim = ratios(entries, scores, {"training": real_held, "held_out": real_train})
+    coverage = {name: precision_recall(x[0][:size], train) for name, x in near_training.items()}
+    lines, claim = ratios(entries, scores)
     accuracy = f"features of a classifier of the digits with {features.accuracy:.1%} held-out accuracy"
     about = f"{accuracy}; {os.cpu_count()} cores, torch {torch.__version__}"
-    late = max(record["training_seconds"] for entry in entries if entry.group == "ours" for record in entry.records)
-    if late > args.seconds:
-        lines.append(f"ours took {late:.0f} s of training, more than the peers' {args.seconds:g} s: times are not equal")
-    text = [about, "", *main_table(entries, measured, args.samples), "", *equal_table(names, scores, coverage, size), "", *lines]
-    print("\n".join(text))
-    result = {
-        "budget_seconds": args.seconds,
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
+    budget = min((run["training_seconds"] for entry in entries if entry.group == "peer" for run in entry.records), default=args.seconds)
+    late = max(run["training_seconds"] for entry in entries if entry.group == "ours" for run in entry.records)
+    if late > budget:
+        lines.append(f"ours took {late:.0f} s of training, more than the peers' {budget:.0f} s: times are not equal")
+    tables = main_table(entries, measured, args.samples), equal_table([*points, HELD_OUT, TRAINING], scores, coverage, size)
+    print("\n\n".join("\n".join(part) for part in ([about], *tables, lines)))
+    result = {"budget_seconds": budget, "cores": os.cpu_count(), "torch": torch.__version__, "equal_count": size} | {
         "feature_accuracy": features.accuracy,
-        "equal_count": size,
         "models": {
-            entry.name: [
-                record | {name: numbers(value) for name, value in scored.items()}
-                for record, scored in zip(entry.records, runs, strict=True)
-            ]
+            entry.name: [record | {key: numbers(of) for key, of in run.items()} for record, run in zip(entry.records, runs, strict=True)]
             for entry, runs in zip(entries, measured, strict=True)
         },
         "equal_counts": {
-            reference: {
-                name: {"value": score.value, "std_error": score.std_error, "spread": score.spread, "runs": score.runs}
-                for name, score in known.items()
-            }
+            reference: {name: numbers(score) | {"spread": score.spread, "runs": score.runs} for name, score in known.items()}
             for reference, known in scores.items()
         },
         "excess_ratio": claim,
@@ -310,8 +285,9 @@ def main() -> None:
     args = parser.parse_args()
     if not (args.skip_peers or args.peer_samples or args.peer_python):
         parser.error("one of --peer-python PYTHON, --peer-samples DIR and --skip-peers is needed")
+    if args.peer_python and shutil.which(args.peer_python) is None:
+        parser.error(f"--peer-python {args.peer_python}: no such program")
     data = load_dataset("digits")
-    assert data.test is not None
     if args.samples < len(data.test):
         parser.error(f"--samples must be at least the {len(data.test)} of the held-out set, got {args.samples}")
     args.work.mkdir(parents=True, exist_ok=True)
@@ -320,4 +296,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

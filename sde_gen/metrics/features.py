@@ -10,6 +10,8 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -128,7 +130,8 @@ class FeatureNet(nn.Module):
         std, mean = torch.std_mean(x, over, correction=0, keepdim=True)
         net.mean.copy_(mean[0])
         net.std.copy_(torch.where(std > 0, std, 1.0)[0])
-        _optimise(net, x, y, generator)
+        with _one_thread():
+            _optimise(net, x, y, generator)
         net.eval().requires_grad_(False)
         if test is not None and test_labels is not None:
             with torch.no_grad():
@@ -236,6 +239,18 @@ def _seeded(shape: tuple[int, ...], classes: int, seed: int) -> FeatureNet:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return FeatureNet(shape, classes)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    # Layers this small gain nothing from more threads and wait long for each other on a busy machine; and sums split over
+    # threads would make the weights depend on their number.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _optimise(net: FeatureNet, x: Tensor, y: Tensor, generator: torch.Generator) -> None:

@@ -39,7 +39,7 @@ def test_digits_are_told_apart(tmp_path):
     torch.testing.assert_close(net.features(x[:7], batch_size=2), features[:7], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("shape", [(3,), (2, 7), (1, 5, 4), (3, 20, 17), (2, 3, 4, 3), (1, 1, 1)])
+@pytest.mark.parametrize("shape", [(3,), (2, 7), (1, 5, 4), (3, 17, 16), (2, 3, 4, 3), (1, 1, 1)])
 def test_any_shape_has_features(shape):
     data = blobs(shape)
     net = fit(data)
@@ -57,6 +57,19 @@ def test_the_seed_alone_decides_and_nothing_global_is_touched():
     again, other = fit(data), fit(data, seed=1)
     assert torch.equal(first.features(data.test), again.features(data.test))
     assert not torch.equal(first.features(data.test), other.features(data.test))
+
+
+def test_the_number_of_threads_changes_nothing_and_is_put_back():
+    data, threads = blobs((1, 6, 6), n=240), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = fit(data)
+        torch.set_num_threads(2)
+        two = fit(data)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())
 
 
 def test_units_do_not_matter():
