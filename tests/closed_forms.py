@@ -148,23 +148,29 @@ class GaussianData(MixtureData):
         The denoiser is affine, so (x, D_0, D_1, ...) stays jointly Gaussian: its moments are carried.
         """
         d, depth = self.dim, max(len(update.b) for update in updates)
-        eye = np.eye(d)
-        m, c = np.zeros(d * (depth + 1)), np.zeros((d * (depth + 1), d * (depth + 1)))
+        eye, size = np.eye(d), d * (depth + 1)
+        m, c = np.zeros(size), np.zeros((size, size))  # of x and the predictions remembered
         m[:d], c[:d, :d] = mean.numpy(), covariance.numpy()
         times = torch.tensor([math.nan if update.t is None else update.t for update in updates], dtype=torch.float64)
         gains, offsets = (value.numpy() for value in self.affine(sde, times))
         for update, gain, offset in zip(updates, gains, offsets, strict=True):
-            if update.t is not None:
-                push = np.zeros_like(c)
-                push[:d, :d], push[d : 2 * d, :d] = eye, gain
-                push[2 * d :, d:-d] = np.eye(d * (depth - 1))
-                m, c = push @ m, push @ c @ push.T
-                m[d : 2 * d] += offset
-            step = np.eye(len(m))
+            # Insert the new prediction behind x, act on (x, D_0, D_1, ...), then forget it or the oldest.
+            fresh, p, q = update.t is not None, *(getattr(update, "view", None) or (0.0, 1.0))
+            push = np.eye(size)
+            if fresh:
+                push = np.insert(push, [d] * d, np.hstack((p * eye + q * gain, np.zeros((d, size - d)))), axis=0)
+            step = np.eye(len(push))
             for place, weight in enumerate((update.a, *update.b)):
                 step[:d, place * d : (place + 1) * d] = weight * eye
-            m, c = step @ m, step @ c @ step.T
+            shift = np.zeros(len(push))
+            if fresh:
+                shift[d : 2 * d] = q * offset
+            act = step @ push
+            m, c = act @ m + step @ shift, act @ c @ act.T
             c[:d, :d] += update.c**2 * eye
+            if fresh:
+                forgotten = slice(size, None) if getattr(update, "keep", True) else slice(d, 2 * d)
+                m, c = np.delete(m, forgotten), np.delete(np.delete(c, forgotten, 0), forgotten, 1)
         return torch.from_numpy(m[:d].copy()), torch.from_numpy(c[:d, :d].copy())
 
 

@@ -32,7 +32,8 @@ class ResidualBlock(nn.Module):
 class MLP(Network):
     """Residual MLP with adaptive layer norm in each block (the conditioning of Peebles and Xie 2023, arXiv:2212.09748).
 
-    Data of any shape are flattened and shaped back. See `Network` for the call.
+    Data of any shape are flattened and shaped back. See `Network` for the call. The default size was chosen on the 8x8 digits;
+    with their 1,500 training images `dropout=0.1` halved the share of samples near a training image (one run each).
 
     Args:
         shape: (D,), or (C, *spatial).

@@ -70,6 +70,7 @@ class UNet(Network):
 
     After Ho et al. 2020 (arXiv:2006.11239) and Dhariwal and Nichol 2021 (arXiv:2105.05233). Each level halves every axis,
     rounding up, and the way back upsamples to the size of the skip it meets, so any size goes. See `Network` for the call.
+    For the 8x8 digits, `width=32, multipliers=(1, 2), attention=(1,), dropout=0.05` is the setting that was tried out.
 
     Args:
         shape: (C, *spatial) with one to three spatial dimensions.

@@ -5,12 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from ..registry import build
+from .ab import AdamsBashforth
 from .ancestral import Ancestral
 from .base import FixedStepSolver, Run, Solver, Update, run_updates
+from .ddim import DDIM
+from .dpm import ExponentialMultistep
+from .dpm_sde import ExponentialMultistepSDE
+from .edm import EDM
 from .em import EulerMaruyama
 from .grids import GRIDS, make_grid
+from .heun import Heun
+from .langevin import AnnealedLangevin
 from .ode import ProbabilityFlow
 from .pc import PredictorCorrector
+from .restart import Restart
+from .reverse_diffusion import ReverseDiffusion
+from .unipc import UniPC
 
 SOLVERS: dict[str, type[Solver]] = {
     "em": EulerMaruyama,
@@ -29,15 +39,25 @@ def make_solver(name: str, **options: Any) -> Solver:
 
 
 __all__ = [
+    "DDIM",
+    "EDM",
     "GRIDS",
     "SOLVERS",
+    "AdamsBashforth",
     "Ancestral",
+    "AnnealedLangevin",
     "EulerMaruyama",
+    "ExponentialMultistep",
+    "ExponentialMultistepSDE",
     "FixedStepSolver",
+    "Heun",
     "PredictorCorrector",
     "ProbabilityFlow",
+    "Restart",
+    "ReverseDiffusion",
     "Run",
     "Solver",
+    "UniPC",
     "Update",
     "make_grid",
     "make_solver",

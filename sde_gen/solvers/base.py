@@ -10,7 +10,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,8 +26,10 @@ Observer = Callable[[float, Tensor, Tensor], bool]
 class Update:
     """x <- a x + b[0] D_0 + b[1] D_1 + ... + c z, with D_0 = E[x_0|x] predicted at time `t`, D_1 the prediction before it.
 
-    `t` None: no network call, D_0 is the last prediction. `s`: the time reached where this update ends a step of the grid,
-    else None. z is standard normal.
+    t: time of the network call; None: no call, D_0 is the last prediction.
+    s: the time reached where this update ends a step of the grid, else None.
+    view: (p, q) to use and remember p x + q E[x_0|x] in the place of E[x_0|x]: (1/sigma, -alpha/sigma) is the noise.
+    keep: whether later updates see this prediction. z is standard normal.
     """
 
     t: float | None
@@ -36,6 +37,8 @@ class Update:
     b: tuple[float, ...] = ()
     c: float = 0.0
     s: float | None = None
+    view: tuple[float, float] | None = None
+    keep: bool = True
 
 
 @dataclass
@@ -59,13 +62,13 @@ class Solver(ABC):
     order: of the deterministic error; strong_order, weak_order: of a stochastic method; calls: network calls a step.
     """
 
-    order: ClassVar[int | None] = None
-    strong_order: ClassVar[float | None] = None
-    weak_order: ClassVar[float | None] = None
-    stochastic: ClassVar[bool] = False
-    adaptive: ClassVar[bool] = False
-    default_steps: ClassVar[int] = 100
-    default_grid: ClassVar[str] = "half_log_snr"
+    order: int | None = None
+    strong_order: float | None = None
+    weak_order: float | None = None
+    stochastic: bool = False
+    adaptive: bool = False
+    default_steps: int = 100
+    default_grid: str = "half_log_snr"
 
     @property
     def calls(self) -> int | None:
@@ -93,22 +96,31 @@ def run_updates(run: Run, x: Tensor, updates: list[Update]) -> Tensor:
     model, cond = run.model, run.cond
     depth = max((len(update.b) for update in updates), default=0)
     history: tuple[Tensor, ...] = ()
+    denoised = x
     calls = 0
     model.prepare(dict.fromkeys(update.t for update in updates if update.t is not None))
     for update in updates:
+        seen = history
         if update.t is not None:
-            history = (model.predict(x, update.t, **cond)[0], *history[: depth - 1])
+            denoised = model.predict(x, update.t, **cond)[0]
             calls += 1
+            seen = (denoised if update.view is None else _view(x, denoised, *update.view), *history)
+            if update.keep:
+                history = seen[:depth]
         x = x * update.a
-        for weight, denoised in zip(update.b, history, strict=False):
+        for weight, value in zip(update.b, seen, strict=False):
             if weight:
-                x.add_(denoised, alpha=weight)
+                x.add_(value, alpha=weight)
         if update.c:
             x.add_(run.noise.draw(), alpha=update.c)
-        if run.observer is not None and update.s is not None and run.observer(update.s, x, history[0]):
+        if run.observer is not None and update.s is not None and run.observer(update.s, x, denoised):
             break
     run.nfe += calls
     return x
+
+
+def _view(x: Tensor, denoised: Tensor, p: float, q: float) -> Tensor:
+    return (x * p).add_(denoised, alpha=q)
 
 
 def rows(*columns: Tensor) -> list[tuple[float, ...]]:

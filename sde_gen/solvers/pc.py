@@ -6,7 +6,8 @@ from torch import Tensor
 
 from ..sdes import SDE
 from ..sdes.base import check_positive
-from .base import FixedStepSolver, Update, rows
+from .base import FixedStepSolver, Update
+from .langevin import langevin_steps
 
 
 class PredictorCorrector(FixedStepSolver):
@@ -44,15 +45,12 @@ class PredictorCorrector(FixedStepSolver):
         return None if predictor is None else predictor + self.corrections
 
     def plan(self, sde: SDE, times: Tensor) -> list[Update]:
-        alpha, sigma = sde.marginal(times[:-1])
-        share = 2 * self.snr**2  # e/sigma^2
-        langevin = iter(rows(times[:-1], alpha * share, sigma * (2 * share) ** 0.5))
+        corrections = iter(langevin_steps(sde, times[:-1], self.snr))
         updates: list[Update] = []
         step_begins = True
         for update in self.predictor.plan(sde, times):
             if step_begins:
-                t, b, c = next(langevin)
-                updates += [Update(t=t, a=1 - share, b=(b,), c=c)] * self.corrections
+                updates += [next(corrections)] * self.corrections
             updates.append(update)
             step_begins = update.s is not None
         return updates

@@ -10,7 +10,7 @@ from scipy.integrate import solve_ivp
 from toys import CountingNetwork, FailingNetwork, all_sdes
 
 from sde_gen import ScoreModel, SolverError, make_sde, sample
-from sde_gen.solvers.ode import A, C, E, Angle
+from sde_gen.solvers.ode import A, Angle, C, E
 
 SDES = all_sdes()
 GAUSSIAN = GaussianData.correlated()
@@ -78,7 +78,7 @@ def test_gaussian_flow_map_both_ways(name, shape):
     data = GaussianData(torch.linspace(-1, 1, size).reshape(shape), factor @ factor.T / size + 0.05 * torch.eye(size, dtype=torch.float64))
     model = data.model(sde)
     x = data.sample(6)
-    for start, end in ((sde.t_min, sde.t_max), (sde.t_min, 0.5), (0.3, 0.7)):
+    for start, end in ((sde.t_min, sde.t_max), (0.3, 0.7)):
         up = flow(model, x, start, end, rtol=1e-8, atol=1e-8).x
         exact = data.flow_map(x, sde, start, end)
         torch.testing.assert_close(up, exact, rtol=1e-6, atol=1e-6 * float(exact.abs().max()))
