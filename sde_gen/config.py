@@ -81,7 +81,10 @@ class RunConfig(_Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-DIGITS: dict[str, Any] = {"model": {"network": "mlp"}, "training": {"steps": 2000}}
+DIGITS: dict[str, Any] = {
+    "model": {"network": "mlp", "options": {"width": 256, "depth": 4, "dropout": 0.1}},
+    "training": {"steps": 5000, "batch": 128, "lr": 2e-3},
+}
 VECTORS: dict[str, Any] = {
     "model": {"network": "mlp", "options": {"width": 128, "depth": 3}},
     "training": {"steps": 4000, "batch": 512, "lr": 2e-3},

@@ -78,7 +78,10 @@ def test_covariance_over_images_keeps_their_shape():
     prior = MatchedPrior(moments, 0.9, 0.1)
     x = prior.from_noise(normal(3, 1, 2, 2))
     exact = MultivariateNormal(0.9 * moments.mean.flatten(), 0.81 * factor @ factor.T + 0.01 * torch.eye(4, dtype=torch.float64))
+    b = prior.from_noise(torch.zeros(1, 1, 2, 2, dtype=torch.float64)).flatten()
+    a = (prior.from_noise(torch.eye(4, dtype=torch.float64).reshape(4, 1, 2, 2)).flatten(1) - b).T
     assert x.shape == (3, 1, 2, 2)
+    torch.testing.assert_close(a @ a.T, exact.covariance_matrix)
     torch.testing.assert_close(prior.log_prob(x), exact.log_prob(x.flatten(1)))
 
 

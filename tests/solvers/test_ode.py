@@ -10,7 +10,7 @@ from scipy.integrate import solve_ivp
 from toys import CountingNetwork, FailingNetwork, all_sdes
 
 from sde_gen import ScoreModel, SolverError, make_sde, sample
-from sde_gen.solvers.ode import A, Angle, C, E
+from sde_gen.solvers.ode import WATCHED, A, Angle, C, E
 
 SDES = all_sdes()
 GAUSSIAN = GaussianData.correlated()
@@ -141,8 +141,8 @@ def test_calls_are_counted_for_each_sample():
             assert hook is not None or len(out.nfe.unique()) > 1
 
 
-@every
-def test_the_step_cap_marks_its_samples_and_spares_the_others(name):
+@pytest.mark.parametrize("name, watched", [*((name, False) for name in SDES), ("vp", True)])
+def test_the_step_cap_marks_its_samples_and_spares_the_others(name, watched):
     """One sample's field is rough, so that it alone needs many steps."""
     sde, bad = SDES[name], 2
     plain = MIXTURE.score(sde)
@@ -152,17 +152,19 @@ def test_the_step_cap_marks_its_samples_and_spares_the_others(name):
         return plain(x, c) + torch.where((index == bad)[:, None], wave, 0.0)
 
     model = ScoreModel(network, sde, prediction="score", prior="sde")
-    cond = {"index": torch.arange(5)}
-    free = sample(model, (5, 2), "ode", cond=cond, progress=False, dtype=torch.float64)
-    attempts = (free.nfe - 3) / 6
+    options = {"cond": {"index": torch.arange(5)}, "progress": False, "dtype": torch.float64}
+    options |= {"trajectory": "states"} if watched else {}
+    free = sample(model, (5, 2), "ode", **options)
+    others = 3 + (len(free.times) if watched else 0)  # calls that are not a stage of a step
+    attempts = (free.nfe - others) / 6
     cap = int(attempts[[0, 1, 3, 4]].max()) + 1
     assert attempts[bad] > cap and not free.failed.any()
-    masked = sample(model, (5, 2), "ode", steps=cap, cond=cond, progress=False, dtype=torch.float64, on_failure="mask")
+    masked = sample(model, (5, 2), "ode", steps=cap, on_failure="mask", **options)
     assert masked.failed.tolist() == [False, False, True, False, False]
     torch.testing.assert_close(masked.x[~masked.failed], free.x[~masked.failed], rtol=1e-12, atol=1e-12)
-    assert masked.nfe[bad] <= 6 * cap + 3
+    assert masked.nfe[bad] <= 6 * (cap + WATCHED) + others
     with pytest.raises(SolverError, match="step cap") as caught:
-        sample(model, (5, 2), "ode", steps=cap, cond=cond, progress=False, dtype=torch.float64)
+        sample(model, (5, 2), "ode", steps=cap, **options)
     assert caught.value.failed.tolist() == [bad] and caught.value.healthy.tolist() == [0, 1, 3, 4]
 
 
