@@ -82,15 +82,18 @@ class RunConfig(_Section):
 
 
 DIGITS: dict[str, Any] = {
-    "model": {"network": "mlp", "options": {"width": 256, "depth": 4, "dropout": 0.1}},
-    "training": {"steps": 5000, "batch": 128, "lr": 2e-3},
+    "model": {"network": "unet", "options": {"width": 32, "multipliers": [1, 2], "attention": [1], "dropout": 0.05}},
+    "training": {"steps": 1800, "batch": 64, "lr": 2e-3, "ema_width": 0.05},
 }
 VECTORS: dict[str, Any] = {
     "model": {"network": "mlp", "options": {"width": 128, "depth": 3}},
     "training": {"steps": 4000, "batch": 512, "lr": 2e-3},
     "sampling": {"samples": 10000, "batch": 10000},
 }
-MNIST: dict[str, Any] = {"model": {"network": "unet"}, "training": {"steps": 3000, "batch": 128}}
+MNIST: dict[str, Any] = {
+    "model": {"network": "unet", "options": {"width": 32, "multipliers": [1, 2, 2], "attention": [2]}},
+    "training": {"steps": 3000, "batch": 64, "lr": 1e-3, "ema_width": 0.05},
+}
 RECIPES: dict[str, dict[str, Any]] = {
     "digits": DIGITS,
     "mnist": MNIST,

@@ -24,7 +24,7 @@ class Ancestral(FixedStepSolver):
     order = 1
     weak_order = 1.0
     stochastic = True
-    default_steps = 500
+    default_steps = 250
 
     def __init__(self, variance: str = "small") -> None:
         if variance not in VARIANCES:

@@ -22,7 +22,7 @@ class PredictorCorrector(FixedStepSolver):
     """
 
     stochastic = True
-    default_steps = 250
+    default_steps = 100
 
     def __init__(self, predictor: str | FixedStepSolver = "em", snr: float = 0.16, corrections: int = 1) -> None:
         if isinstance(predictor, str):

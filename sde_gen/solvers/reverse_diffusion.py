@@ -20,7 +20,7 @@ class ReverseDiffusion(FixedStepSolver):
     order = 1
     weak_order = 1.0
     stochastic = True
-    default_steps = 500
+    default_steps = 250
 
     def plan(self, sde: SDE, times: Tensor) -> list[Update]:
         t, s = times[:-1], times[1:]
