@@ -1,6 +1,7 @@
 """sde_gen: score-based diffusion models in continuous time."""
 
 from .data import Dataset, Normalizer, load_dataset
+from .latents import encode, interpolate, mix
 from .losses import dsm_loss
 from .networks import make_network
 from .prior import Moments
@@ -29,11 +30,14 @@ __all__ = [
     "SolverError",
     "SubVPSDE",
     "dsm_loss",
+    "encode",
+    "interpolate",
     "load",
     "load_dataset",
     "make_network",
     "make_sde",
     "make_solver",
+    "mix",
     "sample",
     "save",
     "train",

@@ -100,7 +100,7 @@ def test_an_interrupted_network_is_not_taken_for_a_trained_one(command: Command,
     content = json.loads(about.read_text())
     content["extra"]["complete"] = False
     about.write_text(json.dumps(content))
-    code, out, err = command(*arguments)
+    code, out, _ = command(*arguments)
     assert code == 0
     assert "interrupted at step 12" in out[0] and any(line.startswith("trained") for line in out)
 
@@ -147,7 +147,7 @@ def test_bad_input_is_one_line_and_exit_code_2_before_any_work(fault: str, comma
 
 def test_out_below_a_file_is_refused(command: Command, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    code, out, err = command("--out", "file/run")
+    code, _, err = command("--out", "file/run")
     assert code == 2 and len(err) == 1 and "not a directory" in err[0]
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -157,13 +157,13 @@ def test_a_damaged_checkpoint_is_one_line(command: Command, tmp_path: Path) -> N
     assert command(*arguments)[0] == 0
     weights = tmp_path / "here" / "checkpoint" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    code, out, err = command(*arguments)
+    code, _, err = command(*arguments)
     assert code == 2 and len(err) == 1 and "here/checkpoint" in err[0] and "--retrain" in err[0]
     assert command(*arguments, "--retrain")[0] == 0
 
 
 def test_help_names_every_choice(command: Command) -> None:
-    code, out, err = command("--help")
+    code, out, _ = command("--help")
     text = "\n".join(out)
     assert code == 0
     for word in (*SDES, *SOLVERS, "digits", "mnist", "--dry-run", "--checkpoint-every", "examples:"):

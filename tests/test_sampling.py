@@ -304,8 +304,9 @@ def test_all_samples_may_fail():
         assert draw(model, (2, 2), solver, on_failure="mask").failed.all()
 
 
+# Annealed Langevin dynamics of fixed snr does not converge to the data: tests/solvers/test_langevin.py has what it does.
 @pytest.mark.parametrize("name", SDES)
-@shown
+@pytest.mark.parametrize("solver", [name for name in METHODS if name not in ("toy euler", "langevin")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_gaussian_data_from_every_pair(name, solver, dtype):
     """End to end and loose (the exact recursions are in tests/solvers): the right mean, spread and correlation."""
@@ -344,7 +345,7 @@ def test_no_gradient_is_kept_but_guidance_may_differentiate():
 
 def test_defaults_and_quiet(capsys):
     out = sample(DATA.model(make_sde("vp")), (2, 2))
-    assert out.nfe.tolist() == [2 * 250 + 1] * 2
+    assert out.nfe.tolist() == [2 * 100 + 1] * 2
     assert capsys.readouterr().err == ""  # no terminal, no bar
 
 

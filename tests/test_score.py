@@ -254,12 +254,15 @@ def test_bad_settings(settings, error, match):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("output, error, match", [
-    (lambda x: x[:1], ValueError, r"output has shape \(1, 2\) where \(3, 2\) was expected"),
-    (lambda x: x[:, :1], ValueError, r"output has shape \(3, 1\)"),
-    (lambda x: x[..., None], ValueError, "output has shape"),
-    (lambda x: x.long(), TypeError, "dtype torch.int64 where a floating dtype was expected"),
-])
+@pytest.mark.parametrize(
+    "output, error, match",
+    [
+        (lambda x: x[:1], ValueError, r"output has shape \(1, 2\) where \(3, 2\) was expected"),
+        (lambda x: x[:, :1], ValueError, r"output has shape \(3, 1\)"),
+        (lambda x: x[..., None], ValueError, "output has shape"),
+        (lambda x: x.long(), TypeError, "dtype torch.int64 where a floating dtype was expected"),
+    ],
+)
 def test_bad_outputs(output, error, match):
     model = ScoreModel(lambda x, c: output(x), make_sde("vp"))
     for t in (0.5, torch.full((3,), 0.5)):

@@ -36,9 +36,7 @@ class ToyDDIM(FixedStepSolver):
         alpha, sigma = (values.tolist() for values in sde.marginal(times))
         t = times.tolist()
         ratio = [late / early for early, late in pairwise(sigma)]
-        return [
-            Update(t=t[i], a=ratio[i], b=(alpha[i + 1] - ratio[i] * alpha[i],), s=t[i + 1]) for i in range(len(ratio))
-        ]
+        return [Update(t=t[i], a=ratio[i], b=(alpha[i + 1] - ratio[i] * alpha[i],), s=t[i + 1]) for i in range(len(ratio))]
 
 
 class ToyEuler(Solver):

@@ -27,6 +27,16 @@ SOLVERS: dict[str, type[Solver]] = {
     "pc": PredictorCorrector,
     "ode": ProbabilityFlow,
     "ancestral": Ancestral,
+    "reverse_diffusion": ReverseDiffusion,
+    "langevin": AnnealedLangevin,
+    "dpm_sde": ExponentialMultistepSDE,
+    "edm": EDM,
+    "restart": Restart,
+    "ddim": DDIM,
+    "heun": Heun,
+    "ab": AdamsBashforth,
+    "dpm": ExponentialMultistep,
+    "unipc": UniPC,
 }
 
 

@@ -91,11 +91,10 @@ class FixedStepSolver(Solver):
         return run_updates(run, x, self.plan(run.model.sde, make_grid(run.model.sde, grid, t_start, t_end, steps)))
 
 
-def run_updates(run: Run, x: Tensor, updates: list[Update]) -> Tensor:
-    """Apply `updates` to x in order."""
+def run_updates(run: Run, x: Tensor, updates: list[Update], history: tuple[Tensor, ...] = ()) -> Tensor:
+    """Apply `updates` to x in order; `history`: predictions that came before them, the latest first."""
     model, cond = run.model, run.cond
     depth = max((len(update.b) for update in updates), default=0)
-    history: tuple[Tensor, ...] = ()
     denoised = x
     calls = 0
     model.prepare(dict.fromkeys(update.t for update in updates if update.t is not None))
@@ -104,7 +103,7 @@ def run_updates(run: Run, x: Tensor, updates: list[Update]) -> Tensor:
         if update.t is not None:
             denoised = model.predict(x, update.t, **cond)[0]
             calls += 1
-            seen = (denoised if update.view is None else _view(x, denoised, *update.view), *history)
+            seen = (denoised if update.view is None else seen_as(x, denoised, *update.view), *history)
             if update.keep:
                 history = seen[:depth]
         x = x * update.a
@@ -119,7 +118,8 @@ def run_updates(run: Run, x: Tensor, updates: list[Update]) -> Tensor:
     return x
 
 
-def _view(x: Tensor, denoised: Tensor, p: float, q: float) -> Tensor:
+def seen_as(x: Tensor, denoised: Tensor, p: float, q: float) -> Tensor:
+    """p x + q denoised, the prediction of an update with this view; shape of `x`."""
     return (x * p).add_(denoised, alpha=q)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -49,7 +50,8 @@ class Restart(FixedStepSolver):
                     (alpha_s, sigma_s), (alpha, sigma) = (_marginal(sde, time) for time in (s, high))
                     noise = math.sqrt((sigma / alpha) ** 2 - (sigma_s / alpha_s) ** 2)
                     updates.append(Update(t=None, a=alpha / alpha_s, c=alpha * noise))
-                    updates += _down(sde, make_grid(sde, "karras", high, s, self.inner))
+                    rounds = _down(sde, make_grid(sde, "karras", high, s, self.inner))
+                    updates += [replace(update, s=None) for update in rounds]  # the grid's step has ended already
         return updates
 
 

@@ -8,7 +8,7 @@ from toys import CountingNetwork, ToyDDIM, ToyEuler, all_sdes
 from sde_gen import ScoreModel, make_sde, make_solver, sample
 from sde_gen.randomness import NoiseStream
 from sde_gen.solvers import SOLVERS, FixedStepSolver, Run, Update, make_grid, run_updates
-from sde_gen.solvers.base import rows
+from sde_gen.solvers.base import rows, seen_as
 
 SDES = all_sdes()
 DATA = GaussianData.correlated()
@@ -21,6 +21,12 @@ METHODS = {
     "em eta=0.5": make_solver("em", eta=0.5),
     "ancestral large": make_solver("ancestral", variance="large"),
     "pc ancestral": make_solver("pc", predictor="ancestral"),
+    "pc dpm": make_solver("pc", predictor="dpm"),
+    "ddim eta=0.5": make_solver("ddim", eta=0.5),
+    **{f"{name} {order}": make_solver(name, order=order) for name in ("ab", "dpm", "unipc") for order in (1, 2, 4)},
+    **{f"dpm_sde {order}": make_solver("dpm_sde", order=order) for order in (1, 3)},
+    "dpm noise": make_solver("dpm", prediction="noise"),
+    "ab time": make_solver("ab", variable="time"),
     "toy ddim": ToyDDIM(),
 }
 TABLES = {name: method for name, method in METHODS.items() if isinstance(method, FixedStepSolver)}
@@ -37,8 +43,12 @@ def run_of(model, count: int, shape=(2,), dtype=torch.float64, **kwargs) -> Run:
     return Run(model, NoiseStream(0, 0, count, shape, dtype, CPU), torch.zeros(count, dtype=torch.int64), **kwargs)
 
 
+# Annealed Langevin dynamics of fixed snr does not converge to the data as the grid is refined: see test_langevin.py.
+CONSISTENT = [name for name in TABLES if name != "langevin"]
+
+
 @pytest.mark.parametrize("name", SDES)
-@pytest.mark.parametrize("method", TABLES)
+@pytest.mark.parametrize("method", CONSISTENT)
 def test_gaussian_data_keep_mean_and_covariance(name, method):
     """The moments of the samples themselves, carried exactly through the plan: no Monte Carlo."""
     sde = SDES[name]
@@ -69,7 +79,7 @@ def test_weak_order(name, grid, method):
     sde, solver = SDES[name], TABLES[method]
     start, end = 0.7, 0.35
     exact = torch.cat([part.flatten() for part in DATA.moments(sde, end)])
-    counts, errors = [200, 400, 800], []
+    counts, errors = [400, 800, 1600], []
     for steps in counts:
         updates = solver.plan(sde, make_grid(sde, grid, start, end, steps))
         moments = DATA.run_moments(updates, sde, *DATA.moments(sde, start))
@@ -86,10 +96,30 @@ def test_order_of_deterministic_solvers(name, method):
     start, end = 0.7, 0.35
     (alpha,), (sigma,) = (value[None] for value in sde.marginal(torch.tensor(start, dtype=torch.float64)))
     x = alpha * data.sample(64) + sigma * torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    exact = make_solver("ode", rtol=1e-10, atol=1e-10).solve(run_of(model, 64), x, start, end, 10_000, "time")
-    counts = [32, 64, 128]
-    errors = [float((solver.solve(run_of(model, 64), x, start, end, steps, "half_log_snr") - exact).norm()) for steps in counts]
-    assert solver.order - 0.15 <= slope(counts, errors) <= solver.order + 0.5
+    exact = flow(model, x, start, end)
+    counts = [64, 128, 256]
+    warm = [float((from_exact_history(solver, model, x, start, end, steps) - exact).norm()) for steps in counts]
+    assert slope(counts, warm) >= solver.order - 0.15
+    cold = [float((solver.solve(run_of(model, 64), x, start, end, steps, "half_log_snr") - exact).norm()) for steps in counts]
+    assert slope(counts, cold) >= min(solver.order, 2) - 0.15
+
+
+def flow(model, x, start, end):
+    return make_solver("ode", rtol=1e-11, atol=1e-11).solve(run_of(model, len(x)), x, start, end, 10_000, "time")
+
+
+def from_exact_history(solver, model, x, start, end, steps):
+    """The solver from the first step at which it has all the predictions that it looks back to, these taken on the flow."""
+    sde = model.sde
+    times = make_grid(sde, "half_log_snr", start, end, steps)
+    updates = solver.plan(sde, times)
+    known = max(len(update.b) for update in updates) - 1 if len(updates) == steps else 0
+    history = ()
+    for update, s in zip(updates[:known], times[1 : known + 1].tolist(), strict=True):
+        denoised = model.denoise(x, update.t)
+        history = (denoised if update.view is None else seen_as(x, denoised, *update.view), *history)
+        x = flow(model, x, update.t, s)
+    return run_updates(run_of(model, len(x)), x, updates[known:], history)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -98,7 +128,6 @@ def test_declarations(method):
     assert solver.default_steps >= 1 and isinstance(solver.stochastic, bool)
     assert solver.default_grid in ("time", "half_log_snr", "karras", "quadratic")
     assert solver.calls is None or solver.calls >= 1
-    assert solver.adaptive or isinstance(solver, FixedStepSolver)
     if solver.weak_order is not None or solver.strong_order is not None:
         assert solver.stochastic
 
@@ -109,7 +138,12 @@ def test_calls_are_as_declared_for_any_shape(method, shape):
     solver, sde, count, steps = METHODS[method], make_sde("vp"), 3, 5
     network = CountingNetwork(lambda x, c: 0.5 * x, count)
     out = sample(
-        ScoreModel(network, sde), (count, *shape), solver, steps=200 if solver.adaptive else steps, final="raw", progress=False,
+        ScoreModel(network, sde),
+        (count, *shape),
+        solver,
+        steps=200 if solver.adaptive else steps,
+        final="raw",
+        progress=False,
         cond={"index": torch.arange(count)},
     )
     assert out.x.shape == (count, *shape) and torch.isfinite(out.x).all()

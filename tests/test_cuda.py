@@ -1,0 +1,54 @@
+"""What must hold on a GPU; skipped where there is none."""
+
+import pytest
+import torch
+
+import sde_gen
+from sde_gen.solvers import SOLVERS, make_solver
+from sde_gen.training import TrainSettings, build_model, fit
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA device here")
+
+
+@pytest.fixture
+def model() -> sde_gen.ScoreModel:
+    data = torch.randn(256, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 3 + 5
+    made = build_model(data, "vp", "unet", network_options={"width": 16, "multipliers": [1], "attention": []})
+    result = fit(made, data, TrainSettings(steps=20, batch=32), device="cuda", progress=False)
+    assert result.history[-1]["loss"] < 2 and next(result.model.parameters()).is_cuda
+    return result.model
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_solver_samples_on_the_device(solver: str, model: sde_gen.ScoreModel) -> None:
+    steps = None if make_solver(solver).adaptive else 10
+    out = sde_gen.sample(model, (8, 1, 8, 8), solver, steps=steps, progress=False)
+    assert out.x.is_cuda and not bool(out.failed.any()) and float(out.x.mean()) == pytest.approx(5, abs=2)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_samples_do_not_depend_on_their_batch(solver: str, model: sde_gen.ScoreModel) -> None:
+    steps = None if make_solver(solver).adaptive else 10
+    whole = sde_gen.sample(model, (12, 1, 8, 8), solver, steps=steps, progress=False).x
+    parts = sde_gen.sample(model, (12, 1, 8, 8), solver, steps=steps, batch_size=5, progress=False).x
+    torch.testing.assert_close(parts, whole, rtol=0, atol=0.05 if make_solver(solver).adaptive else 5e-3)
+
+
+def test_a_fixed_step_loop_does_not_wait_for_the_device(model: sde_gen.ScoreModel) -> None:
+    from sde_gen.randomness import NoiseStream
+    from sde_gen.solvers import FixedStepSolver, Run
+
+    device = torch.device("cuda")
+    for name in SOLVERS:
+        solver = make_solver(name)
+        if not isinstance(solver, FixedStepSolver):
+            continue
+        run = Run(model, NoiseStream(0, 0, 4, (1, 8, 8), torch.float32, device), torch.zeros(4, dtype=torch.int64, device=device))
+        x = run.noise.draw()
+        with torch.no_grad():
+            solver.solve(run, x, model.sde.t_max, model.sde.t_min, 5, solver.default_grid)  # kernels are loaded once
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                solver.solve(run, x, model.sde.t_max, model.sde.t_min, 5, solver.default_grid)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
