@@ -6,6 +6,7 @@ from typing import Any
 
 from ..registry import build
 from .ab import AdamsBashforth
+from .adaptive_sde import AdaptiveSDE
 from .ancestral import Ancestral
 from .base import FixedStepSolver, Run, Solver, Update, run_updates
 from .ddim import DDIM
@@ -20,6 +21,7 @@ from .ode import ProbabilityFlow
 from .pc import PredictorCorrector
 from .restart import Restart
 from .reverse_diffusion import ReverseDiffusion
+from .torchsde import TorchSDE
 from .unipc import UniPC
 
 SOLVERS: dict[str, type[Solver]] = {
@@ -32,6 +34,8 @@ SOLVERS: dict[str, type[Solver]] = {
     "dpm_sde": ExponentialMultistepSDE,
     "edm": EDM,
     "restart": Restart,
+    "adaptive_sde": AdaptiveSDE,
+    "torchsde": TorchSDE,
     "ddim": DDIM,
     "heun": Heun,
     "ab": AdamsBashforth,
@@ -54,6 +58,7 @@ __all__ = [
     "GRIDS",
     "SOLVERS",
     "AdamsBashforth",
+    "AdaptiveSDE",
     "Ancestral",
     "AnnealedLangevin",
     "EulerMaruyama",
@@ -67,6 +72,7 @@ __all__ = [
     "ReverseDiffusion",
     "Run",
     "Solver",
+    "TorchSDE",
     "UniPC",
     "Update",
     "make_grid",
