@@ -1,6 +1,7 @@
 """sde_gen: score-based diffusion models in continuous time."""
 
 from .data import Dataset, Normalizer, load_dataset
+from .fitting import FittedGrid, fit_grid
 from .latents import encode, interpolate, mix
 from .losses import dsm_loss
 from .networks import make_network
@@ -21,6 +22,7 @@ __all__ = [
     "CosineVPSDE",
     "Dataset",
     "Denoiser",
+    "FittedGrid",
     "Moments",
     "Normalizer",
     "ReverseSDE",
@@ -31,6 +33,7 @@ __all__ = [
     "SubVPSDE",
     "dsm_loss",
     "encode",
+    "fit_grid",
     "interpolate",
     "load",
     "load_dataset",

@@ -85,10 +85,43 @@ class Moments(nn.Module):
         It is the best linear denoiser of any data with these moments. `alpha`, `sigma` scalars; shape of `x`.
         """
         gain = alpha * self.eigenvalues / (alpha**2 * self.eigenvalues + sigma**2)
-        centred = x.double() - alpha * self.mean
+        return (self.mean + self._product(gain, x - alpha * self.mean)).to(x.dtype)
+
+    def flow(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The probability flow of Gaussian data with these moments, exactly, from alpha[0], sigma[0] to alpha[1], sigma[1]:
+        alpha m + ((alpha^2 C + sigma^2)/(alpha_t^2 C + sigma_t^2))^(1/2) (x - alpha_t m); shape of `x`."""
+        alpha, sigma = alpha.to(self.mean), sigma.to(self.mean)
+        before, after = ((alpha[i] ** 2 * self.eigenvalues + sigma[i] ** 2) for i in (0, 1))
+        return (alpha[1] * self.mean + self._product(torch.sqrt(after / before), x - alpha[0] * self.mean)).to(x.dtype)
+
+    def continued(self, x: Tensor, denoised: Tensor, alpha: Tensor, sigma: Tensor, ratios: Tensor) -> list[Tensor]:
+        """E[x_0 | x] of such Gaussian data along the flow through x, at alpha/sigma = each of `ratios`, shifted by a constant
+        so that it is `denoised` at x itself.
+
+        In u = alpha/sigma it is m + C u (1 + C u^2)^(-1/2) c with c constant along the flow, an odd function about m that
+        goes on smoothly through u = 0 (pure noise) to negative u.
+        """
+        alpha, sigma, ratios = (value.to(self.mean) for value in (alpha, sigma, ratios))
+        variances = self.eigenvalues
+        here = alpha * variances / (alpha**2 * variances + sigma**2)
+        constant = 1 / torch.sqrt(alpha**2 * variances + sigma**2)
+        gains = [variances * u / torch.sqrt(1 + variances * u**2) * constant - here for u in ratios]
+        centred = x - alpha * self.mean
+        return [denoised + self._product(gain, centred).to(x.dtype) for gain in gains]
+
+    def _product(self, gain: Tensor, centred: Tensor) -> Tensor:
+        """The matrix with these eigenvalues times `centred` (B, *), float64."""
         vectors = self.eigenvectors
-        part = centred * gain if vectors is None else (((centred.flatten(1) @ vectors) * gain) @ vectors.T).reshape(x.shape)
-        return (self.mean + part).to(x.dtype)
+        if vectors is None:
+            return centred.double() * gain
+        return (((centred.double().flatten(1) @ vectors) * gain) @ vectors.T).reshape(centred.shape)
+
+    def spread(self) -> tuple[float, float]:
+        """sqrt(sum s^4/sum s^2) and the root mean square of the standard deviations s along the principal axes: the spread
+        of the directions that hold most of the variance, and of all."""
+        variances = self.eigenvalues
+        mean = variances.mean()
+        return (float(torch.sqrt((variances**2).mean() / mean)), float(torch.sqrt(mean))) if float(mean) > 0 else (1.0, 1.0)
 
 
 class MatchedPrior(Prior):

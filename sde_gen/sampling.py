@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,9 +18,14 @@ from .solvers import GRIDS, Run, Solver, make_solver
 
 StepHook = Callable[[int, float, Tensor], bool | None]
 
+GROWTH = 2.0**53
+"""A sample that grows by more than this, over its own start and the prior's scale, has failed: its start is then below the last
+bit of float64 and nothing of it is left. The paths x_t = alpha x_0 + sigma eps ask for a growth of about 1/alpha(t_max), under
+1e5 by default, in any units of the data. A finite sample below the bound is not judged."""
+
 
 class SolverError(RuntimeError):
-    """A solver met states that are not finite, or reached its step cap.
+    """A solver met states that are not finite or grew absurdly (see `GROWTH`), or reached its step cap.
 
     `solver`, `time`, `step`: where it was first seen (time and step are None where the solver reached its step cap or does
     not say); `failed`: indices of the samples concerned; `healthy`: indices of the others and `x` their states, finished.
@@ -34,7 +38,7 @@ class SolverError(RuntimeError):
         where = "" if time is None else f" first at t = {time:.6g} (step {step})"
         super().__init__(
             f"solver {solver!r} failed for {len(failed)} of {len(failed) + len(healthy)} samples{where}: samples {shown} are not "
-            "finite or did not finish within the step cap; on_failure='mask' returns the others"
+            "finite, grew absurdly or did not finish within the step cap; on_failure='mask' returns the others"
         )
 
 
@@ -72,7 +76,7 @@ def sample(
     step_hook: StepHook | None = None,
     on_failure: str = "raise",
     progress: bool = True,
-    grid: str | None = None,
+    grid: str | Tensor | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     **solver_options: Any,
@@ -80,7 +84,8 @@ def sample(
     """Draw `shape` = (N, *data shape) samples of `model`.
 
     solver: a registered name with `solver_options`, or a Solver; steps: of the grid, for an adaptive solver the cap on
-        attempted steps (None: the solver's default); grid: a name in GRIDS (None: the solver's default).
+        attempted steps (None: the solver's default); grid: a name in GRIDS, the times themselves (steps + 1,), or
+        "fitted" (None: what `fit_grid` found for this solver and steps, else the solver's default).
     seed, index_offset: sample i's noise is a function of (seed, index_offset + i) alone, whatever the batch.
     x_init: the state at t_start instead of a draw of the prior; data in its own units where t_start is t_min.
     t_start, t_end: from and to which time (None: from t_max to t_min). Data lives at t_min in its own units; states above
@@ -93,10 +98,20 @@ def sample(
     on_failure: "raise" a SolverError that carries the healthy samples, or "mask": return all, marked in `failed`.
     progress: a bar on a terminal. dtype, device: of the states (None: the model's parameters', else float32 on the CPU).
 
-    Raises ValueError or TypeError for bad arguments, SolverError for samples that are not finite.
+    Raises ValueError or TypeError for bad arguments, SolverError for samples that are not finite,
+    grew absurdly (see `GROWTH`) or did not finish within the step cap of an adaptive solver.
     """
     count, data_shape = _check_shape(shape)
-    if isinstance(solver, str):
+    fitted = model.fitted.get((solver, steps or 0)) if isinstance(solver, str) and not solver_options else None
+    if isinstance(grid, str) and grid == "fitted":
+        if fitted is None:
+            known = ", ".join(f"{name} at {number}" for name, number in model.fitted) or "none"
+            raise ValueError(f"no grid is fitted for solver {solver!r} at {steps} steps (fitted: {known}); see fit_grid")
+    elif grid is not None or t_start is not None or t_end is not None:
+        fitted = None
+    if fitted is not None:
+        name, method, grid = fitted.solver, fitted.make(), fitted.grid
+    elif isinstance(solver, str):
         name, method = solver, make_solver(solver, **solver_options)
     elif isinstance(solver, Solver):
         if solver_options:
@@ -115,7 +130,10 @@ def sample(
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
             raise ValueError(f"{label} must be a whole number of at least {least}, got {number!r}")
     grid = method.default_grid if grid is None else grid
-    lookup(GRIDS, "grid", grid)
+    if not isinstance(grid, Tensor):
+        lookup(GRIDS, "grid", grid)
+    elif grid.shape != (steps + 1,) or not grid.is_floating_point() or not bool((grid.diff() * (grid[-1] - grid[0]) > 0).all()):
+        raise ValueError(f"times must be {steps + 1} numbers that only rise or only fall, got shape {tuple(grid.shape)}")
     sde = model.sde
     start, end = (sde.t_max if t_start is None else float(t_start)), (sde.t_min if t_end is None else float(t_end))
     for label, value in (("t_start", start), ("t_end", end)):
@@ -138,7 +156,9 @@ def sample(
     device, dtype = _where(model, x_init, device, dtype)
 
     states: list[Tensor] = []
-    calls, frames, failures = [], [], []
+    calls: list[Tensor] = []
+    frames: list[Tensor] = []
+    failures: list[Tensor] = []
     times: list[float] = []
     batches = list(_batches(count, batch_size))
     # A fixed-step solver shows its steps; an adaptive one, whose samples go at their own pace, its finished batches.
@@ -160,26 +180,33 @@ def sample(
             if trajectory is not None or step_hook is not None or tick is not None:
                 times = []
                 run.observer = _watcher(model, trajectory, step_hook, kept, times, tick)
+            limit = GROWTH * _size(x).clamp_min(max(1.0, sde.prior_std))
             y = method.solve(run, x, start, end, steps, grid)
-            failed = ~torch.isfinite(y).flatten(1).all(1)
+            failed = lost = _broken(y, limit)
             # A hook may have stopped above t_min, where the state is neither data nor to be decoded.
             if (times[-1] if times else end) == sde.t_min:
                 if final == "denoise":
                     y = model.predict(y, end, **part)[0]
                     run.nfe += 1
-                    failed |= ~torch.isfinite(y).flatten(1).all(1)
+                    failed = failed | _broken(y, limit)
                 if model.normalizer is not None:
                     y = model.normalizer.decode(y)
+                    failed = failed | ~torch.isfinite(_size(y))
             if bool(failed.any()) and on_failure == "raise":
                 again = NoiseStream(seed, index_offset + first, last - first, data_shape, dtype, device)
                 again.draw()
-                where = _locate(method, Run(model, again, torch.zeros_like(run.nfe), part), x, start, end, steps, grid)
+                rerun = Run(model, again, torch.zeros_like(run.nfe), part)
+                where = _locate(method, rerun, x, start, end, steps, grid, lost, limit)
                 index, bad = torch.arange(last), torch.cat((torch.zeros(first, dtype=torch.bool), failed.cpu()))
                 raise SolverError(name, *where, index[bad], index[~bad], torch.cat((*states, y[~failed])))
             states.append(y)
             calls.append(run.nfe)
             failures.append(failed)
             if trajectory is not None:
+                if frames and len(kept) != len(frames[0]):
+                    raise ValueError(
+                        f"step_hook stopped batches after {len(frames[0])} and {len(kept)} steps: a trajectory needs one length"
+                    )
                 frames.append(torch.stack(kept))
             if method.adaptive:
                 bar.update(last - first)
@@ -245,16 +272,29 @@ def _watcher(
     return observe
 
 
-def _locate(method: Solver, run: Run, x: Tensor, start: float, end: float, steps: int, grid: str) -> tuple[float | None, int | None]:
-    """Time and step at which a sample first is not finite: the same batch again, watched, since a loop that ends well pays
-    nothing for being able to say so."""
+def _size(x: Tensor) -> Tensor:
+    # The largest magnitude in each sample, (B, *) gives (B,); float64, since the limit overflows narrower dtypes.
+    return x.abs().flatten(1).amax(1).double()
+
+
+def _broken(x: Tensor, limit: Tensor) -> Tensor:
+    # Not "size >= limit", which NaN would pass.
+    return ~(_size(x) < limit)
+
+
+def _locate(
+    method: Solver, run: Run, x: Tensor, start: float, end: float, steps: int, grid: str | Tensor, lost: Tensor, limit: Tensor
+) -> tuple[float | None, int | None]:
+    """Time and step at which one of the samples `lost` in the loop is first seen broken: the same batch again, watched, since
+    a loop that ends well pays nothing for being able to say so."""
     found: list[tuple[float, int]] = []
     taken = 0
 
     def observe(t: float, state: Tensor, denoised: Tensor) -> bool:
         nonlocal taken
         taken += 1
-        if not math.isfinite(float(state.sum())):
+        # Others may have been out of bounds on their way and come back.
+        if bool((_broken(state, limit) & lost).any()):
             found.append((t, taken))
         return bool(found)
 
@@ -262,4 +302,6 @@ def _locate(method: Solver, run: Run, x: Tensor, start: float, end: float, steps
     method.solve(run, x, start, end, steps, grid)
     if found:
         return found[0]
-    return (end, taken) if taken else (None, None)  # finite to the end: it was the last, denoising call
+    if not taken or (method.adaptive and bool(lost.any())):
+        return None, None
+    return end, taken  # after the last step shown: the denoising call, or what a solver does there unseen

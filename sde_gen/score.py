@@ -96,10 +96,14 @@ class Denoiser(nn.Module, ABC):
 
     sde: SDE
     normalizer: UnitMap | None
+    moments: Moments | None
 
     def __init__(self) -> None:
         super().__init__()
         self.normalizer = None
+        self.moments = None
+        self.measured: dict[tuple[int, ...], Moments | None] = {}  # by a sample's shape, see `moments_of`
+        self.fitted: dict[tuple[str, int], Any] = {}  # time grids by solver and steps, see `fit_grid`
 
     @property
     @abstractmethod
@@ -195,7 +199,9 @@ class ScoreModel(Denoiser):
         if normalizer is not None:
             del self.normalizer  # a module would be registered beside the None and never be found
             self.normalizer = normalizer
-        self.moments = moments
+        if moments is not None:
+            del self.moments  # as above
+            self.moments = moments
         self._scales: dict[float, Scales] = {}
 
     def with_network(self, network: Callable[..., Tensor]) -> ScoreModel:

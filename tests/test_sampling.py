@@ -128,8 +128,8 @@ def test_trajectories(solver):
     assert plain.trajectory is None and plain.times is None
     if not made(solver).adaptive:
         assert length == 10
-        grid = make_grid(sde, default_grid(solver), sde.t_max, sde.t_min, 10)
-        torch.testing.assert_close(states.times, grid[1:])
+        if default_grid(solver) != "angle":  # that one knows the data: tests/solvers/test_angle.py
+            torch.testing.assert_close(states.times, make_grid(sde, default_grid(solver), sde.t_max, sde.t_min, 10)[1:])
     if solver in ("em", "toy ddim"):  # what a step shows is the prediction that it was made from
         expected = torch.stack([model.denoise(states.trajectory[k], float(states.times[k])) for k in range(length - 1)])
         torch.testing.assert_close(denoised.trajectory[1:], expected)

@@ -8,6 +8,7 @@ from ..registry import build
 from .ab import AdamsBashforth
 from .adaptive_sde import AdaptiveSDE
 from .ancestral import Ancestral
+from .angle import AngleMultistep
 from .base import FixedStepSolver, Run, Solver, Update, run_updates
 from .ddim import DDIM
 from .dpm import ExponentialMultistep
@@ -41,6 +42,7 @@ SOLVERS: dict[str, type[Solver]] = {
     "ab": AdamsBashforth,
     "dpm": ExponentialMultistep,
     "unipc": UniPC,
+    "angle": AngleMultistep,
 }
 
 
@@ -60,6 +62,7 @@ __all__ = [
     "AdamsBashforth",
     "AdaptiveSDE",
     "Ancestral",
+    "AngleMultistep",
     "AnnealedLangevin",
     "EulerMaruyama",
     "ExponentialMultistep",

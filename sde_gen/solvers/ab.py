@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..sdes import SDE
 from .base import FixedStepSolver, Update
 from .dpm import check_order
-from .exponential import Array, lagrange_integrals
+from .exponential import noise_multistep
 
 VARIABLES = ("time", "rho")
 
@@ -35,21 +34,11 @@ class AdamsBashforth(FixedStepSolver):
         self.variable = variable
 
     def plan(self, sde: SDE, times: Tensor) -> list[Update]:
-        alpha, sigma = (value.tolist() for value in sde.marginal(times))
-        t = times.tolist()
-        nodes = times.numpy() if self.variable == "time" else torch.exp(-sde.half_log_snr(times)).numpy()
+        if self.variable == "rho":
+            nodes = torch.exp(-sde.half_log_snr(times))
+            return noise_multistep(sde, times, nodes, self.order, lambda u, end: torch.ones_like(u), sde.marginal(times[1:])[0])
 
-        def speed(u: Array) -> Array:
-            # d(sigma/alpha)/du: 1 in rho itself, -lambda' exp(-lambda) in time.
-            if self.variable == "rho":
-                return np.ones_like(u)
-            time = torch.from_numpy(u)
-            return (-sde.slopes(time)[1] * torch.exp(-sde.half_log_snr(time))).numpy()
+        def speed(u: Tensor, end: Tensor) -> Tensor:
+            return -sde.slopes(u)[1] * torch.exp(-sde.half_log_snr(u))  # d(sigma/alpha)/dt
 
-        updates = []
-        for k in range(len(t) - 1):
-            known = nodes[max(0, k + 1 - self.order) : k + 1][::-1]
-            weights = alpha[k + 1] * lagrange_integrals(known, float(nodes[k]), float(nodes[k + 1]), speed)
-            view = (1 / sigma[k], -alpha[k] / sigma[k])
-            updates.append(Update(t=t[k], a=alpha[k + 1] / alpha[k], b=tuple(weights.tolist()), s=t[k + 1], view=view))
-        return updates
+        return noise_multistep(sde, times, times, self.order, speed, sde.marginal(times[1:])[0])

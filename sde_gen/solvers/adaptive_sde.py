@@ -11,7 +11,6 @@ from ..sdes import SDE
 from ..sdes.base import check_positive
 from ..shapes import expand_as
 from .base import Run, Solver
-from .grids import make_grid
 from .ode import rms
 
 PANELS = 32
@@ -56,8 +55,8 @@ class AdaptiveSDE(Solver):
     def calls(self) -> int | None:
         return None
 
-    def solve(self, run: Run, x: Tensor, t_start: float, t_end: float, steps: int, grid: str) -> Tensor:
-        clock = _Clock(run.model.sde, make_grid(run.model.sde, grid, t_start, t_end, PANELS), x.device)
+    def solve(self, run: Run, x: Tensor, t_start: float, t_end: float, steps: int, grid: str | Tensor) -> Tensor:
+        clock = _Clock(run.model.sde, self.times(run, x, t_start, t_end, PANELS, grid), x.device)
         path = _Path(x, clock)
         show = None if run.observer is None else _Show(run, clock, x)
         x, last = x.clone(), x.clone()

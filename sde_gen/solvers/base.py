@@ -8,18 +8,22 @@ such tables, so that a method is one `plan` and nothing else.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..moments import moments_of
+from ..prior import Moments
 from ..randomness import NoiseStream
 from ..score import Denoiser
 from ..sdes import SDE
-from .grids import make_grid
+from .grids import NORMAL, make_grid
 
 Observer = Callable[[float, Tensor, Tensor], bool]
+Table = tuple[Tensor, "list[Update]", tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,18 @@ class Run:
     cond: dict[str, Tensor] = field(default_factory=dict)
     observer: Observer | None = None
 
+    def moments(self, x: Tensor) -> Moments | None:
+        """The data's mean and covariance, from the model (see `moments_of`); None where a condition may have changed them and
+        the model has none of its own."""
+        return self.model.moments if self.cond else moments_of(self.model, x)
+
+    def spread(self, x: Tensor) -> tuple[float, float]:
+        """Standard deviations of the data in normalised units: along the directions that hold most of the variance, and over
+        all (see `Moments.spread`); data_std or 1 where there are no moments."""
+        moments = self.moments(x)
+        std = getattr(self.model, "data_std", None) or 1.0
+        return (std, std) if moments is None else moments.spread()
+
     def observe(self, s: float, x: Tensor, denoised: Tensor) -> bool:
         """Show the state at the end of a step; True asks the solver to stop."""
         return self.observer is not None and self.observer(s, x, denoised)
@@ -75,27 +91,48 @@ class Solver(ABC):
         """Network calls for each step, None where the solver decides as it runs."""
         return 1
 
+    def times(self, run: Run, x: Tensor, t_start: float, t_end: float, steps: int, grid: str | Tensor) -> Tensor:
+        """The times of the grid; the first may lie after t_start where `begin` knows the way there."""
+        return make_grid(run.model.sde, grid, t_start, t_end, steps, run.spread(x) if isinstance(grid, str) and grid == "angle" else NORMAL)
+
     @abstractmethod
-    def solve(self, run: Run, x: Tensor, t_start: float, t_end: float, steps: int, grid: str) -> Tensor:
-        """The state at t_end from the state x at t_start; shape of `x`."""
+    def solve(self, run: Run, x: Tensor, t_start: float, t_end: float, steps: int, grid: str | Tensor) -> Tensor:
+        """The state at t_end from the state x at t_start; shape of `x`. grid: a name in GRIDS, or the times themselves."""
 
 
 class FixedStepSolver(Solver):
-    """A solver that is a table of updates; a subclass gives `plan`."""
+    """A solver that is a table of updates; a subclass gives `plan`.
+
+    shifts: numbers added to the weights b of each update, as `sde_gen.fit_grid` finds them.
+    """
+
+    shifts: Sequence[Sequence[Any]] = ()
 
     @abstractmethod
     def plan(self, sde: SDE, times: Tensor) -> list[Update]:
         """The updates that lead along `times`, (steps + 1,) in float64 on the CPU."""
 
-    def solve(self, run: Run, x: Tensor, t_start: float, t_end: float, steps: int, grid: str) -> Tensor:
-        return run_updates(run, x, self.plan(run.model.sde, make_grid(run.model.sde, grid, t_start, t_end, steps)))
+    def begin(self, run: Run, x: Tensor, t_start: float, times: Tensor) -> Table:
+        """The state, the updates from there on, and the predictions that came before them, the latest first."""
+        return x, self.plan(run.model.sde, times), ()
+
+    def table(self, run: Run, x: Tensor, t_start: float, times: Tensor) -> Table:
+        """`begin` with the shifts in it: all that the loop needs. Differentiable in `times`."""
+        x, updates, history = self.begin(run, x, t_start, times)
+        if self.shifts:
+            pairs = zip(updates, self.shifts, strict=True)
+            updates = [replace(u, b=tuple(b + c for b, c in zip(u.b, extra, strict=True))) for u, extra in pairs]
+        return x, updates, history
+
+    def solve(self, run: Run, x: Tensor, t_start: float, t_end: float, steps: int, grid: str | Tensor) -> Tensor:
+        return run_updates(run, *self.table(run, x, t_start, self.times(run, x, t_start, t_end, steps, grid)))
 
 
 def run_updates(run: Run, x: Tensor, updates: list[Update], history: tuple[Tensor, ...] = ()) -> Tensor:
     """Apply `updates` to x in order; `history`: predictions that came before them, the latest first."""
     model, cond = run.model, run.cond
     depth = max((len(update.b) for update in updates), default=0)
-    denoised = x
+    denoised = history[0] if history else x
     calls = 0
     model.prepare(dict.fromkeys(update.t for update in updates if update.t is not None))
     for update in updates:
@@ -123,6 +160,12 @@ def seen_as(x: Tensor, denoised: Tensor, p: float, q: float) -> Tensor:
     return (x * p).add_(denoised, alpha=q)
 
 
-def rows(*columns: Tensor) -> list[tuple[float, ...]]:
-    """Columns of a plan as rows of Python numbers, which kernels take as arguments with no transfer."""
-    return list(zip(*(column.to(torch.float64).tolist() for column in columns), strict=True))
+def numbers(column: Tensor) -> list[Any]:
+    """A column of a plan as Python numbers, which kernels take as arguments with no transfer; as scalar tensors where the plan
+    is to be differentiated."""
+    return list(column.unbind()) if column.requires_grad else column.to(torch.float64).tolist()
+
+
+def rows(*columns: Tensor) -> list[tuple[Any, ...]]:
+    """Columns of a plan as rows of numbers."""
+    return list(zip(*map(numbers, columns), strict=True))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
+import torch
 from torch import Tensor
 
 from ..sdes import SDE
 from .base import FixedStepSolver, Update
-from .exponential import data_weights, noise_weights
+from .exponential import data_multistep, noise_multistep
 
 MOST_ORDER = 4
 
@@ -19,35 +17,6 @@ def check_order(order: int, most: int = MOST_ORDER) -> int:
     if isinstance(order, bool) or order not in range(1, most + 1):
         raise ValueError(f"order must be a whole number from 1 to {most}, got {order!r}")
     return order
-
-
-def data_multistep(sde: SDE, times: Tensor, order: int, eta: float = 0.0) -> list[Update]:
-    """The table of the exponential multistep method in data prediction, of the reverse SDE with this eta."""
-    alpha, sigma = (value.tolist() for value in sde.marginal(times))
-    lambdas, t = sde.half_log_snr(times).numpy(), times.tolist()
-    updates = []
-    for k in range(len(t) - 1):
-        start, end = float(lambdas[k]), float(lambdas[k + 1])
-        known = lambdas[max(0, k + 1 - order) : k + 1][::-1]
-        weights = alpha[k + 1] * data_weights(known, start, end, eta)
-        decay = -(eta**2) * (end - start)
-        noise = sigma[k + 1] * math.sqrt(-math.expm1(2 * decay)) if eta else 0.0
-        a = sigma[k + 1] / sigma[k] * math.exp(decay)
-        updates.append(Update(t=t[k], a=a, b=tuple(weights.tolist()), c=noise, s=t[k + 1]))
-    return updates
-
-
-def noise_multistep(sde: SDE, times: Tensor, order: int) -> list[Update]:
-    """The table of the exponential multistep method in noise prediction."""
-    alpha, sigma = (value.tolist() for value in sde.marginal(times))
-    lambdas, t = sde.half_log_snr(times).numpy(), times.tolist()
-    updates = []
-    for k in range(len(t) - 1):
-        known: np.ndarray = lambdas[max(0, k + 1 - order) : k + 1][::-1]
-        weights = sigma[k + 1] * noise_weights(known, float(lambdas[k]), float(lambdas[k + 1]))
-        view = (1 / sigma[k], -alpha[k] / sigma[k])
-        updates.append(Update(t=t[k], a=alpha[k + 1] / alpha[k], b=tuple(weights.tolist()), s=t[k + 1], view=view))
-    return updates
 
 
 class ExponentialMultistep(FixedStepSolver):
@@ -72,4 +41,8 @@ class ExponentialMultistep(FixedStepSolver):
         self.prediction = prediction
 
     def plan(self, sde: SDE, times: Tensor) -> list[Update]:
-        return (data_multistep if self.prediction == "data" else noise_multistep)(sde, times, self.order)
+        if self.prediction == "data":
+            return data_multistep(sde, times, self.order)
+        return noise_multistep(
+            sde, times, sde.half_log_snr(times), self.order, lambda u, end: -torch.exp(end - u), sde.marginal(times[1:])[1]
+        )

@@ -7,7 +7,8 @@ from torch import Tensor
 from ..sdes import SDE
 from ..sdes.base import check_positive
 from .base import FixedStepSolver, Update
-from .dpm import check_order, data_multistep
+from .dpm import check_order
+from .exponential import data_multistep
 
 
 class ExponentialMultistepSDE(FixedStepSolver):

@@ -12,7 +12,6 @@ from ..sdes import SDE
 from ..sdes.base import check_positive
 from ..shapes import expand_as
 from .base import Run, Solver
-from .grids import make_grid
 
 # Dormand and Prince 1980, the 5(4) pair: stage times, stage weights (the last row is the fifth-order answer, so the last
 # slope of a step is the first of the next) and the difference to the fourth-order answer.
@@ -80,7 +79,7 @@ class ProbabilityFlow(Solver):
     def calls(self) -> int | None:
         return None
 
-    def solve(self, run: Run, x: Tensor, t_start: float, t_end: float, steps: int, grid: str) -> Tensor:
+    def solve(self, run: Run, x: Tensor, t_start: float, t_end: float, steps: int, grid: str | Tensor) -> Tensor:
         path = Angle(run.model.sde, getattr(run.model, "data_std", None) or 1.0)
         first = path.angle(t_start)
         y = x / path.radius(torch.tensor(t_start, dtype=torch.float64)).to(x)
@@ -92,7 +91,7 @@ class ProbabilityFlow(Solver):
         )
         state.h = self._first_step(run, path, state, path.angle(t_end))
         # A watched run stops at the grid's times so that every sample is shown at the same time.
-        stops = [t_end] if run.observer is None else make_grid(run.model.sde, grid, t_start, t_end, WATCHED)[1:].tolist()
+        stops = [t_end] if run.observer is None else self.times(run, x, t_start, t_end, WATCHED, grid)[1:].tolist()
         for stop in stops:
             self._advance(run, path, state, path.angle(stop), steps)
             shown = state.y * path.radius(torch.tensor(stop, dtype=torch.float64)).to(x)
@@ -148,7 +147,7 @@ class ProbabilityFlow(Solver):
             attempt += 1
             if attempt % check_every == 0:
                 active = active[((state.theta != last) & ~lost)[active]]
-        state.y[lost] = math.nan
+        state.y[lost] = state.slope[lost] = math.nan  # so that a watched run does not try them again
         state.theta[lost] = last
 
 

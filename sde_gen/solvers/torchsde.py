@@ -16,7 +16,6 @@ from ..reverse import coefficients
 from ..sdes import SDE
 from ..sdes.base import as_time, check_positive
 from .base import Run, Solver, rows
-from .grids import make_grid
 from .ode import WATCHED
 
 METHODS = {"euler": (1.0, 1.0, 1), "milstein": (1.0, 1.0, 1), "srk": (1.5, 2.0, 2)}
@@ -59,10 +58,10 @@ class TorchSDE(Solver):
     def calls(self) -> int | None:
         return None if self.adaptive else self._calls
 
-    def solve(self, run: Run, x: Tensor, t_start: float, t_end: float, steps: int, grid: str) -> Tensor:
+    def solve(self, run: Run, x: Tensor, t_start: float, t_end: float, steps: int, grid: str | Tensor) -> Tensor:
         if self.adaptive:
             return self._adaptive(run, x, t_start, t_end, steps, grid)
-        clock = _StepClock(run.model.sde, make_grid(run.model.sde, grid, t_start, t_end, steps), run.model.prepare)
+        clock = _StepClock(run.model.sde, self.times(run, x, t_start, t_end, steps, grid), run.model.prepare)
         process = _Process(run, x.shape, clock)
         # Twice the step as dt, so that rounding never leaves a sliver of a second step.
         span, options = torch.tensor([0.0, 1.0], dtype=torch.float64), {"method": self.method, "dt": 2.0}
@@ -74,10 +73,10 @@ class TorchSDE(Solver):
                 break
         return x
 
-    def _adaptive(self, run: Run, x: Tensor, t_start: float, t_end: float, steps: int, grid: str) -> Tensor:
+    def _adaptive(self, run: Run, x: Tensor, t_start: float, t_end: float, steps: int, grid: str | Tensor) -> Tensor:
         sde = run.model.sde
         first, last = (float(sde.half_log_snr(t)) for t in (t_start, t_end))
-        stops = make_grid(sde, grid, t_start, t_end, WATCHED if run.observer is not None else 1)
+        stops = self.times(run, x, t_start, t_end, WATCHED if run.observer is not None else 1, grid)
         shown = (sde.half_log_snr(stops) - first) / (last - first)
         shown[0], shown[-1] = 0.0, 1.0
         states = torch.full((len(stops), *x.shape), math.nan, dtype=x.dtype, device=x.device)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 from torch import Tensor
 
 from ..sdes import SDE
 from .base import FixedStepSolver, Update
 from .dpm import check_order
-from .exponential import data_weights
+from .exponential import data_multistep
 
 
 class UniPC(FixedStepSolver):
@@ -29,20 +28,4 @@ class UniPC(FixedStepSolver):
         self.order = order + 1
 
     def plan(self, sde: SDE, times: Tensor) -> list[Update]:
-        alpha, sigma = (value.tolist() for value in sde.marginal(times))
-        lambdas, t = sde.half_log_snr(times).numpy(), times.tolist()
-        updates = []
-        predicted = np.zeros(0)  # weights, newest first, of the prediction that led to the present state
-        for k in range(len(t) - 1):
-            weights = np.zeros(self.points + 1)
-            ratio = sigma[k + 1] / sigma[k]
-            if k > 0:
-                known = lambdas[max(0, k - self.points) : k + 1][::-1]
-                correction = alpha[k] * data_weights(known, float(lambdas[k - 1]), float(lambdas[k]))
-                correction[1 : 1 + len(predicted)] -= predicted
-                weights[: len(correction)] += ratio * correction
-            known = lambdas[max(0, k + 1 - self.points) : k + 1][::-1]
-            predicted = alpha[k + 1] * data_weights(known, float(lambdas[k]), float(lambdas[k + 1]))
-            weights[: len(predicted)] += predicted
-            updates.append(Update(t=t[k], a=ratio, b=tuple(weights.tolist()), s=t[k + 1]))
-        return updates
+        return data_multistep(sde, times, self.points, corrector=True)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..data import Normalizer
+from ..fitting import FittedGrid
 from ..networks import NETWORKS, Network, make_network
 from ..prior import Moments
 from ..score import ScoreModel
@@ -58,6 +60,7 @@ def describe(model: ScoreModel) -> dict[str, Any]:
         "model": model.settings(),
         "normalizer": None if normalizer is None else normalizer.to_config(),
         "moments": None if model.moments is None else {"covariance": model.moments.eigenvectors is not None},
+        "fitted": [asdict(fitted) for fitted in model.fitted.values()],
     }
 
 
@@ -133,6 +136,8 @@ def load(path: str | os.PathLike[str], ema: bool = True, device: torch.device | 
             normalizer.load_state_dict(parts["normalizer"])
         moments = None if description["moments"] is None else _moments(parts["moments"]).to(device)
         model = ScoreModel(network, sde, **description["model"], normalizer=normalizer, moments=moments)
+        fitted = [FittedGrid.from_config(values) for values in description.get("fitted", [])]
+        model.fitted = {(grid.solver, grid.steps): grid for grid in fitted}
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"cannot load the checkpoint at {path}: {type(error).__name__}: {reason[:300]}") from error

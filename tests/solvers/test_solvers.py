@@ -7,7 +7,7 @@ from toys import CountingNetwork, ToyDDIM, ToyEuler, all_sdes
 
 from sde_gen import ScoreModel, make_sde, make_solver, sample
 from sde_gen.randomness import NoiseStream
-from sde_gen.solvers import SOLVERS, FixedStepSolver, Run, Update, make_grid, run_updates
+from sde_gen.solvers import GRIDS, SOLVERS, FixedStepSolver, Run, Update, make_grid, run_updates
 from sde_gen.solvers.base import rows, seen_as
 
 SDES = all_sdes()
@@ -126,7 +126,7 @@ def from_exact_history(solver, model, x, start, end, steps):
 def test_declarations(method):
     solver = METHODS[method]
     assert solver.default_steps >= 1 and isinstance(solver.stochastic, bool)
-    assert solver.default_grid in ("time", "half_log_snr", "karras", "quadratic")
+    assert solver.default_grid in GRIDS
     assert solver.calls is None or solver.calls >= 1
     if solver.weak_order is not None or solver.strong_order is not None:
         assert solver.stochastic
