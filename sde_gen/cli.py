@@ -24,6 +24,7 @@ from .training import CheckpointError, TrainingError
 RUN_EXAMPLES = """examples:
   %(prog)s                                        train on digits with VP, sample with PC
   %(prog)s --sde vp --solver ode                  the same network again, sampled by the probability flow
+  %(prog)s --solver angle --steps 8 --grid fitted   times fitted to the network first, kept in its checkpoint
   %(prog)s --sde ve --data gaussians8             eight Gaussians with VE
   %(prog)s --data mnist --data-root DIR           the four MNIST files in DIR
   %(prog)s --set training.lr=5e-4 --retrain       any key of --dry-run's output
@@ -73,7 +74,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--max-seconds", metavar="S", type=float, help="end training after this time, the decay following it")
     what.add_argument("--solver", metavar="NAME", help=f"sampler: {', '.join(names['solver'])} (default pc)")
     what.add_argument("--steps", metavar="N", type=int, help="solver steps (ode: the most that a sample may take)")
-    what.add_argument("--grid", metavar="NAME", help=f"time grid: {', '.join(names['grid'])} (default: the solver's)")
+    what.add_argument("--grid", metavar="NAME", help=f"time grid: {', '.join(names['grid'])}, or fitted (default: the solver's)")
     what.add_argument("--samples", metavar="N", type=int, help="how many samples are drawn and measured")
     what.add_argument("--seed", metavar="N", type=int, help="of weights, data order and noise in training, and of sampling")
     what.add_argument("--sample-seed", metavar="N", type=int, help="of sampling alone: other samples of the same network")

@@ -14,10 +14,14 @@ from torch import Tensor
 
 from . import metrics, report
 from .data import Dataset
+from .fitting import fit_grid
 from .runs import FILM, Run, class_labels, shown_state, write_text
 from .sampling import sample
+from .solvers import make_solver
+from .training import save_fitted
 
 FRAMES = 40
+CALIBRATION = 96
 MOST_REFERENCE, MOST_HELD_OUT = 10_000, 2_000
 """Neighbours and kernels cost the square of the set: at most so many training and held-out items are used for them."""
 
@@ -36,6 +40,7 @@ def sample_run(run: Run, device: torch.device | str = "cpu", progress: bool = Tr
         "seed": settings.seed,
         **settings.options,
     }
+    fit_line = _fit(run) if settings.grid == "fitted" else None
     began = time.monotonic()
     shape = (settings.samples, *run.data.shape)
     out = sample(run.model, shape, batch_size=settings.batch, progress=progress, cond=class_labels(run.model, settings.samples), **common)
@@ -52,14 +57,31 @@ def sample_run(run: Run, device: torch.device | str = "cpu", progress: bool = Tr
         "samples": settings.samples,
         "network_calls": float(out.nfe.double().mean()),
         "seconds": seconds,
+        "fitted": out.fitted,
         "settings": json.loads(settings.model_dump_json()),
     }
+    if fit_line is not None:
+        scores["fit"] = fit_line
     write_text(place / "metrics.json", json.dumps(scores, indent=2))
     _collect(run, settings.solver, scores)
     for name in ("samples.png", "denoising.gif"):
         shutil.copyfile(place / name, run.directory / name)
     write_text(run.directory / "config.yaml", run.config.to_yaml())
     return scores
+
+
+def _fit(run: Run) -> str:
+    """Fit the grid that the configuration asks for, unless the checkpoint has it, and keep it there; says what it gained."""
+    settings = run.config.sampling
+    steps = make_solver(settings.solver).default_steps if settings.steps is None else settings.steps
+    began = time.monotonic()
+    known = run.model.fitted.get((settings.solver, steps))
+    how = "stored with the checkpoint"
+    if known is None:
+        known = fit_grid(run.model, settings.solver, steps, run.data.shape, CALIBRATION, cond=class_labels(run.model, CALIBRATION))
+        save_fitted(run.model, run.directory / "checkpoint")
+        how = f"fitted in {time.monotonic() - began:.0f} s"
+    return f"{settings.solver} at {steps} steps: distance to the exact flow {known.default_error:.2g} -> {known.error:.2g} ({how})"
 
 
 def _film(run: Run, path: Path, common: dict[str, Any]) -> None:
@@ -127,8 +149,11 @@ def report_lines(run: Run, scores: dict[str, Any]) -> Sequence[str]:
     def number(key: str, digits: int = 3) -> str:
         return f"{scores[key]['value']:.{digits}f} +- {scores[key]['std_error']:.{digits}f}"
 
+    fitted = ", fitted grid" if scores["fitted"] else ""
     rate = f"{seconds:.1f} s ({samples / seconds:.1f} samples/s)"
-    lines = [f"sampled   {samples} with {settings.solver}: {calls:.0f} network calls per sample, {rate}"]
+    lines = [f"sampled   {samples} with {settings.solver}{fitted}: {calls:.0f} network calls per sample, {rate}"]
+    if "fit" in scores:
+        lines.insert(0, f"fitted    {scores['fit']}")
     if "frechet_distance" in scores:
         beside = f"; held-out real data: {number('held_out_frechet_distance')}" if "held_out_frechet_distance" in scores else ""
         lines.append(f"Frechet   distance to the training data {number('frechet_distance')}{beside}")

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from .randomness import NoiseStream
 from .score import Denoiser
-from .solvers import FixedStepSolver, Run, Update, make_solver
+from .solvers import FixedStepSolver, Run, Solver, Update, make_solver
 
 SEED = 0x5EED
 """Calibration samples have a seed of their own, so that no sample drawn later was seen by the fit (unless it asks for this)."""
 REFERENCE_STEPS = 150
-ITERATIONS = 120
+EVALUATIONS, EVALUATIONS_FREE = 1200, 4000
+"""Network evaluations of a batch in each phase where nothing is asked for; the second where the score has no parameters."""
 SMALLEST = 1e-24
 """Added to squared errors, so that their logarithm is finite."""
 
@@ -85,18 +86,18 @@ def fit_grid(
     is stored in `model.fitted`, saved with the checkpoint and used by `sample` where solver and steps match.
 
     solver: a deterministic fixed-step one, with its options; shape: of one sample (None: that of the model's moments).
-    samples, seed: the calibration draws of the prior; batch_size: of them in one iteration; iterations: of each phase (None: 120,
-    fewer above 10 steps so that the cost stays the same); cond: conditions, first dimension `samples`.
+    samples, seed: the calibration draws of the prior; batch_size: of them in one iteration; iterations: of each phase (None: so
+    many that the cost does not depend on steps); cond: conditions, first dimension `samples`.
 
-    Raises ValueError for a solver that is stochastic or adaptive, a shape that is not known, or a score that cannot be
-    differentiated. Tong et al. 2025, arXiv:2405.15506 (LD3); S4S, arXiv:2502.17423.
+    Raises ValueError for a solver that is stochastic or adaptive, a shape that is not known, or a converged
+    answer that is not finite. Tong et al. 2025, arXiv:2405.15506 (LD3); S4S, arXiv:2502.17423.
     """
     method = make_solver(solver, **solver_options)
-    if not isinstance(method, FixedStepSolver) or method.stochastic:
-        raise ValueError(f"fit_grid takes a deterministic fixed-step solver, got {solver!r}")
-    iterations = ITERATIONS * 10 // max(10, steps) if iterations is None else iterations
+    method = check_fit(solver, method, steps)
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if iterations is None:
+        iterations = max(20, min(400, (EVALUATIONS_FREE if parameter is None else EVALUATIONS) // max(1, steps)))
     for label, number, least in (
-        ("steps", steps, 2),
         ("samples", samples, 3),
         ("iterations", iterations, 1),
         ("batch_size", batch_size, 1),
@@ -107,7 +108,6 @@ def fit_grid(
         if model.moments is None or model.moments.mean.ndim == 0:
             raise ValueError("the model does not know the shape of a sample: give shape")
         shape = tuple(model.moments.mean.shape)
-    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     dtype = dtype or (torch.float64 if parameter is None else parameter.dtype)
     training = model.training
@@ -124,107 +124,112 @@ def fit_grid(
     return result
 
 
+def check_fit(name: str, solver: Solver, steps: int | None) -> FixedStepSolver:
+    """`solver` if a grid of so many steps (None: its default) can be fitted for it, else ValueError."""
+    if not isinstance(solver, FixedStepSolver) or solver.stochastic:
+        raise ValueError(f"a grid is fitted for deterministic fixed-step solvers only, got {name!r}")
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 2):
+        raise ValueError(f"a grid is fitted for 2 steps or more, got {steps!r}")
+    return solver
+
+
+@dataclass
+class _Point:
+    """Where the search stands: logarithms of the gaps between times in lambda and of the scale's change, shifts of the weights."""
+
+    gaps: Tensor
+    scale: Tensor
+    shifts: Tensor
+
+    def leaves(self, weights: bool) -> list[Tensor]:
+        """The parameters to move, as leaves of the graph."""
+        return [leaf.requires_grad_() for leaf in ([self.gaps, self.scale, self.shifts] if weights else [self.gaps, self.scale])]
+
+    def copy(self) -> _Point:
+        return _Point(*(value.detach().clone() for value in (self.gaps, self.scale, self.shifts)))
+
+
 class _Fit:
     """The calibration samples x at t_max, their converged answers, and the search."""
 
     def __init__(self, run: Run, method: FixedStepSolver, x: Tensor, steps: int) -> None:
-        self.run, self.method, self.x, self.steps = run, method, x, steps
-        sde = run.model.sde
-        self.start, self.end = sde.t_max, sde.t_min
+        self.run, self.method, self.x = run, method, x
+        self.sde = run.model.sde
+        self.start, self.end = self.sde.t_max, self.sde.t_min
         with torch.no_grad():
             self.exact = make_solver("angle").solve(run, x, self.start, self.end, max(REFERENCE_STEPS, 6 * steps), "angle")
-        finite = torch.isfinite(self.exact).flatten(1).all(1)
-        if not bool(finite.all()):
-            raise ValueError(f"the converged answer is not finite for {int((~finite).sum())} of {len(x)} calibration samples")
+        lost = int((~torch.isfinite(self.exact).flatten(1).all(1)).sum())
+        if lost:
+            raise ValueError(f"the converged answer is not finite for {lost} of {len(x)} calibration samples")
         index = torch.arange(len(x), device=x.device)
         self.fitted, self.held_out = index[index % 3 != 2], index[index % 3 == 2]
+        self.times = method.times(run, x, self.start, self.end, steps, method.default_grid)
+        self.lambdas = self.sde.half_log_snr(torch.cat((torch.tensor([self.start], dtype=torch.float64), self.times)))
+        self.free = self.lambdas.diff() > 0  # a first time that is the start itself leaves no gap before it
+        with torch.no_grad():
+            self.width = [len(update.b) for update in method.table(run, x[:1], self.start, self.times)[1]]
 
-    def errors(self, method: FixedStepSolver, times: Tensor, which: Tensor) -> Tensor:
-        """log of each sample's root mean square error, differentiable."""
+    def built(self, point: _Point) -> tuple[FixedStepSolver, Tensor]:
+        """The solver and the times of `point`, differentiable in it."""
+        share = torch.zeros(len(self.free), dtype=torch.float64).masked_scatter(self.free, torch.softmax(point.gaps, 0))
+        lambdas = self.lambdas[0] + (self.lambdas[-1] - self.lambdas[0]) * share.cumsum(0)
+        method = copy.copy(self.method)
+        if hasattr(method, "scale"):
+            method.scale = method.scale * torch.exp(point.scale)
+        if point.shifts.requires_grad or bool(point.shifts.any()):
+            method.shifts = [list(row.unbind()) for row in point.shifts.split(self.width)]
+        return method, _time_of(self.sde, lambdas, self.start, self.end)
+
+    def error(self, method: FixedStepSolver, times: Tensor, which: Tensor) -> Tensor:
+        """The mean over samples of the log of the root mean square error, differentiable."""
         run = Run(self.run.model, self.run.noise, self.run.nfe[which], {name: value[which] for name, value in self.run.cond.items()})
         y = _apply(run, *method.table(run, self.x[which], self.start, times))
-        return 0.5 * torch.log((y - self.exact[which]).double().flatten(1).square().mean(1) + SMALLEST)
+        return 0.5 * torch.log((y - self.exact[which]).double().flatten(1).square().mean(1) + SMALLEST).mean()
+
+    @torch.no_grad()
+    def held_out_error(self, point: _Point) -> float:
+        found = float(self.error(*self.built(point), self.held_out))
+        return found if math.isfinite(found) else math.inf
 
     def find(self, iterations: int, batch_size: int) -> dict[str, Any]:
-        first = self.method.times(self.run, self.x, self.start, self.end, self.steps, self.method.default_grid)
-        sde, scale = self.run.model.sde, getattr(self.method, "scale", None)
-        lambdas = sde.half_log_snr(torch.cat((torch.tensor([self.start], dtype=torch.float64), first)))
-        gaps = lambdas.diff()
-        free = gaps > 0  # a start that is fixed leaves no gap before the first time
-        logits = torch.log(gaps[free]).requires_grad_()
-        log_scale = torch.zeros((), dtype=torch.float64, requires_grad=True)
-        with torch.no_grad():
-            width = [len(update.b) for update in self.method.table(self.run, self.x, self.start, first)[1]]
-            default_error = float(self.errors(self.method, first, self.held_out).mean())
-        shifts = torch.zeros(sum(width), dtype=torch.float64, requires_grad=True)
-
-        def build() -> tuple[FixedStepSolver, Tensor]:
-            share = torch.zeros_like(gaps).masked_scatter(free, torch.softmax(logits, 0))
-            target = lambdas[0] + (lambdas[-1] - lambdas[0]) * share.cumsum(0)
-            method = copy.copy(self.method)
-            if scale is not None:
-                method.scale = scale * torch.exp(log_scale)  # type: ignore[attr-defined]
-            if bool(shifts.detach().any()) or with_weights:
-                method.shifts = [list(row.unbind()) for row in shifts.split(width)]
-            return method, _time_of(sde, target, self.start, self.end)
-
-        best = (default_error, self.method, first)
-        for with_weights in (False, True):
-            # The weights are moved by about a tenth of the error that is left, which is what a correction can mend.
-            leaves, rates = [logits, log_scale], [0.05, 0.05]
-            if with_weights:
-                leaves, rates = [*leaves, shifts], [0.01, 0.01, 0.1 * math.exp(best[0])]
-            optimizer = torch.optim.Adam([{"params": [leaf], "lr": rate} for leaf, rate in zip(leaves, rates, strict=True)])
-            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
-            for iteration in range(iterations):
-                with torch.enable_grad():
-                    method, times = build()
-                    chosen = self.fitted.roll(-iteration * batch_size)[:batch_size]
-                    loss = self.errors(method, times, chosen).mean()
-                    try:
-                        slopes = torch.autograd.grad(loss, leaves, allow_unused=True)
-                    except RuntimeError as error:
-                        raise ValueError(f"fit_grid needs a score that can be differentiated: {error}") from error
-                if not all(slope is None or bool(torch.isfinite(slope).all()) for slope in slopes):
-                    break
-                for leaf, slope in zip(leaves, slopes, strict=True):
-                    leaf.grad = slope
-                optimizer.step()
-                schedule.step()
-                if iteration % 10 == 9 or iteration == iterations - 1:
-                    with torch.no_grad():
-                        method, times = build()
-                        held_out = float(self.errors(method, times, self.held_out).mean())
-                    if held_out < best[0]:
-                        best = (held_out, method, times)
-            if best[1] is not self.method:
-                log_scale, logits, shifts = self._restart(best, scale, lambdas, free, shifts, width)
-        smallest, method, times = best
+        gaps = torch.log(self.lambdas.diff()[self.free])
+        start = _Point(gaps, torch.zeros((), dtype=torch.float64), torch.zeros(sum(self.width), dtype=torch.float64))
+        default = self.held_out_error(start)
+        best = (default, start)
+        for weights in (False, True):
+            best = self.descend(best, weights, iterations, batch_size)
+        method, times = self.built(best[1].copy())
         return {
             "times": tuple(times.tolist()),
-            "options": {} if scale is None else {"scale": float(method.scale)},  # type: ignore[attr-defined]
-            "shifts": tuple(tuple(float(torch.as_tensor(c).detach()) for c in row) for row in method.shifts),
-            "error": math.exp(smallest),
-            "default_error": math.exp(default_error),
+            "options": {"scale": float(method.scale)} if hasattr(method, "scale") else {},
+            "shifts": tuple(tuple(map(float, row)) for row in method.shifts),
+            "error": math.exp(best[0]),
+            "default_error": math.exp(default),
         }
 
-    def _restart(
-        self,
-        best: tuple[float, FixedStepSolver, Tensor],
-        scale: float | None,
-        lambdas: Tensor,
-        free: Tensor,
-        shifts: Tensor,
-        width: list[int],
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The parameters of the best iterate, to go on from."""
-        _, method, times = best
-        at = self.run.model.sde.half_log_snr(torch.cat((torch.tensor([self.start], dtype=torch.float64), times)))
-        logits = torch.log(at.diff()[free].clamp_min(1e-9)).requires_grad_()
-        log_scale = torch.zeros((), dtype=torch.float64)
-        if scale is not None:
-            log_scale = torch.log(torch.as_tensor(float(method.scale) / scale, dtype=torch.float64))  # type: ignore[attr-defined]
-        return log_scale.requires_grad_(), logits, shifts
+    def descend(self, best: tuple[float, _Point], weights: bool, iterations: int, batch_size: int) -> tuple[float, _Point]:
+        """Adam from the best point so far; the best of what it passes, by the held-out samples."""
+        point = best[1].copy()
+        leaves = point.leaves(weights)
+        # Shifts go by about a tenth of the error that is left, which is what they can mend.
+        rates = [0.01, 0.01, 0.1 * math.exp(best[0])] if weights else [0.05, 0.05]
+        optimizer = torch.optim.Adam([{"params": [leaf], "lr": rate} for leaf, rate in zip(leaves, rates, strict=True)])
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
+        for iteration in range(iterations):
+            with torch.enable_grad():
+                loss = self.error(*self.built(point), self.fitted.roll(-iteration * batch_size)[:batch_size])
+            slopes = torch.autograd.grad(loss, leaves, allow_unused=True)
+            if not all(slope is None or bool(torch.isfinite(slope).all()) for slope in slopes):
+                break
+            for leaf, slope in zip(leaves, slopes, strict=True):
+                leaf.grad = slope
+            optimizer.step()
+            schedule.step()
+            if iteration % 10 == 9 or iteration == iterations - 1:
+                found = self.held_out_error(point)
+                if found < best[0]:
+                    best = (found, point.copy())
+        return best
 
 
 def _apply(run: Run, x: Tensor, updates: list[Update], history: tuple[Tensor, ...]) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from . import report
 from .config import ConfigError, RunConfig
 from .data import Dataset, load_dataset
+from .fitting import check_fit
 from .networks import summary
 from .report.files import atomic_path
 from .sampling import sample
@@ -64,9 +65,13 @@ def check(config: RunConfig, data: Dataset) -> ScoreModel:
     """The model that the configuration describes, not trained: every name and setting is checked before any work."""
     sampling = config.sampling
     try:
-        make_solver(sampling.solver, **sampling.options)
-        if sampling.grid is not None and sampling.grid not in GRIDS:
-            raise ValueError(f"unknown grid {sampling.grid!r}; choose from {', '.join(GRIDS)}")
+        solver = make_solver(sampling.solver, **sampling.options)
+        if sampling.grid == "fitted":
+            check_fit(sampling.solver, solver, sampling.steps)
+            if sampling.options:
+                raise ValueError("a fitted grid has options of its own: leave sampling.options empty")
+        elif sampling.grid is not None and sampling.grid not in GRIDS:
+            raise ValueError(f"unknown grid {sampling.grid!r}; choose from {', '.join(GRIDS)}, fitted")
         if config.data.labels and data.classes is None:
             raise ValueError(f"data {data.name!r} has no labels to train on")
         return build_model(

@@ -48,7 +48,7 @@ class Samples:
 
     x: (N, *shape), in the data's own units where sampling ended at t_min, else the state in normalised units;
     nfe: network calls for each sample, counted, (N,); trajectory: (K, N, *shape) or None; times: (K,) of the trajectory;
-    failed: (N,) bool, the samples that are not to be used.
+    failed: (N,) bool, the samples that are not to be used; fitted: whether a grid of `fit_grid` was used.
     """
 
     x: Tensor
@@ -56,6 +56,7 @@ class Samples:
     trajectory: Tensor | None
     times: Tensor | None
     failed: Tensor
+    fitted: bool = False
 
 
 @torch.no_grad()
@@ -102,17 +103,18 @@ def sample(
     grew absurdly (see `GROWTH`) or did not finish within the step cap of an adaptive solver.
     """
     count, data_shape = _check_shape(shape)
-    fitted = model.fitted.get((solver, steps or 0)) if isinstance(solver, str) and not solver_options else None
-    if isinstance(grid, str) and grid == "fitted":
-        if fitted is None:
-            known = ", ".join(f"{name} at {number}" for name, number in model.fitted) or "none"
-            raise ValueError(f"no grid is fitted for solver {solver!r} at {steps} steps (fitted: {known}); see fit_grid")
-    elif grid is not None or t_start is not None or t_end is not None:
-        fitted = None
-    if fitted is not None:
-        name, method, grid = fitted.solver, fitted.make(), fitted.grid
-    elif isinstance(solver, str):
+    fitted = None
+    if isinstance(solver, str):
         name, method = solver, make_solver(solver, **solver_options)
+        number = method.default_steps if steps is None else steps
+        asked = isinstance(grid, str) and grid == "fitted"
+        if not solver_options and (asked or grid is t_start is t_end is None):
+            fitted = model.fitted.get((name, number))
+        if asked and fitted is None:
+            known = ", ".join(" at ".join(map(str, key)) for key in model.fitted) or "none"
+            raise ValueError(f"no grid is fitted for solver {name!r} at {number} steps with these options (fitted: {known}); see fit_grid")
+        if fitted is not None:
+            method, grid = fitted.make(), fitted.grid
     elif isinstance(solver, Solver):
         if solver_options:
             raise ValueError(f"options {', '.join(solver_options)} belong to a solver given by name")
@@ -134,6 +136,10 @@ def sample(
         lookup(GRIDS, "grid", grid)
     elif grid.shape != (steps + 1,) or not grid.is_floating_point() or not bool((grid.diff() * (grid[-1] - grid[0]) > 0).all()):
         raise ValueError(f"times must be {steps + 1} numbers that only rise or only fall, got shape {tuple(grid.shape)}")
+    elif fitted is None:
+        if t_start is not None or t_end is not None:
+            raise ValueError("t_start and t_end are the ends of the times in grid: leave them out")
+        t_start, t_end, grid = float(grid[0]), float(grid[-1]), grid.detach().to("cpu", torch.float64)
     sde = model.sde
     start, end = (sde.t_max if t_start is None else float(t_start)), (sde.t_min if t_end is None else float(t_end))
     for label, value in (("t_start", start), ("t_end", end)):
@@ -216,6 +222,7 @@ def sample(
         trajectory=torch.cat(frames, dim=1) if frames else None,
         times=torch.tensor(times, dtype=torch.float64) if frames else None,
         failed=torch.cat(failures),
+        fitted=fitted is not None,
     )
 
 

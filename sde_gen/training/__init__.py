@@ -1,6 +1,6 @@
 """Training: the loop, the average of the weights, the loss by noise level, checkpoints."""
 
-from .checkpoint import CheckpointError, load, read_extra, save
+from .checkpoint import CheckpointError, load, read_extra, save, save_fitted
 from .ema import power_average
 from .loop import DECAYS, TrainingError, TrainResult, TrainSettings, build_model, fit, train
 from .validation import Validation
@@ -18,5 +18,6 @@ __all__ = [
     "power_average",
     "read_extra",
     "save",
+    "save_fitted",
     "train",
 ]

@@ -96,6 +96,15 @@ def save(model: ScoreModel, path: str | os.PathLike[str], ema: nn.Module | None 
     return path
 
 
+def save_fitted(model: ScoreModel, path: str | os.PathLike[str]) -> None:
+    """Write `model.fitted` into the checkpoint at `path`, which holds this model; nothing else of it changes."""
+    path = Path(path)
+    description = _read_description(path) | {"fitted": [asdict(fitted) for fitted in model.fitted.values()]}
+    temporary = path / f".{DESCRIPTION}"
+    temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path / DESCRIPTION)
+
+
 def _read_description(path: Path) -> dict[str, Any]:
     try:
         description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
