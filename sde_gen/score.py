@@ -271,9 +271,9 @@ class ScoreModel(Denoiser):
             output = output.to(x.dtype)
         if self.prediction == "data":
             return output, fraction
-        return torch.addcmul(x * scales.skip, output, scales.out) if isinstance(t, Tensor) else torch.add(
-            x * scales.skip, output, alpha=scales.out
-        ), fraction
+        if isinstance(t, Tensor):
+            return torch.addcmul(x * scales.skip, output, scales.out), fraction
+        return (x * scales.skip).add_(output, alpha=scales.out), fraction
 
     forward = predict
 

@@ -70,6 +70,22 @@ def test_a_run_leaves_what_it_says_and_a_second_one_only_samples(command: Comman
     assert set(json.loads((run / "metrics.json").read_text())["solvers"]) == {"pc"}
 
 
+def test_a_fitted_grid_is_kept_with_the_checkpoint(command: Command, tmp_path: Path) -> None:
+    data = ["--data", "gaussians8", "--samples", "64", "--solver", "angle", "--steps", "3"]
+    code, out, err = command(*QUICK, *data, "--grid", "fitted")
+    assert (code, err) == (0, [])
+    text = "\n".join(out)
+    assert "fitted    angle at 3 steps: distance to the exact flow" in text and "(fitted in" in text
+    assert "sampled   64 with angle, fitted grid: 4 network calls per sample" in text
+    (kept,) = json.loads((tmp_path / "runs" / "gaussians8-vp" / "checkpoint" / "model.json").read_text())["fitted"]
+    assert (kept["solver"], kept["steps"], len(kept["times"])) == ("angle", 3, 4) and kept["error"] <= kept["default_error"]
+
+    code, out, err = command(*QUICK, *data, "--grid", "fitted")
+    assert (code, err) == (0, []) and any("(stored with the checkpoint)" in line for line in out)
+    code, out, err = command(*QUICK, *data)
+    assert (code, err) == (0, []) and any("with angle, fitted grid:" in line for line in out), "used where it matches"
+
+
 @pytest.mark.parametrize("name", SDES)
 def test_every_sde_from_the_command_line(name: str, command: Command, tmp_path: Path) -> None:
     code, out, err = command(*QUICK, "--data", "gaussians8", "--sde", name, "--solver", "em", "--steps", "3", "--samples", "64")
@@ -106,6 +122,8 @@ def test_an_interrupted_network_is_not_taken_for_a_trained_one(command: Command,
 
 
 BAD: dict[str, tuple[list[str], str]] = {
+    "fit of a stochastic solver": (["--solver", "em", "--grid", "fitted"], "deterministic fixed-step solvers only, got 'em'"),
+    "fit of one step": (["--solver", "angle", "--steps", "1", "--grid", "fitted"], "2 steps or more, got 1"),
     "sde": (["--sde", "vq"], "unknown SDE 'vq'; choose from vp, subvp, ve, cosine"),
     "solver": (["--solver", "rk45"], "unknown solver 'rk45'; choose from em, pc, ode, ancestral"),
     "network": (["--network", "resnet"], "unknown network 'resnet'"),

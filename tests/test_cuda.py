@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import sde_gen
-from sde_gen.solvers import SOLVERS, make_solver
+from sde_gen.randomness import NoiseStream
+from sde_gen.solvers import SOLVERS, FixedStepSolver, Run, make_solver, run_updates
 from sde_gen.training import TrainSettings, build_model, fit
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA device here")
@@ -34,21 +35,25 @@ def test_samples_do_not_depend_on_their_batch(solver: str, model: sde_gen.ScoreM
     torch.testing.assert_close(parts, whole, rtol=0, atol=0.05 if make_solver(solver).adaptive else 5e-3)
 
 
-def test_a_fixed_step_loop_does_not_wait_for_the_device(model: sde_gen.ScoreModel) -> None:
-    from sde_gen.randomness import NoiseStream
-    from sde_gen.solvers import FixedStepSolver, Run
-
-    device = torch.device("cuda")
-    for name in SOLVERS:
-        solver = make_solver(name)
-        if not isinstance(solver, FixedStepSolver):
-            continue
-        run = Run(model, NoiseStream(0, 0, 4, (1, 8, 8), torch.float32, device), torch.zeros(4, dtype=torch.int64, device=device))
-        x = run.noise.draw()
-        with torch.no_grad():
-            solver.solve(run, x, model.sde.t_max, model.sde.t_min, 5, solver.default_grid)  # kernels are loaded once
-            torch.cuda.set_sync_debug_mode("error")
-            try:
-                solver.solve(run, x, model.sde.t_max, model.sde.t_min, 5, solver.default_grid)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
+@pytest.mark.parametrize("name", [name for name in SOLVERS if isinstance(make_solver(name), FixedStepSolver)])
+@pytest.mark.parametrize("conditional", [False, True])
+def test_a_fixed_step_loop_does_not_wait_for_the_device(name: str, conditional: bool, model: sde_gen.ScoreModel) -> None:
+    device, solver, steps = torch.device("cuda"), make_solver(name), 70  # past the end of a block of noise
+    cond = {"shift": torch.ones(4, 1, 1, 1, device=device)} if conditional else {}
+    if conditional:
+        unconditional = model.network
+        model = model.with_network(lambda x, c, shift: unconditional(x, c) + 0 * shift)
+    count = torch.zeros(4, dtype=torch.int64, device=device)
+    loops = [Run(model, NoiseStream(0, 0, 4, (1, 8, 8), torch.float32, device), count.clone(), cond) for _ in range(2)]
+    x = loops[0].noise.draw()
+    times = solver.times(loops[0], x, model.sde.t_max, model.sde.t_min, steps, solver.default_grid)
+    with torch.no_grad():
+        tables = [solver.table(run, x, model.sde.t_max, times) for run in loops]  # made before the loop, and may wait
+        first = run_updates(loops[0], *tables[0])  # kernels are loaded once
+        loops[1].noise.draw()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            second = run_updates(loops[1], *tables[1])
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(second, first)

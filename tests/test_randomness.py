@@ -36,6 +36,12 @@ def test_a_draw_is_not_overwritten_by_later_ones():
     assert torch.equal(first, kept)
 
 
+def test_no_number_comes_twice():
+    noise = stream(shape=(1, 8, 8))
+    draws = torch.stack([noise.draw() for _ in range(150)])  # more than two blocks
+    assert len(torch.unique(draws)) == draws.numel()
+
+
 def test_seeds_indices_and_draws_differ():
     a, b, c = stream(0), stream(1), stream(2**40)
     rows = torch.cat([s.draw() for s in (a, b, c, a, b, c)])

@@ -1,5 +1,7 @@
 """`sample`: one answer whatever the batch, honest counts, failures that stay where they are."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from closed_forms import GaussianData, MixtureData
@@ -356,3 +358,27 @@ def test_an_unregistered_sde_and_solver_run_with_no_edit():
     torch.testing.assert_close(out.x.T.cov(), DATA.covariance, rtol=0.1, atol=0.03)
     with pytest.raises(SolverError, match="solver 'ToyDDIM'"):
         sample(ScoreModel(lambda x, c: x / 0, LinearPath()), (2, 2), ToyDDIM(), progress=False)
+
+
+def test_a_plan_is_made_once_for_equal_settings_and_times():
+    class Counting(ToyDDIM):
+        plans = 0
+
+        def __init__(self, scale=1.0):
+            self.scale = scale
+
+        def plan(self, sde, times):
+            type(self).plans += 1
+            return [replace(update, b=(self.scale * update.b[0],)) for update in super().plan(sde, times)]
+
+    model = DATA.model(make_sde("vp"))
+    whole = sample(model, (6, 2), Counting(), steps=5, progress=False, dtype=torch.float64)
+    split = sample(model, (6, 2), Counting(), steps=5, batch_size=2, progress=False, dtype=torch.float64)
+    assert Counting.plans == 1
+    torch.testing.assert_close(split.x, whole.x)
+    for method, steps in ((Counting(2.0), 5), (Counting(), 6), (Counting(torch.tensor(2.0)), 5), (Counting(torch.tensor(2.0)), 5)):
+        before = Counting.plans
+        other = sample(model, (6, 2), method, steps=steps, progress=False, dtype=torch.float64)
+        assert Counting.plans == before + 1 and not torch.allclose(other.x, whole.x)
+    sample(DATA.model(make_sde("vp", beta_max=10.0)), (6, 2), Counting(), steps=5, progress=False)
+    assert Counting.plans == 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -60,7 +61,10 @@ class AngleMultistep(FixedStepSolver):
         return self._updates(sde, times, self.scale)
 
     def _updates(self, sde: SDE, times: Tensor, scale: float | Tensor, before: Tensor | None = None) -> list[Update]:
-        return data_multistep(sde, times, self.points, corrector=True, variable=lambda u: signal_fraction(u, scale), before=before)
+        if times.requires_grad or isinstance(scale, Tensor):
+            return updates_along(sde, times, self.points, scale, before)
+        earlier = None if before is None else tuple(before.tolist())
+        return list(_remembered(sde, tuple(times.tolist()), self.points, scale, earlier))
 
     def times(self, run: Run, x: Tensor, t_start: float, t_end: float, steps: int, grid: str | Tensor) -> Tensor:
         skip = min(0.8, 4 / steps) if t_end < t_start and _moments(run, x, t_start) is not None and not run.cond else 0.0
@@ -80,6 +84,18 @@ class AngleMultistep(FixedStepSolver):
         run.nfe += 1
         imagined = moments.continued(x, denoised, *sde.marginal(times[0]), mirrored)
         return x, [replace(first, t=None), *later], (denoised, *reversed(imagined))
+
+
+def updates_along(sde: SDE, times: Tensor, points: int, scale: float | Tensor, before: Tensor | None) -> list[Update]:
+    """The table; before: the signal fractions of predictions known before the first call, oldest first."""
+    return data_multistep(sde, times, points, corrector=True, variable=lambda u: signal_fraction(u, scale), before=before)
+
+
+@lru_cache(maxsize=32)
+def _remembered(sde: SDE, times: tuple[float, ...], points: int, scale: float, before: tuple[float, ...] | None) -> list[Update]:
+    # Batches and repeated calls need the same table.
+    earlier = None if before is None else torch.tensor(before, dtype=torch.float64)
+    return updates_along(sde, torch.tensor(times, dtype=torch.float64), points, scale, earlier)
 
 
 def _moments(run: Run, x: Tensor, t_start: float) -> Moments | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,8 +21,11 @@ from ..prior import Moments
 from ..randomness import NoiseStream
 from ..score import Denoiser
 from ..sdes import SDE
+from ..shapes import expand_as
 from .grids import NORMAL, make_grid
 
+SMALLEST_NORM = 1e-12
+"""Of a score: a score of 0 gives a huge step, which is caught like every sample that grows absurdly, and no division by 0."""
 Observer = Callable[[float, Tensor, Tensor], bool]
 Table = tuple[Tensor, "list[Update]", tuple[Tensor, ...]]
 
@@ -34,6 +38,8 @@ class Update:
     s: the time reached where this update ends a step of the grid, else None.
     view: (p, q) to use and remember p x + q E[x_0|x] in the place of E[x_0|x]: (1/sigma, -alpha/sigma) is the noise.
     keep: whether later updates see this prediction. z is standard normal.
+    snr: where given, a x + b[0] D_0 is the score and the update the Langevin step x + e score + sqrt(2 e) z with
+        e = 2 (snr |z|/|score|)^2, norms over each sample alone.
     """
 
     t: float | None
@@ -43,6 +49,7 @@ class Update:
     s: float | None = None
     view: tuple[float, float] | None = None
     keep: bool = True
+    snr: float | None = None
 
 
 @dataclass
@@ -114,7 +121,15 @@ class FixedStepSolver(Solver):
 
     def begin(self, run: Run, x: Tensor, t_start: float, times: Tensor) -> Table:
         """The state, the updates from there on, and the predictions that came before them, the latest first."""
-        return x, self.plan(run.model.sde, times), ()
+        return x, self.remembered_plan(run.model.sde, times), ()
+
+    def remembered_plan(self, sde: SDE, times: Tensor) -> list[Update]:
+        """`plan`, once for equal settings, SDE and times: batches and repeated calls need the same one."""
+        settings = tuple(vars(self).items())
+        # Other values may hide a state that changes, and times to be differentiated belong to one graph.
+        if times.requires_grad or not all(isinstance(value, bool | int | float | str | None) for _, value in settings):
+            return self.plan(sde, times)
+        return list(_remembered(type(self), settings, sde, tuple(times.tolist())))
 
     def table(self, run: Run, x: Tensor, t_start: float, times: Tensor) -> Table:
         """`begin` with the shifts in it: all that the loop needs. Differentiable in `times`."""
@@ -128,8 +143,18 @@ class FixedStepSolver(Solver):
         return run_updates(run, *self.table(run, x, t_start, self.times(run, x, t_start, t_end, steps, grid)))
 
 
+@lru_cache(maxsize=32)
+def _remembered(kind: type[FixedStepSolver], settings: tuple[tuple[str, Any], ...], sde: SDE, times: tuple[float, ...]) -> list[Update]:
+    solver = kind.__new__(kind)
+    vars(solver).update(settings)
+    return solver.plan(sde, torch.tensor(times, dtype=torch.float64))
+
+
 def run_updates(run: Run, x: Tensor, updates: list[Update], history: tuple[Tensor, ...] = ()) -> Tensor:
-    """Apply `updates` to x in order; `history`: predictions that came before them, the latest first."""
+    """Apply `updates` to x in order; `history`: predictions that came before them, the latest first.
+
+    Every update makes one new tensor and no tensor is written to once a network or an observer has seen it.
+    """
     model, cond = run.model, run.cond
     depth = max((len(update.b) for update in updates), default=0)
     denoised = history[0] if history else x
@@ -143,16 +168,29 @@ def run_updates(run: Run, x: Tensor, updates: list[Update], history: tuple[Tenso
             seen = (denoised if update.view is None else seen_as(x, denoised, *update.view), *history)
             if update.keep:
                 history = seen[:depth]
-        x = x * update.a
-        for weight, value in zip(update.b, seen, strict=False):
-            if weight:
-                x.add_(value, alpha=weight)
+        if update.snr is not None:
+            x = normed_step(x, seen_as(x, denoised, update.a, update.b[0]), run.noise.draw(), update.snr)
+            continue
+        terms = [(weight, value) for weight, value in zip(update.b, seen, strict=False) if weight]
         if update.c:
-            x.add_(run.noise.draw(), alpha=update.c)
+            terms.append((update.c, run.noise.draw()))
+        if update.a != 1.0:
+            x = x * update.a
+        elif terms:  # one pass over the memory instead of two
+            weight, value = terms.pop(0)
+            x = torch.add(x, value, alpha=weight)
+        for weight, value in terms:
+            x.add_(value, alpha=weight)
         if run.observer is not None and update.s is not None and run.observer(update.s, x, denoised):
             break
     run.nfe += calls
     return x
+
+
+def normed_step(x: Tensor, score: Tensor, z: Tensor, snr: float) -> Tensor:
+    """x + e score + sqrt(2 e) z with e = 2 (snr |z|/|score|)^2 for each sample; shape of `x`."""
+    ratio = snr * z.flatten(1).norm(dim=1) / score.flatten(1).norm(dim=1).clamp_min(SMALLEST_NORM)
+    return x + expand_as(2 * ratio**2, x) * score + expand_as(2 * ratio, x) * z
 
 
 def seen_as(x: Tensor, denoised: Tensor, p: float, q: float) -> Tensor:

@@ -44,3 +44,9 @@ def langevin_steps(sde: SDE, times: Tensor, snr: float) -> list[Update]:
     alpha, sigma = sde.marginal(times)
     share = 2 * snr**2  # e/sigma^2
     return [Update(t=t, a=1 - share, b=(b,), c=c, keep=False) for t, b, c in rows(times, alpha * share, sigma * (2 * share) ** 0.5)]
+
+
+def normed_steps(sde: SDE, times: Tensor, snr: float) -> list[Update]:
+    """One Langevin step for each of `times` whose size is that of the sample's own noise over its own score (`Update.snr`)."""
+    alpha, sigma = sde.marginal(times)
+    return [Update(t=t, a=a, b=(b,), keep=False, snr=snr) for t, a, b in rows(times, -1 / sigma**2, alpha / sigma**2)]

@@ -6,7 +6,7 @@ from closed_forms import GaussianData, marginal
 from toys import ToyDDIM, ToyEuler, all_sdes
 
 from sde_gen import make_sde, make_solver, sample
-from sde_gen.solvers import PredictorCorrector, make_grid
+from sde_gen.solvers import PredictorCorrector, Run, make_grid, run_updates
 
 SDES = all_sdes()
 DATA = GaussianData.correlated()
@@ -89,3 +89,45 @@ def test_options_by_name_reach_it():
 def test_what_cannot_predict_is_refused(predictor):
     with pytest.raises(ValueError, match="predictor must be a fixed-step solver other than pc, got"):
         PredictorCorrector(predictor)
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_the_normed_corrector_by_hand(name):
+    """One step from t with corrector "langevin" and a predictor that leaves the state alone."""
+    sde, snr = SDES[name], 0.2
+    model, t = DATA.model(sde), 0.4
+    times = torch.tensor([t, 0.5 * (t + sde.t_min)], dtype=torch.float64)
+    (update, *_) = PredictorCorrector("em", snr=snr, corrector="langevin").plan(sde, times)
+    x = DATA.sample(6) + 1.0
+    z = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    noise = type("Given", (), {"draw": lambda self: z})()
+    out = run_updates(Run(model, noise, torch.zeros(6, dtype=torch.int64)), x, [update])
+    score = DATA.score_at(x, sde, t)
+    e = 2 * (snr * z.norm(dim=1) / score.norm(dim=1)) ** 2
+    exact = x + e[:, None] * score + torch.sqrt(2 * e)[:, None] * z
+    torch.testing.assert_close(out, exact, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["vp", "ve"])
+def test_all_correctors_sample_the_data(name):
+    # In many dimensions, where |z|/|score| varies little from sample to sample: its bias of the variance is about 4/D + snr^2.
+    data = GaussianData(torch.full((256,), 0.3), 0.5 * torch.eye(256))
+    model = data.model(SDES[name])
+    mean, covariance = data.moments(SDES[name], SDES[name].t_min)
+    for corrector in ("ald", "langevin", "none"):
+        out = sample(model, (60, 256), "pc", steps=150, corrector=corrector, dtype=torch.float64, progress=False, final="raw")
+        assert float((out.x.mean(0) - mean).square().mean().sqrt()) < 0.11
+        assert float(out.x.var(0).mean()) == pytest.approx(float(covariance.diagonal().mean()), rel=0.07)
+        assert (out.nfe == (150 if corrector == "none" else 300)).all()
+
+
+def test_the_normed_corrector_knows_no_neighbours():
+    model = DATA.model(make_sde("vp"))
+    settings = {"steps": 20, "corrector": "langevin", "dtype": torch.float64, "progress": False}
+    whole = sample(model, (7, 2), "pc", **settings).x
+    torch.testing.assert_close(sample(model, (7, 2), "pc", batch_size=2, **settings).x, whole, rtol=1e-9, atol=1e-9)
+
+
+def test_an_unknown_corrector_is_refused():
+    with pytest.raises(ValueError, match="unknown corrector 'mala'; choose from ald, langevin, none"):
+        PredictorCorrector(corrector="mala")
