@@ -31,7 +31,7 @@ class AngleMultistep(FixedStepSolver):
         x_s = sigma_s/sigma_t x + alpha_s int_{lambda_t}^{lambda_s} exp(u - lambda_s) P(c(u)) du,
         c = alpha s/sqrt(alpha^2 s^2 + sigma^2)
 
-    P interpolates the last `order` predictions E[x_0|x]. In c the prediction is a straight line for Gaussian data of
+    P interpolates the last `order` predictions E[x_0|x], fewer than there are steps. In c the prediction is a straight line for Gaussian data of
     standard deviation s, smooth at c = 0 (pure noise) and at c = 1 (data), so that high orders are safe over long steps, where
     polynomials in lambda are not. Every state is corrected by its own prediction as in UniPC.
 
@@ -61,10 +61,12 @@ class AngleMultistep(FixedStepSolver):
         return self._updates(sde, times, self.scale)
 
     def _updates(self, sde: SDE, times: Tensor, scale: float | Tensor, before: Tensor | None = None) -> list[Update]:
+        # With as many points as steps most of them would be imagined ones: on a network that was seen to run away.
+        points = min(self.points, max(2, len(times) - 2))
         if times.requires_grad or isinstance(scale, Tensor):
-            return updates_along(sde, times, self.points, scale, before)
+            return updates_along(sde, times, points, scale, before)
         earlier = None if before is None else tuple(before.tolist())
-        return list(_remembered(sde, tuple(times.tolist()), self.points, scale, earlier))
+        return list(_remembered(sde, tuple(times.tolist()), points, scale, earlier))
 
     def times(self, run: Run, x: Tensor, t_start: float, t_end: float, steps: int, grid: str | Tensor) -> Tensor:
         skip = min(0.8, 4 / steps) if t_end < t_start and _moments(run, x, t_start) is not None and not run.cond else 0.0
