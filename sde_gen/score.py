@@ -257,6 +257,8 @@ class ScoreModel(Denoiser):
             scales = self._scales[t]
             clock = torch.full((x.shape[0],), scales.clock, dtype=x.dtype, device=x.device)
         output = self.network(x * scales.c_in if self.scale_input else x, clock, **cond)
+        if not isinstance(output, Tensor):
+            raise TypeError(f"the network must return a tensor, got {type(output).__name__}")
         fraction = None
         if self.variance is not None:
             if output.shape != (doubled := (x.shape[0], 2 * x.shape[1], *x.shape[2:])):

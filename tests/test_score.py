@@ -276,3 +276,10 @@ def test_times_of_a_wrong_shape(t):
     for view in (model.score, model.noise, model.denoise, model.velocity):
         with pytest.raises(ValueError, match="one number for each of the 3 samples"):
             view(torch.ones(3, 2), t)
+
+
+@pytest.mark.parametrize("answer", [None, (1, 2), 3.0])
+def test_a_network_that_returns_no_tensor_is_refused(answer):
+    model = ScoreModel(lambda x, c: answer, make_sde("vp"))
+    with pytest.raises(TypeError, match=f"the network must return a tensor, got {type(answer).__name__}"):
+        model.denoise(torch.zeros(2, 3), 0.5)

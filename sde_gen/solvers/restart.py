@@ -44,14 +44,15 @@ class Restart(FixedStepSolver):
         low, high = (float(sde.time_of(-math.log(rho)).clamp(sde.t_min, sde.t_max)) for rho in (self.rho_min, self.rho_max))
         updates: list[Update] = []
         for t, s in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
-            updates += _down(sde, torch.tensor([t, s], dtype=torch.float64))
+            step = _down(sde, torch.tensor([t, s], dtype=torch.float64))
             if s <= low < t and s < high:
                 for _ in range(self.rounds):
                     (alpha_s, sigma_s), (alpha, sigma) = (_marginal(sde, time) for time in (s, high))
                     noise = math.sqrt((sigma / alpha) ** 2 - (sigma_s / alpha_s) ** 2)
-                    updates.append(Update(t=None, a=alpha / alpha_s, c=alpha * noise))
-                    rounds = _down(sde, make_grid(sde, "karras", high, s, self.inner))
-                    updates += [replace(update, s=None) for update in rounds]  # the grid's step has ended already
+                    step.append(Update(t=None, a=alpha / alpha_s, c=alpha * noise))
+                    step += _down(sde, make_grid(sde, "karras", high, s, self.inner))
+            updates += [replace(update, s=None) for update in step[:-1]]
+            updates.append(replace(step[-1], s=s))  # the grid's step ends after its rounds
         return updates
 
 
