@@ -31,9 +31,9 @@ class AngleMultistep(FixedStepSolver):
         x_s = sigma_s/sigma_t x + alpha_s int_{lambda_t}^{lambda_s} exp(u - lambda_s) P(c(u)) du,
         c = alpha s/sqrt(alpha^2 s^2 + sigma^2)
 
-    P interpolates the last `order` predictions E[x_0|x], fewer than there are steps. In c the prediction is a straight line for Gaussian data of
-    standard deviation s, smooth at c = 0 (pure noise) and at c = 1 (data), so that high orders are safe over long steps, where
-    polynomials in lambda are not. Every state is corrected by its own prediction as in UniPC.
+    P interpolates the last `order` predictions E[x_0|x], fewer than there are steps. In c the prediction is a straight line for
+    Gaussian data of standard deviation s, smooth at c = 0 (pure noise) and at c = 1 (data), so that high orders are safe over long
+    steps, where polynomials in lambda are not. Every state is corrected by its own prediction as in UniPC.
 
     From pure noise the method starts at full order: the score is nearly Gaussian
     there, and the predictions that the first steps look back to are those of that Gaussian (mean and covariance), continued
