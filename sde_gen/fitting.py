@@ -110,7 +110,7 @@ def fit_grid(
         shape = tuple(model.moments.mean.shape)
     device = torch.device("cpu") if parameter is None else parameter.device
     dtype = dtype or (torch.float64 if parameter is None else parameter.dtype)
-    training = model.training
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         noise = NoiseStream(seed, 0, samples, shape, dtype, device)
@@ -118,7 +118,8 @@ def fit_grid(
         fit = _Fit(run, method, model.prior.from_noise(noise.draw()), steps)
         found = fit.find(iterations, batch_size)
     finally:
-        model.train(training)
+        for module in training:  # one by one: a network in evaluation mode may be inside a model that is not
+            module.training = True
     result = FittedGrid(solver, steps, options=solver_options | found.pop("options"), **found)
     model.fitted[solver, steps] = result
     return result

@@ -114,8 +114,16 @@ def test_a_network_keeps_its_mode_and_its_weights():
     model = ScoreModel(network, make_sde("vp"), prediction="edm", clock="half_log_snr", data_std=1.0).train()
     before = {key: value.clone() for key, value in network.state_dict().items()}
     fit_grid(model, "angle", 3, shape=(2,), samples=6, iterations=3)
-    assert model.training and all(parameter.grad is None for parameter in network.parameters())
+    assert all(module.training for module in model.modules()) and all(parameter.grad is None for parameter in network.parameters())
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_a_network_in_evaluation_mode_stays_there():
+    network = make_network("mlp", (2,)).eval()
+    model = ScoreModel(network, make_sde("vp"), prediction="edm", clock="half_log_snr", data_std=1.0)
+    assert model.training  # a fresh module is
+    fit_grid(model, "angle", 3, shape=(2,), samples=6, iterations=2)
+    assert model.training and not any(module.training for module in network.modules())
 
 
 @pytest.mark.parametrize(
