@@ -18,7 +18,7 @@ from .solvers import FixedStepSolver, Run, Solver, Update, make_solver
 SEED = 0x5EED
 """Calibration samples have a seed of their own, so that no sample drawn later was seen by the fit (unless it asks for this)."""
 REFERENCE_STEPS = 150
-EVALUATIONS, EVALUATIONS_FREE = 1200, 4000
+EVALUATIONS, EVALUATIONS_FREE = 750, 4000
 """Network evaluations of a batch in each phase where nothing is asked for; the second where the score has no parameters."""
 SMALLEST = 1e-24
 """Added to squared errors, so that their logarithm is finite."""
