@@ -60,7 +60,8 @@ class FittedGrid:
 
     @property
     def grid(self) -> Tensor:
-        """The times as the solver takes them."""
+        """The times as the solver takes them. `sample` runs them from t_max by itself; handed to it as a grid they would be taken
+        to start at the first of them, without what the solver does in closed form before."""
         return torch.tensor(self.times, dtype=torch.float64)
 
 
@@ -92,8 +93,7 @@ def fit_grid(
     Raises ValueError for a solver that is stochastic or adaptive, a shape that is not known, or a converged
     answer that is not finite. Tong et al. 2025, arXiv:2405.15506 (LD3); S4S, arXiv:2502.17423.
     """
-    method = make_solver(solver, **solver_options)
-    method = check_fit(solver, method, steps)
+    method = check_fit(solver, make_solver(solver, **solver_options), steps)
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     if iterations is None:
         iterations = max(20, min(400, (EVALUATIONS_FREE if parameter is None else EVALUATIONS) // max(1, steps)))
