@@ -6,6 +6,7 @@ is in, nor on which process computes it.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -57,6 +58,7 @@ class NoiseStream:
         self.size = math.prod(shape)
         self._width = torch.float64 if dtype == torch.float64 else torch.float32
         self._ahead = max(1, min(64, _CHUNK // max(1, self.size)))
+        self._drawn = torch.empty(0, 0)
         self._buffer: tuple[Tensor, ...] = ()
         self._used = self._ahead
         self._block = 0
@@ -71,11 +73,24 @@ class NoiseStream:
     def draw(self) -> Tensor:
         """The next draw, shape (B, *shape)."""
         if self._used == self._ahead:
-            self._buffer = self._fill().unbind(1)
+            self._drawn = self._fill()
+            self._buffer = self._drawn.unbind(1)
             self._used = 0
         noise = self._buffer[self._used]
         self._used += 1
         return noise
+
+    @property
+    def memory(self) -> tuple[Tensor, Tensor]:
+        """On other devices than the CPU: what later draws are made of besides their count."""
+        return self._keys, self._drawn
+
+    def with_memory(self, memory: Sequence[Tensor]) -> NoiseStream:
+        """The stream from here on, with these tensors in the place of `memory`: whoever overwrites them changes its draws."""
+        twin = copy.copy(self)
+        twin._keys, twin._drawn = memory
+        twin._buffer = twin._drawn.unbind(1)
+        return twin
 
     def _fill(self) -> Tensor:
         count, ahead = self.shape[0], self._ahead

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from .randomness import NoiseStream, check_seed
 from .registry import lookup
 from .score import Denoiser
-from .solvers import GRIDS, Run, Solver, make_solver
+from .solvers import GRIDS, FixedStepSolver, Graphed, Run, Solver, make_solver
 
 StepHook = Callable[[int, float, Tensor], bool | None]
 
@@ -80,6 +80,7 @@ def sample(
     grid: str | Tensor | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    graph: bool = False,
     **solver_options: Any,
 ) -> Samples:
     """Draw `shape` = (N, *data shape) samples of `model`.
@@ -98,6 +99,8 @@ def sample(
     step_hook: called as hook(step, t, x) after each step; True stops that batch there.
     on_failure: "raise" a SolverError that carries the healthy samples, or "mask": return all, marked in `failed`.
     progress: a bar on a terminal. dtype, device: of the states (None: the model's parameters', else float32 on the CPU).
+    graph: capture the loop of a fixed-step solver as a CUDA graph and replay it for each batch from the second of a size on;
+        the same samples. Ignored on other devices, and where step_hook or trajectory watches.
 
     Raises ValueError or TypeError for bad arguments, SolverError for samples that are not finite,
     grew absurdly (see `GROWTH`) or did not finish within the step cap of an adaptive solver.
@@ -121,6 +124,8 @@ def sample(
         name, method = type(solver).__name__, solver
     else:
         raise TypeError(f"solver must be a name or a Solver, got {solver!r}")
+    if graph and not isinstance(method, FixedStepSolver):
+        raise ValueError(f"graph=True captures the loop of a fixed-step solver, and {name!r} is none")
     _choose("final", final, ("denoise", "raw"))
     _choose("on_failure", on_failure, ("raise", "mask"))
     if trajectory not in (None, "states", "denoised"):
@@ -167,8 +172,9 @@ def sample(
     failures: list[Tensor] = []
     times: list[float] = []
     batches = list(_batches(count, batch_size))
-    # A fixed-step solver shows its steps; an adaptive one, whose samples go at their own pace, its finished batches.
-    total, unit = (count, "sample") if method.adaptive else (steps * len(batches), "step")
+    loop = Graphed(method) if graph and isinstance(method, FixedStepSolver) else method
+    # A fixed-step solver shows its steps; an adaptive one, whose samples go at their own pace, and a graph, their finished batches.
+    total, unit = (count, "sample") if method.adaptive or graph else (steps * len(batches), "step")
     with tqdm(total=total, desc=f"sampling ({name})", unit=unit, disable=None if progress else True, leave=False) as bar:
         for first, last in batches:
             part = {key: tensor[first:last].to(device) for key, tensor in cond.items()}
@@ -182,12 +188,12 @@ def sample(
                     x = model.normalizer.encode(x)
             run = Run(model, noise, torch.zeros(last - first, dtype=torch.int64, device=device), part)
             kept: list[Tensor] = []
-            tick = None if method.adaptive or bar.disable else bar.update
+            tick = None if method.adaptive or graph or bar.disable else bar.update
             if trajectory is not None or step_hook is not None or tick is not None:
                 times = []
                 run.observer = _watcher(model, trajectory, step_hook, kept, times, tick)
             limit = GROWTH * _size(x).clamp_min(max(1.0, sde.prior_std))
-            y = method.solve(run, x, start, end, steps, grid)
+            y = loop.solve(run, x, start, end, steps, grid)
             failed = lost = _broken(y, limit)
             # A hook may have stopped above t_min, where the state is neither data nor to be decoded.
             if (times[-1] if times else end) == sde.t_min:
@@ -214,7 +220,7 @@ def sample(
                         f"step_hook stopped batches after {len(frames[0])} and {len(kept)} steps: a trajectory needs one length"
                     )
                 frames.append(torch.stack(kept))
-            if method.adaptive:
+            if method.adaptive or graph:
                 bar.update(last - first)
     return Samples(
         x=torch.cat(states),

@@ -57,3 +57,24 @@ def test_a_fixed_step_loop_does_not_wait_for_the_device(name: str, conditional: 
         finally:
             torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(second, first)
+
+
+@pytest.mark.parametrize("name", [name for name in SOLVERS if isinstance(make_solver(name), FixedStepSolver)])
+@pytest.mark.parametrize("conditional", [False, True])
+def test_a_captured_loop_gives_the_same_samples(name: str, conditional: bool, model: sde_gen.ScoreModel) -> None:
+    cond = {"shift": torch.arange(14.0).reshape(14, 1, 1, 1)} if conditional else {}
+    if conditional:
+        unconditional = model.network
+        model = model.with_network(lambda x, c, shift: unconditional(x, c + 0.01 * shift[:, 0, 0, 0]))
+    options = {"solver": name, "steps": 70 if name == "restart" else 30, "batch_size": 4, "cond": cond, "progress": False}
+    plain = sde_gen.sample(model, (14, 1, 8, 8), **options)  # three batches of one size and a smaller one
+    captured = sde_gen.sample(model, (14, 1, 8, 8), **options, graph=True)
+    torch.testing.assert_close(captured.x, plain.x)
+    torch.testing.assert_close(captured.nfe, plain.nfe)
+
+
+def test_what_cannot_be_captured_is_said_in_one_line(model: sde_gen.ScoreModel) -> None:
+    waiting = model.with_network(lambda x, c: x * float(c.sum().cpu()))
+    with pytest.raises(RuntimeError, match="cannot be captured"):
+        sde_gen.sample(waiting, (4, 1, 8, 8), "ddim", steps=5, batch_size=2, progress=False, graph=True, on_failure="mask")
+    sde_gen.sample(model, (4, 1, 8, 8), "ddim", steps=5, batch_size=2, progress=False)  # the device is as it was

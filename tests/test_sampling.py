@@ -382,3 +382,12 @@ def test_a_plan_is_made_once_for_equal_settings_and_times():
         assert Counting.plans == before + 1 and not torch.allclose(other.x, whole.x)
     sample(DATA.model(make_sde("vp", beta_max=10.0)), (6, 2), Counting(), steps=5, progress=False)
     assert Counting.plans == 6
+
+
+def test_a_graph_is_for_fixed_steps_and_changes_nothing_on_other_devices():
+    model = ScoreModel(lambda x, c: 0.1 * x, make_sde("vp"))
+    options = {"solver": "pc", "steps": 5, "batch_size": 2, "progress": False}
+    plain, captured = sample(model, (5, 3), **options), sample(model, (5, 3), **options, graph=True)
+    assert torch.equal(plain.x, captured.x) and torch.equal(plain.nfe, captured.nfe)
+    with pytest.raises(ValueError, match="graph=True captures the loop of a fixed-step solver, and 'ode' is none"):
+        sample(model, (5, 3), "ode", graph=True)

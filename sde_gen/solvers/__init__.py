@@ -15,6 +15,7 @@ from .dpm import ExponentialMultistep
 from .dpm_sde import ExponentialMultistepSDE
 from .edm import EDM
 from .em import EulerMaruyama
+from .graph import Graphed
 from .grids import GRIDS, make_grid
 from .heun import Heun
 from .langevin import AnnealedLangevin
@@ -68,6 +69,7 @@ __all__ = [
     "ExponentialMultistep",
     "ExponentialMultistepSDE",
     "FixedStepSolver",
+    "Graphed",
     "Heun",
     "PredictorCorrector",
     "ProbabilityFlow",
