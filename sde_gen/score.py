@@ -255,7 +255,7 @@ class ScoreModel(Denoiser):
             if t not in self._scales:
                 self.prepare([t])
             scales = self._scales[t]
-            clock = torch.full((x.shape[0],), scales.clock, dtype=x.dtype, device=x.device)
+            clock = x.new_full((x.shape[0],), scales.clock)
         output = self.network(x * scales.c_in if self.scale_input else x, clock, **cond)
         if not isinstance(output, Tensor):
             raise TypeError(f"the network must return a tensor, got {type(output).__name__}")

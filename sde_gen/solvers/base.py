@@ -160,7 +160,7 @@ def run_updates(run: Run, x: Tensor, updates: list[Update], history: tuple[Tenso
     denoised = history[0] if history else x
     calls = 0
     model.prepare(dict.fromkeys(update.t for update in updates if update.t is not None))
-    for update in updates:
+    for update, factor in zip(updates, factors(x, updates), strict=True):
         seen = history
         if update.t is not None:
             denoised = model.predict(x, update.t, **cond)[0]
@@ -175,7 +175,7 @@ def run_updates(run: Run, x: Tensor, updates: list[Update], history: tuple[Tenso
         if update.c:
             terms.append((update.c, run.noise.draw()))
         if update.a != 1.0:
-            x = x * update.a
+            x = x * factor
         elif terms:  # one pass over the memory instead of two
             weight, value = terms.pop(0)
             x = torch.add(x, value, alpha=weight)
@@ -185,6 +185,13 @@ def run_updates(run: Run, x: Tensor, updates: list[Update], history: tuple[Tenso
             break
     run.nfe += calls
     return x
+
+
+def factors(x: Tensor, updates: list[Update]) -> Sequence[Any]:
+    """Each update's a, ready to multiply x: a scalar tensor of x's own dtype costs half of what a Python number does, which PyTorch
+    makes a tensor of each time; a narrow dtype would round it."""
+    column = [update.a for update in updates]
+    return torch.tensor(column, dtype=x.dtype).unbind() if x.dtype in (torch.float32, torch.float64) else column
 
 
 def normed_step(x: Tensor, score: Tensor, z: Tensor, snr: float) -> Tensor:
