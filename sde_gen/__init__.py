@@ -1,8 +1,10 @@
 """sde_gen: score-based diffusion models in continuous time."""
 
+from .bits import BitsPerDim, bits_per_dim
 from .data import Dataset, Normalizer, load_dataset
 from .fitting import FittedGrid, fit_grid
 from .latents import encode, interpolate, mix
+from .likelihood import LogLikelihood, log_likelihood
 from .losses import dsm_loss
 from .networks import make_network
 from .prior import Moments
@@ -18,11 +20,13 @@ __all__ = [
     "SDE",
     "VESDE",
     "VPSDE",
+    "BitsPerDim",
     "CheckpointError",
     "CosineVPSDE",
     "Dataset",
     "Denoiser",
     "FittedGrid",
+    "LogLikelihood",
     "Moments",
     "Normalizer",
     "ReverseSDE",
@@ -31,12 +35,14 @@ __all__ = [
     "Solver",
     "SolverError",
     "SubVPSDE",
+    "bits_per_dim",
     "dsm_loss",
     "encode",
     "fit_grid",
     "interpolate",
     "load",
     "load_dataset",
+    "log_likelihood",
     "make_network",
     "make_sde",
     "make_solver",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -108,6 +109,13 @@ class Moments(nn.Module):
         gains = [variances * u / torch.sqrt(1 + variances * u**2) * constant - here for u in ratios]
         centred = x - alpha * self.mean
         return [denoised + self._product(gain, centred).to(x.dtype) for gain in gains]
+
+    def axes(self, shape: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Mean (D,), variances along the principal axes (D,) and these axes as columns (D, D), None where they are the elements',
+        all for a flattened sample of this shape."""
+        mean = self.mean.expand(shape).flatten()
+        variances = self.eigenvalues if self.eigenvectors is not None else self.eigenvalues.expand(shape).flatten()
+        return mean, variances, self.eigenvectors
 
     def _product(self, gain: Tensor, centred: Tensor) -> Tensor:
         """The matrix with these eigenvalues times `centred` (B, *), float64."""
