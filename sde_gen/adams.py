@@ -62,7 +62,7 @@ def integrate(
     order k + 1, with all nodes at each sample's own places; k from 1 to `ORDER`. The difference of the correctors of order k and
     k + 1 is the error, accepted where `size` of it is at most 1; the order whose next step would be longest is taken next.
     A sample that makes `cap` attempts, or has slopes that are not finite, ends there, and the others are not touched.
-    grid: the nodes (steps + 1,) for fixed steps: the order grows to ORDER, nothing is refused.
+    grid: the nodes (steps + 1,) for fixed steps: the order grows to ORDER, nothing is refused, and `cap` does not count.
     Gradients with respect to y and the parameters of `slope` go through the accepted steps as they were taken, each recomputed
     from its start when its turn comes, so that memory holds the states and one evaluation. Hairer, Norsett and Wanner 1993, III.5.
     """
@@ -72,7 +72,7 @@ def integrate(
     steps: list[_Step] = []
     with torch.no_grad():
         found = _Integration(slope, y.detach(), interval, size, weigh, cap, grid).run(steps)
-    found.y = _replay(slope, y, interval[0], steps).where(found.converged[:, None], found.y)
+    found.y = _replay(slope, y, interval[0], steps, found.converged).where(found.converged[:, None], found.y)
     return found
 
 
@@ -88,7 +88,8 @@ class _Integration:
         grid: Tensor | None,
     ) -> None:
         batch = len(y)
-        self.slope, self.y, self.size, self.weigh, self.cap = slope, y.clone(), size, weigh, cap
+        self.slope, self.y, self.size, self.weigh = slope, y.clone(), size, weigh
+        self.cap = cap if grid is None else math.inf
         self.span = interval[1] - interval[0]
         self.last = interval[1]
         self.widths = None if grid is None else grid.diff().tolist()
@@ -135,9 +136,10 @@ class _Integration:
         differences = torch.bmm(terms[:, 1:], slopes)  # of the correctors of order k + 1 and k, k = 1 .. ORDER + 1
         sizes = self.size(differences[:, :ORDER], y)
         own = sizes.gather(1, order[:, None] - 1)[:, 0]
-        accepted = own <= 1 if self.widths is None else torch.isfinite(own)
         corrector = terms.cumsum(1).gather(1, _at(order, ORDER + 2))[:, 0]
         moved = y + _mix(corrector, slopes)
+        # `size` need not look at all of the state.
+        accepted = (own <= 1 if self.widths is None else torch.isfinite(own)) & torch.isfinite(moved).all(1)
 
         rows = active[accepted]
         self.y[rows], self.u[rows] = moved[accepted], reached[accepted]
@@ -194,12 +196,14 @@ def _mix(weights: Tensor, slopes: Tensor) -> Tensor:
     return torch.bmm(weights[:, None], slopes)[:, 0]
 
 
-def _replay(slope: Slope, y: Tensor, start: float, steps: list[_Step]) -> Tensor:
-    """The same steps again, differentiable."""
-    everyone = torch.arange(len(y), device=y.device)
-    u = torch.full((len(y),), start, dtype=torch.float64, device=y.device)
-    first = checkpoint(lambda y: slope(y, u, everyone, 0), y, use_reentrant=False)
-    slopes = torch.cat((first[:, None], first.new_zeros(len(y), ORDER, y.shape[1])), 1)
+def _replay(slope: Slope, y: Tensor, start: float, steps: list[_Step], converged: Tensor) -> Tensor:
+    """The same steps again, differentiable. The others' are left out: what is not finite would spoil the parameters' gradients."""
+    arrived = torch.nonzero(converged)[:, 0]
+    u = torch.full((len(arrived),), start, dtype=y.dtype, device=y.device)
+    slopes = y.new_zeros(len(y), ORDER + 1, y.shape[1])
+    if len(arrived):
+        first = checkpoint(lambda y: slope(y[arrived], u, arrived, 0), y, use_reentrant=False)
+        slopes = slopes.index_put((arrived, torch.zeros_like(arrived)), first)
     for step in steps:
         if not len(step.rows):
             continue

@@ -30,8 +30,8 @@ class BitsPerDim:
     value: mean over images, bits/dim, an upper bound in expectation on the negative log-likelihood of the discrete data; std_error:
     of it as an estimate for the population that the images are drawn from, all sources together; trace, dequantisation,
     test_set: the parts of it (NaN where one draw or probe cannot tell); solver: the mean over images of what the integrator's steps
-    may have changed; each: (B,) the images' own; nfe: mean evaluations for an image and draw; converged: the fraction of
-    log-likelihoods that were used.
+    may have changed; each: (B,) the images' own, NaN where not converged; nfe: mean evaluations for an image and draw; converged:
+    the fraction of log-likelihoods that were used.
     """
 
     value: float
@@ -139,6 +139,7 @@ def _collect(weights: Tensor, variances: Tensor, solver: Tensor, calls: Tensor, 
     count, unit = weights.shape[1], 1 / (dim * math.log(2))
     shares = torch.softmax(weights, 0) if importance else torch.full_like(weights, 1 / draws)
     each = -unit * (torch.logsumexp(weights, 0) - math.log(draws) if importance else weights.mean(0))
+    everyone = torch.full((len(used),), math.nan, dtype=torch.float64)
     trace = unit * math.sqrt(float((shares**2 * variances).sum())) / count
     if draws == 1:
         of_draws = math.nan
@@ -156,7 +157,7 @@ def _collect(weights: Tensor, variances: Tensor, solver: Tensor, calls: Tensor, 
         dequantisation=of_draws,
         test_set=math.sqrt(max(0.0, total**2 - parts)) if count > 1 else math.nan,
         solver=unit * float((shares * solver).sum(0).mean()),
-        each=each,
+        each=everyone.masked_scatter(used.cpu(), each),
         nfe=float(calls.mean()),
         converged=float(good.double().mean()),
         bound="importance-weighted" if importance else "variational",

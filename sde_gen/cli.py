@@ -1,4 +1,4 @@
-"""The command line: `sde-gen run ...`, which `experiments/run.py` calls too."""
+"""The command line: `sde-gen run ...` and `sde-gen likelihood ...`, which the files in experiments/ call too."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from typing import Any, NoReturn
 
 import yaml
 
+from .bits import DEQUANTISATIONS
 from .config import ConfigError, parse_seconds, read_config, resolve
 from .data import DATASETS
+from .divergence import DIVERGENCES
 from .evaluation import report_lines, sample_run
+from .likelihood import EXACT_UP_TO
+from .likelihood_run import LikelihoodSettings, check_settings, likelihood_run
 from .networks import NETWORKS
 from .runs import check, choose_device, default_directory, load_data, open_run
 from .sampling import SolverError
@@ -139,6 +143,49 @@ def run(arguments: argparse.Namespace) -> None:
         say(line)
 
 
+LIKELIHOOD_EXAMPLES = """examples:
+  %(prog)s                                        the default run's network (trained now if there is none)
+  %(prog)s --run runs/digits-ve                   the network of that run
+  %(prog)s --images 50 --draws 4                  fewer images, more draws for each: the error of dequantisation is known
+
+likelihood/ in the run directory gets likelihood.json, histogram.png and extremes.png."""
+
+
+def add_likelihood_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `likelihood`."""
+    default = LikelihoodSettings()
+    parser.add_argument("--run", metavar="DIR", type=Path, help="run directory (default: the default run's, trained if need be)")
+    parser.add_argument("--images", metavar="N", type=int, default=default.images, help="of training and held-out data (%(default)s)")
+    names = ", ".join(DEQUANTISATIONS)
+    parser.add_argument("--dequantization", metavar="NAME", default=default.dequantization, help=f"{names} (default %(default)s)")
+    parser.add_argument("--draws", metavar="N", type=int, default=default.draws, help="dequantisations of each image (%(default)s)")
+    divergences = f"{', '.join(DIVERGENCES)} (default: exact up to {EXACT_UP_TO} dimensions, else resampled)"
+    parser.add_argument("--divergence", metavar="NAME", help=divergences)
+    parser.add_argument("--probes", metavar="N", type=int, default=default.probes, help="random vectors of a divergence (%(default)s)")
+    parser.add_argument("--tolerance", metavar="X", type=float, default=default.tolerance, help="of the integrator (%(default)s)")
+    parser.add_argument("--seed", metavar="N", type=int, default=default.seed, help="of all draws (%(default)s)")
+    parser.add_argument("--batch", metavar="N", type=int, default=default.batch, help="images at a time (%(default)s)")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: cuda where present)")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bars where a network is trained")
+
+
+def likelihood(arguments: argparse.Namespace) -> None:
+    """Score the data of a run."""
+    settings = LikelihoodSettings(**{name: getattr(arguments, name) for name in LikelihoodSettings.__dataclass_fields__})
+    check_settings(settings)
+    layer = []
+    if arguments.run is not None:
+        file = arguments.run / "config.yaml"
+        if not file.is_file():
+            raise ConfigError(f"{arguments.run} is not a run directory: it has no config.yaml")
+        layer = [read_config(file)]
+    opened = open_run(resolve(*layer), arguments.run, choose_device(arguments.device), progress=not arguments.no_progress, say=say)
+    try:
+        likelihood_run(opened, settings, say)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
 def say(line: str) -> None:
     """A line of the result, at once even where the output is a pipe."""
     print(line, flush=True)
@@ -158,6 +205,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_run_flags(command)
     add_machine_flags(command)
     command.set_defaults(function=run)
+    command = commands.add_parser(
+        "likelihood",
+        help="bits per dimension of a run's data, with error bars",
+        description="Score a run's training and held-out data, and data unlike it, by the probability flow of its network.",
+        epilog=LIKELIHOOD_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_likelihood_flags(command)
+    command.set_defaults(function=likelihood)
     arguments = parser.parse_args(argv)
     try:
         arguments.function(arguments)

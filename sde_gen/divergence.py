@@ -33,8 +33,8 @@ class Divergence(ABC):
 
     @abstractmethod
     def trace(self, denoised: Tensor, x: Tensor, known: Callable[[Tensor], Tensor], rows: Tensor, evaluation: int) -> Tensor:
-        """The estimates (b, columns), float64. denoised: a function of x (b, *); known(v): v' G v for v (b, k, D), (b, k); rows:
-        which samples of the batch these are; evaluation: how many there were on the way here."""
+        """The estimates (b, columns), float64. denoised: a function of x (b, *); known(v): v' G v for v (b or 1, k, D), (b, k);
+        rows: which samples of the batch these are; evaluation: how many there were on the way here."""
 
     def _draw(self) -> Tensor:
         z = self.noise.draw()
@@ -59,9 +59,8 @@ class Exact(Divergence):
             axes = eye[first : first + piece]
             vectors = axes[:, None].expand(-1, batch, -1).reshape(len(axes), *x.shape)
             products = _products(denoised, x, vectors, graph)
-            total = total + torch.einsum("kbd,kd->b", products.flatten(2), axes).double()
-        unit = torch.eye(dim, dtype=torch.float64, device=x.device)
-        return (total - known(unit[None].expand(batch, -1, -1)).sum(1))[:, None]
+            total = total + torch.einsum("kbd,kd->b", products.flatten(2), axes).double() - known(axes[None].double()).sum(1)
+        return total[:, None]
 
 
 class Hutchinson(Divergence):

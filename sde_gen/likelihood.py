@@ -87,8 +87,8 @@ def log_likelihood(
     cond: keyword tensors for the model, first dimension B. t: another time than t_min whose density is meant.
     dtype: of the network's input (None: the model's parameters'); the integration itself is float64.
 
-    log_prob can be differentiated with respect to x and the model's parameters, where x or they ask for it: the steps are taken again
-    one by one, so that memory holds the states and one evaluation.
+    log_prob can be differentiated with respect to x and the model's parameters where x requires gradients: the steps are taken
+    again one by one, so that memory holds the states and one evaluation.
     The prior is `model.prior`; UserWarning where it differs from the data's own Gaussian by more than 0.01 nats, and where samples
     did not converge. Raises ValueError or TypeError for bad arguments.
     Song et al. 2021, arXiv:2011.13456, section 4.3; Chen et al. 2018, arXiv:1806.07366; the split is after Wang and Vastola
@@ -102,10 +102,14 @@ def log_likelihood(
     kind = ("exact" if x[0].numel() <= EXACT_UP_TO else "resampled") if divergence is None else divergence
     rule = lookup(DIVERGENCES, "divergence", kind)
     sde = model.sde
+    if t is not None and (isinstance(t, bool) or not isinstance(t, int | float)):
+        raise TypeError(f"t must be a number, got {t!r}")
     start = sde.t_min if t is None else float(t)
     if not sde.t_min <= start < sde.t_max:
         raise ValueError(f"t must be in [t_min, t_max) = [{sde.t_min:.6g}, {sde.t_max:.6g}), got {t!r}")
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype must be a floating-point dtype, got {dtype!r}")
     if dtype is None:
         dtype = x.dtype if parameter is None else parameter.dtype
     device = x.device if parameter is None else parameter.device
@@ -115,6 +119,9 @@ def log_likelihood(
         times = make_grid(sde, "angle" if grid is None else grid, start, sde.t_max, steps, spread)
         if times.shape != (steps + 1,) or not bool((times.diff() > 0).all()):
             raise ValueError(f"times must be {steps + 1} rising numbers, got shape {tuple(times.shape)}")
+        if abs(float(times[0]) - start) > 1e-6 or abs(float(times[-1]) - sde.t_max) > 1e-6:
+            raise ValueError(f"times must go from {start:.6g} to {sde.t_max:.6g}, got {float(times[0]):.6g} to {float(times[-1]):.6g}")
+        times = times.to(device, torch.float64)
     elif grid is not None:
         raise ValueError("grid is for fixed steps: give steps too")
     cond = {} if cond is None else cond
@@ -142,7 +149,8 @@ def _check(
     if not isinstance(model, Denoiser):
         raise TypeError(f"model must be a Denoiser such as ScoreModel, got {type(model).__name__}")
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeError(f"x must be a floating-point tensor in the data's units, got {getattr(x, 'dtype', type(x).__name__)}")
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x must be a floating-point tensor in the data's units, got {kind}")
     if x.ndim < 2 or x.numel() == 0:
         raise ValueError(f"x must be (B, *data shape) with at least one sample, got shape {tuple(x.shape)}")
     numbers = [("probes", probes, 1), ("index_offset", index_offset, 0)]
@@ -150,6 +158,8 @@ def _check(
     for label, number, least in numbers:
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
             raise ValueError(f"{label} must be a whole number of at least {least}, got {number!r}")
+    if cond is not None and not isinstance(cond, dict):
+        raise TypeError(f"cond must be a dict of tensors, got {type(cond).__name__}")
     for key, tensor in (cond or {}).items():
         if not isinstance(tensor, Tensor) or tensor.shape[:1] != (len(x),):
             raise ValueError(f"condition {key!r} must be a tensor with first dimension {len(x)}")
@@ -177,7 +187,10 @@ class _Remainder:
     ) -> None:
         self.model, self.shape, self.cond, self.divergence, self.dtype = model, shape, cond, divergence, dtype
         moments = _moments(model, torch.empty(1, *shape, dtype=dtype, device=device), bool(cond))
-        mean, variances, vectors = moments.axes(shape)
+        try:
+            mean, variances, vectors = moments.axes(shape)
+        except RuntimeError:
+            raise ValueError(f"x has samples of shape {tuple(shape)}, but the model's are {tuple(moments.mean.shape)}") from None
         self.mean, self.variances = mean.to(device), variances.to(device)
         self.vectors = None if vectors is None else vectors.to(device)
         self.path = Angle(model.sde, SCALE * moments.spread()[0])

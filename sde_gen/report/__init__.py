@@ -1,6 +1,7 @@
 """Pictures of data, samples and training. Each is written whole or not at all, and leaves no global state changed."""
 
 from .images import forward_strip, image_grid, level_label, save_gif, save_image, to_uint8
+from .likelihoods import picture_extremes, plot_likelihoods
 from .pictures import film_images, picture_film, picture_forward, picture_samples
 from .plots import loss_figure, plot_clouds, plot_loss, plot_pairs, plot_points, plot_points_film
 from .signals import plot_signals
@@ -11,10 +12,12 @@ __all__ = [
     "image_grid",
     "level_label",
     "loss_figure",
+    "picture_extremes",
     "picture_film",
     "picture_forward",
     "picture_samples",
     "plot_clouds",
+    "plot_likelihoods",
     "plot_loss",
     "plot_pairs",
     "plot_points",

@@ -1,0 +1,8 @@
+"""Bits per dimension of a run's data with error bars: `python experiments/likelihood.py --run runs/digits-vp`; `--help` says the rest."""
+
+import sys
+
+from sde_gen.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["likelihood", *sys.argv[1:]]))

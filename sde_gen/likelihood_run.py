@@ -1,0 +1,161 @@
+"""What a trained run says of data: bits per dimension or nats with error bars, pictures, and data that it has not seen."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import report
+from .bits import DEQUANTISATIONS, BitsPerDim, bits_per_dim
+from .config import ConfigError
+from .divergence import DIVERGENCES
+from .likelihood import log_likelihood, prior_mismatch
+from .randomness import check_seed
+from .registry import lookup
+from .runs import Run, write_text
+from .sdes.base import check_positive
+
+MOST_STRANGE = 100
+"""Images of each kind that is not in the data."""
+SEED_OF_ORDER = 0
+
+
+@dataclass(frozen=True)
+class LikelihoodSettings:
+    """images: of each part at most; the rest as in `bits_per_dim` and `log_likelihood`."""
+
+    images: int = 300
+    dequantization: str = "truncated_normal"
+    draws: int = 1
+    divergence: str | None = None
+    probes: int = 2
+    tolerance: float = 2e-4
+    seed: int = 0
+    batch: int = 256
+
+
+def check_settings(settings: LikelihoodSettings) -> None:
+    """ConfigError, in one line, before any work, for a setting that cannot be."""
+    try:
+        for name in ("images", "draws", "probes", "batch"):
+            value = getattr(settings, name)
+            if value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        check_positive("tolerance", settings.tolerance)
+        check_seed(settings.seed)
+        lookup(dict.fromkeys(DEQUANTISATIONS), "dequantization", settings.dequantization)
+        if settings.divergence is not None:
+            lookup(DIVERGENCES, "divergence", settings.divergence)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def likelihood_run(run: Run, settings: LikelihoodSettings, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Score the run's training and held-out data and, for images, noise, inverted and constant ones; say, draw and keep the results.
+
+    likelihood/ in the run directory gets likelihood.json, histogram.png and, for images, extremes.png. Data of integers (the data set
+    has `levels`) are measured in bits per dimension by both dequantisations, others by their density in nats per dimension.
+    """
+    place = run.directory / "likelihood"
+    place.mkdir(parents=True, exist_ok=True)
+    parts = _parts(run, settings)
+    discrete = run.data.levels is not None
+    unit = "bits/dim" if discrete else "nats/dim"
+    found = {name: (_bits if discrete else _nats)(run, x, labels, settings) for name, (x, labels) in parts.items()}
+    for name, (value, _) in found.items():
+        say(f"{name:<10}{value['line']}")
+    other = next(name for name in ("uniform", "truncated_normal") if name != settings.dequantization)
+    measured = "held-out" if "held-out" in parts else "training"
+    if discrete:
+        x, labels = parts[measured]
+        beside = _bits(run, x, labels, settings, other)[0]
+        say(f"{'':<10}{beside['line']} {measured} by {other.replace('_', '-')} dequantisation: a bound of its own kind")
+        found[f"{measured}, {other}"] = (beside, beside["each"])
+    if "held-out" in found:
+        a, b = (found[name][0] for name in ("training", "held-out"))
+        gap = (b["value"] - a["value"]) * (1 if discrete else -1)
+        error = math.hypot(a["std_error"], b["std_error"])
+        say(f"{'gap':<10}held-out data is {gap:.3f} +- {error:.3f} {unit} less likely than training data")
+    mismatch = prior_mismatch(run.model, torch.Size(run.data.shape))
+    if not discrete:
+        blur = math.exp(-float(run.model.sde.half_log_snr(run.model.sde.t_min)))
+        say(f"{'density':<10}of the data blurred by {blur:.2g} of their standard deviation, the noise at t_min")
+    say(f"{'prior':<10}{mismatch:.1g} nats from the data's own Gaussian at t_max")
+    values = {name: each for name, (_, each) in found.items() if name in parts}
+    report.plot_likelihoods(values, place / "histogram.png", unit)
+    files = ["histogram.png"]
+    x = parts[measured][0]
+    if x.ndim == 4:
+        report.picture_extremes(x, found[measured][1], place / "extremes.png", run.data.value_range, unit, discrete)
+        files.append("extremes.png")
+    result = {
+        "unit": unit,
+        "settings": vars(settings),
+        "prior_mismatch_nats": mismatch,
+        "parts": {name: {k: v.tolist() if isinstance(v, Tensor) else v for k, v in value.items()} for name, (value, _) in found.items()},
+    }
+    write_text(place / "likelihood.json", json.dumps(result, indent=1))
+    say(f"pictures  {', '.join(str(place / name) for name in files)}")
+    say(f"numbers   {place / 'likelihood.json'}")
+    return result
+
+
+def _parts(run: Run, settings: LikelihoodSettings) -> dict[str, tuple[Tensor, Tensor | None]]:
+    data, generator = run.data, torch.Generator().manual_seed(SEED_OF_ORDER)
+    chosen = torch.randperm(len(data.train), generator=generator)[: settings.images]
+    parts = {"training": (data.train[chosen], None if data.train_labels is None else data.train_labels[chosen])}
+    if data.test is not None:
+        parts["held-out"] = (data.test[: settings.images], None if data.test_labels is None else data.test_labels[: settings.images])
+    if data.levels is not None:
+        count = min(MOST_STRANGE, settings.images)
+        x = parts["held-out" if data.test is not None else "training"]
+        labels = None if x[1] is None else x[1][:count]
+        shape = (min(count, len(x[0])), *data.shape)
+        parts["noise"] = torch.randint(0, data.levels, shape, generator=generator).float(), labels
+        parts["inverted"] = data.levels - 1 - x[0][:count], labels
+        grey = torch.randint(0, data.levels, (shape[0], *(1,) * len(data.shape)), generator=generator)
+        parts["constant"] = grey.float().expand(shape).contiguous(), labels
+    return parts
+
+
+def _cond(run: Run, labels: Tensor | None) -> dict[str, Tensor] | None:
+    return {"label": labels} if getattr(run.model.network, "classes", None) is not None and labels is not None else None
+
+
+def _options(settings: LikelihoodSettings) -> dict[str, Any]:
+    names = ("divergence", "probes", "seed")
+    chosen = {name: getattr(settings, name) for name in names}
+    return chosen | {"rtol": settings.tolerance, "atol": settings.tolerance, "batch_size": settings.batch}
+
+
+def _bits(
+    run: Run, x: Tensor, labels: Tensor | None, settings: LikelihoodSettings, dequantization: str | None = None
+) -> tuple[dict[str, Any], Tensor]:
+    kind = settings.dequantization if dequantization is None else dequantization
+    found: BitsPerDim = bits_per_dim(
+        run.model, x.long(), run.data.levels, kind, settings.draws, cond=_cond(run, labels), **_options(settings)
+    )
+    fields = dict(vars(found))
+    return fields | {"line": str(found), "dequantization": kind, "images": len(x)}, found.each
+
+
+def _nats(run: Run, x: Tensor, labels: Tensor | None, settings: LikelihoodSettings) -> tuple[dict[str, Any], Tensor]:
+    found = log_likelihood(run.model, x, cond=_cond(run, labels), **_options(settings))
+    used, dim = found.converged, x[0].numel()
+    each = (found.log_prob / dim).double().cpu()
+    count = int(used.sum())
+    if not count:
+        raise ValueError("no log-likelihood converged")
+    error = float(each[used.cpu()].std()) / math.sqrt(count) if count > 1 else math.nan
+    trace = float(found.std_error[used].double().square().sum().sqrt()) / count / dim
+    solver = float(found.solver_error[used].double().mean()) / dim
+    value = float(each[used.cpu()].mean())
+    lost = "" if count == len(x) else f"; {len(x) - count} of {len(x)} did not converge and are left out"
+    line = f"{value:.4f} +- {error:.4f} nats/dim (log-density; trace {trace:.4f}; solver {solver:.1g}{lost})"
+    return {"value": value, "std_error": error, "trace": trace, "solver": solver, "each": each, "line": line, "images": count}, each
