@@ -78,3 +78,16 @@ def test_what_cannot_be_captured_is_said_in_one_line(model: sde_gen.ScoreModel) 
     with pytest.raises(RuntimeError, match="cannot be captured"):
         sde_gen.sample(waiting, (4, 1, 8, 8), "ddim", steps=5, batch_size=2, progress=False, graph=True, on_failure="mask")
     sde_gen.sample(model, (4, 1, 8, 8), "ddim", steps=5, batch_size=2, progress=False)  # the device is as it was
+
+
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson", "resampled"])
+def test_likelihoods_are_those_of_the_cpu_and_of_each_sample(divergence: str, model: sde_gen.ScoreModel) -> None:
+    data = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 3 + 5
+    options = {"divergence": divergence, "rtol": 1e-4, "atol": 1e-4}
+    whole = sde_gen.log_likelihood(model, data.cuda(), **options)
+    parts = sde_gen.log_likelihood(model, data.cuda(), batch_size=4, **options)
+    assert whole.log_prob.is_cuda and bool(whole.converged.all())
+    torch.testing.assert_close(parts.log_prob, whole.log_prob, rtol=0, atol=0.05)
+    if divergence == "exact":  # the CPU draws other random vectors
+        host = sde_gen.log_likelihood(model.cpu(), data, **options)
+        torch.testing.assert_close(whole.log_prob.cpu(), host.log_prob, rtol=0, atol=0.05)
