@@ -2,6 +2,7 @@
 
 from .bits import BitsPerDim, bits_per_dim
 from .data import Dataset, Normalizer, load_dataset
+from .empirical import empirical_score
 from .fitting import FittedGrid, fit_grid
 from .latents import encode, interpolate, mix
 from .likelihood import LogLikelihood, log_likelihood
@@ -37,6 +38,7 @@ __all__ = [
     "SubVPSDE",
     "bits_per_dim",
     "dsm_loss",
+    "empirical_score",
     "encode",
     "fit_grid",
     "interpolate",

@@ -1,0 +1,165 @@
+"""What is best for a finite data set: its optimal denoiser, the exact reverse step, and how Gaussian that step is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .data import Normalizer
+from .prior import Moments
+from .score import Denoiser, ScoreModel
+from .sdes import SDE
+
+CHUNK = 1 << 22
+"""Distances between states and data that are in memory at once."""
+
+
+class EmpiricalDenoiser(nn.Module):
+    """E[x_0 | x_t = x] where x_0 is one of the rows of `data` (N, *), each as likely as the others: a network for ScoreModel(...,
+    prediction="data", clock="time").
+
+        sum_j w_j(x) z_j,   w_j proportional to exp(-|x - alpha z_j|^2 / (2 sigma^2))
+
+    in pieces of the data, so that memory stays bounded; the weights are worked out in float64.
+    """
+
+    data: Tensor
+    squares: Tensor
+
+    def __init__(self, data: Tensor, sde: SDE) -> None:
+        super().__init__()
+        self.register_buffer("data", data.flatten(1))
+        self.register_buffer("squares", self.data.double().square().sum(1))
+        self.sde = sde
+
+    def logits(self, x: Tensor, t: Tensor, rows: slice = slice(None)) -> Tensor:
+        """log w_j for x (B, *), t (B,), up to what does not depend on j: (B, n) for the data `rows`."""
+        alpha, sigma = (value[:, None] for value in self.sde.marginal(t.double()))
+        products = x.flatten(1).double() @ self.data[rows].double().T
+        return (alpha * products - 0.5 * alpha**2 * self.squares[rows]) / sigma**2
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        size = max(1, CHUNK // len(x))
+        most = x.new_full((len(x),), -math.inf, dtype=torch.float64)
+        total, mean = torch.zeros_like(most), x.new_zeros(len(x), self.data.shape[1], dtype=torch.float64)
+        for first in range(0, len(self.data), size):
+            rows = slice(first, first + size)
+            logits = self.logits(x, t, rows)
+            larger = torch.maximum(most, logits.amax(1))
+            kept, weights = torch.exp(most - larger), torch.exp(logits - larger[:, None])
+            mean = mean * kept[:, None] + weights @ self.data[rows].double()
+            total, most = total * kept + weights.sum(1), larger
+        return (mean / total[:, None]).to(x.dtype).reshape(x.shape)
+
+
+def empirical_score(data: Tensor, sde: SDE, normalizer: Normalizer | None = None, prior: str = "matched") -> ScoreModel:
+    """The exact score model of a finite data set, data (N, *) in its own units: what a network would learn that fits perfectly, and
+    whose samples are the data points themselves.
+
+    normalizer: as a trained model has (None: fitted to the data). Raises ValueError for fewer than one point or values that are not
+    finite. Miyasawa 1961; Karras et al. 2022, arXiv:2206.00364, appendix B.3.
+    """
+    if not isinstance(data, Tensor) or not data.is_floating_point() or data.ndim < 2 or not len(data):
+        raise ValueError("data must be a floating-point tensor (N, *data shape) of at least one point")
+    if not bool(torch.isfinite(data).all()):
+        raise ValueError("data must be finite")
+    normalizer = Normalizer.fit(data) if normalizer is None else normalizer
+    z = normalizer.encode(data)
+    moments = Moments.fit(z)
+    std = float(z.double().std())
+    return ScoreModel(EmpiricalDenoiser(z, sde), sde, prediction="data", normalizer=normalizer, moments=moments, data_std=std, prior=prior)
+
+
+@dataclass(frozen=True)
+class ReverseKernel:
+    """p(x_s | x_t) of a finite data set, s < t: a mixture of Gaussians with one component for each data point.
+
+    weights: (B, N); centres: (N, D) and pull: x_s has mean pull x_t + reach centre_j and variance `variance` in every direction.
+    """
+
+    x_t: Tensor
+    weights: Tensor
+    centres: Tensor
+    pull: float
+    reach: float
+    variance: float
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean (B, D) and covariance (B, D, D) of the mixture."""
+        means = self.weights @ self.centres
+        second = torch.einsum("bn,ni,nj->bij", self.weights, self.centres, self.centres)
+        spread = self.reach**2 * (second - means[:, :, None] * means[:, None, :])
+        eye = torch.eye(means.shape[1], dtype=means.dtype, device=means.device)
+        return self.pull * self.x_t + self.reach * means, spread + self.variance * eye
+
+    def log_prob(self, x_s: Tensor) -> Tensor:
+        """log p(x_s | x_t) in nats: x_s (B, K, D) gives (B, K)."""
+        offset = (x_s - self.pull * self.x_t[:, None]) / self.reach
+        scale = self.variance / self.reach**2
+        squares = offset.square().sum(2)[..., None] - 2 * offset @ self.centres.T + self.centres.square().sum(1)
+        log_normal = -0.5 * squares / scale - 0.5 * x_s.shape[2] * math.log(2 * math.pi * self.variance)
+        return torch.logsumexp(log_normal + torch.log(self.weights)[:, None], dim=2)
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """(B, count, D) draws."""
+        chosen = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        noise = torch.randn(*chosen.shape, self.x_t.shape[1], dtype=self.x_t.dtype, generator=generator)
+        return self.pull * self.x_t[:, None] + self.reach * self.centres[chosen] + math.sqrt(self.variance) * noise
+
+
+def reverse_kernel(model: Denoiser, x_t: Tensor, t: float, s: float) -> ReverseKernel:
+    """The exact reverse step of a model made by `empirical_score`, from states x_t (B, *) in normalised units at t to s < t:
+
+        p(x_s | x_t) = sum_j w_j(x_t) N(r v x_t + (alpha_s - alpha_t r v) z_j, sigma_s^2 (1 - r^2 v)),   v = sigma_s^2/sigma_t^2
+
+    with r = alpha_t/alpha_s. DDPM's ancestral step replaces it by one Gaussian, which is right for small steps alone
+    (Sohl-Dickstein et al. 2015, arXiv:1503.03585; Feller 1949). Float64. Raises TypeError for another model, ValueError for times.
+    """
+    network = getattr(model, "network", None)
+    if not isinstance(network, EmpiricalDenoiser):
+        raise TypeError("reverse_kernel needs a model made by empirical_score")
+    sde = model.sde
+    if not sde.t_min <= s < t <= sde.t_max:
+        raise ValueError(f"s and t must be in [t_min, t_max] = [{sde.t_min:.6g}, {sde.t_max:.6g}] with s < t, got s = {s!r}, t = {t!r}")
+    times = torch.tensor([s, t], dtype=torch.float64)
+    (alpha_s, alpha_t), (sigma_s, sigma_t) = (value.tolist() for value in sde.marginal(times))
+    x = x_t.double().flatten(1)
+    weights = torch.softmax(network.logits(x, times[1].expand(len(x))), dim=1)
+    ratio = alpha_t / alpha_s
+    shrink = (sigma_s / sigma_t) ** 2
+    variance = sigma_s**2 * (1 - ratio**2 * shrink)
+    return ReverseKernel(x, weights, network.data.double(), ratio * shrink, alpha_s - alpha_t * ratio * shrink, variance)
+
+
+def gaussian_gap(kernel: ReverseKernel, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """KL(p(x_s | x_t) || the Gaussian with its mean and covariance) in nats for each dimension, averaged over the states x_t:
+    the error of taking the reverse step to be Gaussian. Monte Carlo over `draws` of x_s: the value and its standard error."""
+    generator = torch.Generator().manual_seed(seed)
+    mean, covariance = kernel.moments()
+    x = kernel.sample(draws, generator)
+    gaussian = torch.distributions.MultivariateNormal(mean[:, None], covariance[:, None], validate_args=False)
+    each = (kernel.log_prob(x) - gaussian.log_prob(x)) / x.shape[2]
+    return float(each.mean()), float(each.mean(0).std() / math.sqrt(draws))
+
+
+@torch.no_grad()
+def best_loss(model: Denoiser, data: Tensor, times: Tensor, draws: int = 256, seed: int = 0) -> Tensor:
+    """The least denoising loss that any network can have on a finite data set, at each of `times` (K,): E|E[eps|x_t] - eps|^2 for each
+    dimension, the units of the training loss of a noise prediction, where a network that answers 0 has 1. A training loss below it
+    on held-out noise is not possible; one close to it at small noise is memory. data (N, *) in its own units, `model` its
+    `empirical_score`. (K,), by Monte Carlo over `draws` of data and noise.
+    """
+    assert model.normalizer is not None
+    generator = torch.Generator().manual_seed(seed)
+    z = model.normalizer.encode(data)[torch.randint(len(data), (draws,), generator=generator)]
+    noise = torch.randn(z.shape, generator=generator, dtype=z.dtype)
+    losses = []
+    for t in times.tolist():
+        alpha, sigma = (float(value) for value in model.sde.marginal(torch.tensor(t, dtype=torch.float64)))
+        losses.append(
+            (model.noise(alpha * z + sigma * noise, torch.full((draws,), t, dtype=torch.float64)) - noise).double().square().mean()
+        )
+    return torch.stack(losses)
