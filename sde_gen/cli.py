@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import yaml
 
 from .bits import DEQUANTISATIONS
+from .comparison import CALLS, CompareSettings, check_compare, compare_run
 from .config import ConfigError, parse_seconds, read_config, resolve
 from .data import DATASETS
 from .divergence import DIVERGENCES
@@ -19,7 +20,7 @@ from .evaluation import report_lines, sample_run
 from .likelihood import EXACT_UP_TO
 from .likelihood_run import LikelihoodSettings, check_settings, likelihood_run
 from .networks import NETWORKS
-from .runs import check, choose_device, default_directory, load_data, open_run
+from .runs import Run, check, choose_device, default_directory, load_data, open_run
 from .sampling import SolverError
 from .sdes import SDES
 from .solvers import GRIDS, SOLVERS
@@ -154,7 +155,7 @@ likelihood/ in the run directory gets likelihood.json, histogram.png and extreme
 def add_likelihood_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `likelihood`."""
     default = LikelihoodSettings()
-    parser.add_argument("--run", metavar="DIR", type=Path, help="run directory (default: the default run's, trained if need be)")
+    add_named_run_flags(parser)
     parser.add_argument("--images", metavar="N", type=int, default=default.images, help="of training and held-out data (%(default)s)")
     names = ", ".join(DEQUANTISATIONS)
     parser.add_argument("--dequantization", metavar="NAME", default=default.dequantization, help=f"{names} (default %(default)s)")
@@ -165,25 +166,65 @@ def add_likelihood_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tolerance", metavar="X", type=float, default=default.tolerance, help="of the integrator (%(default)s)")
     parser.add_argument("--seed", metavar="N", type=int, default=default.seed, help="of all draws (%(default)s)")
     parser.add_argument("--batch", metavar="N", type=int, default=default.batch, help="images at a time (%(default)s)")
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: cuda where present)")
-    parser.add_argument("--no-progress", action="store_true", help="no progress bars where a network is trained")
 
 
 def likelihood(arguments: argparse.Namespace) -> None:
     """Score the data of a run."""
     settings = LikelihoodSettings(**{name: getattr(arguments, name) for name in LikelihoodSettings.__dataclass_fields__})
     check_settings(settings)
+    try:
+        likelihood_run(_named_run(arguments), settings, say)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+COMPARE_EXAMPLES = """examples:
+  %(prog)s                                        the default run's network (trained now if there is none)
+  %(prog)s --run runs/digits-ve --solvers ancestral,ddim,dpm_sde --calls 10,50
+  %(prog)s --samples 1000                         smaller error bars, in proportion longer
+
+compare/ in the run directory gets table.md, compare.json, distance.png and samples.png."""
+
+
+def add_compare_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `compare`."""
+    default = CompareSettings()
+    add_named_run_flags(parser)
+    parser.add_argument("--solvers", metavar="NAMES", default=",".join(default.solvers), help="separated by commas (default %(default)s)")
+    calls = f"network calls, separated by commas (default {','.join(map(str, CALLS))}; for ancestral 200 and 1000 too)"
+    parser.add_argument("--calls", metavar="NUMBERS", help=calls)
+    parser.add_argument("--samples", metavar="N", type=int, default=default.samples, help="of each solver at each budget (%(default)s)")
+    parser.add_argument("--seed", metavar="N", type=int, default=default.seed, help="the same for every solver (%(default)s)")
+    parser.add_argument("--batch", metavar="N", type=int, default=default.batch, help="samples at a time (%(default)s)")
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Solvers against one another on the network of a run."""
+    try:
+        calls = None if arguments.calls is None else tuple(int(number) for number in arguments.calls.split(","))
+    except ValueError:
+        raise ConfigError(f"--calls takes whole numbers separated by commas, got {arguments.calls!r}") from None
+    solvers = tuple(name.strip() for name in arguments.solvers.split(","))
+    settings = CompareSettings(solvers, calls, arguments.samples, arguments.seed, arguments.batch)
+    check_compare(settings)
+    compare_run(_named_run(arguments), settings, say)
+
+
+def add_named_run_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that name a run that is there, and where to work on it."""
+    parser.add_argument("--run", metavar="DIR", type=Path, help="run directory (default: the default run's, trained if need be)")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: cuda where present)")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bars where a network is trained")
+
+
+def _named_run(arguments: argparse.Namespace) -> Run:
     layer = []
     if arguments.run is not None:
         file = arguments.run / "config.yaml"
         if not file.is_file():
             raise ConfigError(f"{arguments.run} is not a run directory: it has no config.yaml")
         layer = [read_config(file)]
-    opened = open_run(resolve(*layer), arguments.run, choose_device(arguments.device), progress=not arguments.no_progress, say=say)
-    try:
-        likelihood_run(opened, settings, say)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    return open_run(resolve(*layer), arguments.run, choose_device(arguments.device), progress=not arguments.no_progress, say=say)
 
 
 def say(line: str) -> None:
@@ -214,6 +255,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_likelihood_flags(command)
     command.set_defaults(function=likelihood)
+    command = commands.add_parser(
+        "compare",
+        help="solvers against one another on a run's network",
+        description="DDPM ancestral sampling against the flow and the rest on one trained network: the same seeds, distance against calls.",
+        epilog=COMPARE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_compare_flags(command)
+    command.set_defaults(function=compare)
     arguments = parser.parse_args(argv)
     try:
         arguments.function(arguments)

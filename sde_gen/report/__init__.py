@@ -1,5 +1,6 @@
 """Pictures of data, samples and training. Each is written whole or not at all, and leaves no global state changed."""
 
+from .comparisons import picture_rows, plot_comparison
 from .images import forward_strip, image_grid, level_label, save_gif, save_image, to_uint8
 from .likelihoods import picture_extremes, plot_likelihoods
 from .pictures import film_images, picture_film, picture_forward, picture_samples
@@ -15,8 +16,10 @@ __all__ = [
     "picture_extremes",
     "picture_film",
     "picture_forward",
+    "picture_rows",
     "picture_samples",
     "plot_clouds",
+    "plot_comparison",
     "plot_likelihoods",
     "plot_loss",
     "plot_pairs",

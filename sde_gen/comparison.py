@@ -1,0 +1,157 @@
+"""Solvers against one another on one trained network: the same seeds, distance against network calls and seconds."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import report
+from .config import ConfigError
+from .evaluation import measure
+from .registry import lookup
+from .runs import Run, class_labels, write_text
+from .sampling import sample
+from .solvers import SOLVERS, make_solver
+
+CALLS = (5, 10, 20, 50, 100)
+LONGEST = {"ancestral": (200, 1000)}
+"""Budgets beyond the common ones, for the solver that the question at the end is about."""
+TOLERANCES = (1e-2, 1e-3, 1e-4)
+QUESTION, ASKED = "ancestral", 20
+SHOWN = 10
+"""Images of each solver in the picture."""
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """solvers: names; calls: network calls for each sample to compare them at; samples: of each; seed: the same for all."""
+
+    solvers: tuple[str, ...] = ("ancestral", "ddim", "ode", "pc", "dpm", "angle")
+    calls: tuple[int, ...] | None = None
+    samples: int = 300
+    seed: int = 0
+    batch: int = 300
+
+
+def check_compare(settings: CompareSettings) -> None:
+    """ConfigError, in one line, before any work, for a setting that cannot be."""
+    try:
+        if not settings.solvers or len(set(settings.solvers)) != len(settings.solvers):
+            raise ValueError(f"solvers must be different names, got {','.join(settings.solvers)!r}")
+        for name in settings.solvers:
+            lookup(SOLVERS, "solver", name)
+        for label, value, least in (("samples", settings.samples, 20), ("batch", settings.batch, 1)):
+            if value < least:
+                raise ValueError(f"{label} must be a whole number of at least {least}, got {value!r}")
+        if settings.calls is not None and (not settings.calls or min(settings.calls) < 2):
+            raise ValueError(f"calls must be whole numbers of at least 2, got {','.join(map(str, settings.calls))!r}")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def compare_run(run: Run, settings: CompareSettings, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Sample with every solver at every budget, measure, and leave compare/ in the run directory: table.md, compare.json,
+    distance.png, samples.png. The last line printed answers how many calls ancestral sampling needs to match the flow at 20."""
+    if run.data.train_labels is None and len(run.data.shape) > 1:
+        raise ConfigError(f"data {run.data.name!r} has no labels, and so no features to measure distances with")
+    place = run.directory / "compare"
+    place.mkdir(parents=True, exist_ok=True)
+    key = "sliced_wasserstein" if len(run.data.shape) == 1 else "frechet_distance"
+    rows: list[dict[str, Any]] = []
+    shown: dict[str, tuple[int, Tensor]] = {}
+    say(HEADER.format("Frechet" if key == "frechet_distance" else "sliced Wasserstein"))
+    for name in settings.solvers:
+        for options in budgets(name, settings.calls):
+            row, x = _point(run, settings, name, options, key)
+            rows.append(row)
+            say(_line(row))
+            # A row of the picture is at the budget that the question asks about, or the nearest there is.
+            if name not in shown or abs(row["calls"] - ASKED) < abs(shown[name][0] - ASKED):
+                shown[name] = (row["calls"], x[:SHOWN])
+    answer_line = answer(rows)
+    table = "\n".join([HEADER.format("Frechet" if key == "frechet_distance" else "sliced Wasserstein"), *map(_line, rows), "", answer_line])
+    write_text(place / "table.md", table + "\n")
+    write_text(
+        place / "compare.json", json.dumps({"settings": vars(settings), "distance": key, "rows": rows, "answer": answer_line}, indent=1)
+    )
+    report.plot_comparison(rows, place / "distance.png", key.replace("_", " "))
+    files = ["distance.png"]
+    if len(run.data.shape) == 3:
+        labels = [f"{name}, {calls} calls" for name, (calls, _) in shown.items()]
+        report.picture_rows([x for _, x in shown.values()], labels, place / "samples.png", run.data.value_range)
+        files.append("samples.png")
+    say(f"pictures  {', '.join(str(place / name) for name in files)}")
+    say(f"numbers   {place / 'table.md'}, {place / 'compare.json'}")
+    say(answer_line)
+    return {"rows": rows, "answer": answer_line}
+
+
+def budgets(name: str, calls: Sequence[int] | None) -> list[dict[str, Any]]:
+    """The options with which `sample` spends about so many network calls, the last denoising one included: steps for a solver of
+    fixed steps, tolerances for an adaptive one."""
+    solver = make_solver(name)
+    if solver.adaptive:
+        return [{"rtol": tolerance, "atol": tolerance} for tolerance in TOLERANCES] if hasattr(solver, "atol") else [{}]
+    chosen = (*CALLS, *LONGEST.get(name, ())) if calls is None else calls
+    each = solver.calls or 1
+    steps = [max(1, (number - 1) // each) for number in chosen]
+    return [{"steps": number} for number in dict.fromkeys(steps)]
+
+
+def _point(run: Run, settings: CompareSettings, name: str, options: dict[str, Any], key: str) -> tuple[dict[str, Any], Tensor]:
+    """One solver at one budget: its row of the table and its samples."""
+    shape = (settings.samples, *run.data.shape)
+    common: dict[str, Any] = {"seed": settings.seed, "progress": False, "batch_size": settings.batch, "on_failure": "mask"}
+    device = next(run.model.parameters()).device
+    began = time.monotonic()
+    out = sample(run.model, shape, name, cond=class_labels(run.model, settings.samples), **common, **options)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.monotonic() - began
+    row: dict[str, Any] = {"solver": name, "options": options, "calls": round(float(out.nfe.double().mean())), "seconds": seconds}
+    x = out.x.cpu()
+    good = x[~out.failed.cpu()]
+    row["failed"] = len(x) - len(good)
+    if len(good) >= max(20, len(x) // 2):
+        scores = measure(run.data, good, run.directory, settings.seed)
+        row["distance"] = scores[key]
+        row |= {name: scores[name] for name in ("precision", "recall", "memorised_fraction") if name in scores}
+    return row, x
+
+
+HEADER = "| solver | calls | seconds | {} distance | precision | recall | memorised |\n|---|---|---|---|---|---|---|"
+
+
+def _line(row: dict[str, Any]) -> str:
+    def number(name: str, digits: int = 2) -> str:
+        return f"{row[name]['value']:.{digits}f} +- {row[name]['std_error']:.{digits}f}" if name in row else "-"
+
+    failed = f" ({row['failed']} failed)" if row["failed"] else ""
+    cells = [f"`{row['solver']}`", f"{row['calls']}{failed}", f"{row['seconds']:.1f}", number("distance")]
+    return "| " + " | ".join([*cells, number("precision"), number("recall"), number("memorised_fraction")]) + " |"
+
+
+def answer(rows: Sequence[dict[str, Any]]) -> str:
+    """How many calls ancestral sampling needs to match the best flow solver at 20 calls, from the rows of the table."""
+    mine = [row for row in rows if row["solver"] == QUESTION and "distance" in row]
+    flows = [row for row in rows if not make_solver(row["solver"]).stochastic and "distance" in row]
+    near = [row for row in flows if 0.8 * ASKED <= row["calls"] <= 1.3 * ASKED]
+    if not mine or not near:
+        return f"answer    how many calls {QUESTION} needs to match the flow at {ASKED} is not in these rows: they lack one of the two"
+    best = min(near, key=lambda row: float(row["distance"]["value"]))
+    goal, error = best["distance"]["value"], best["distance"]["std_error"]
+    what = f"the flow at {best['calls']} calls (`{best['solver']}`, {goal:.2f} +- {error:.2f})"
+    for row in sorted(mine, key=lambda row: int(row["calls"])):
+        value, spread = row["distance"]["value"], row["distance"]["std_error"]
+        if value <= goal + math.hypot(error, spread):
+            return (
+                f"answer    {QUESTION} needs {row['calls']} calls ({value:.2f} +- {spread:.2f}) to match {what} within one standard error"
+            )
+    return f"answer    {QUESTION} does not match {what} within one standard error up to {max(row['calls'] for row in mine)} calls"

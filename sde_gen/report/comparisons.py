@@ -1,0 +1,57 @@
+"""Solvers side by side: distances against cost, and rows of images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from . import figures as fig
+from .figures import TEXT
+from .images import Range, tiles
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#666666", "#000000")
+MARKS = "osD^vP*X"
+
+
+def plot_comparison(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], ylabel: str) -> Path:
+    """Distance with its standard error against network calls and against seconds, a line for each solver, written to `path` (.png).
+
+    rows: {"solver", "calls", "seconds", optional "distance": {"value", "std_error"}}. Raises ValueError where none has a distance.
+    """
+    measured = [row for row in rows if "distance" in row]
+    if not measured:
+        raise ValueError("no row has a distance")
+    figure = fig.new_figure(10, 4)
+    for axes, key, label in zip(
+        figure.subplots(1, 2, sharey=True), ("calls", "seconds"), ("network calls a sample", "seconds"), strict=True
+    ):
+        for k, name in enumerate(dict.fromkeys(row["solver"] for row in measured)):
+            mine = sorted((row for row in measured if row["solver"] == name), key=lambda row: float(row["calls"]))
+            values, errors = ([row["distance"][part] for row in mine] for part in ("value", "std_error"))
+            places = [max(row[key], 1e-3) for row in mine]
+            look = {"color": COLOURS[k % len(COLOURS)], "marker": MARKS[k % len(MARKS)], "markersize": 5, "capsize": 2.5}
+            axes.errorbar(places, values, errors, label=name, linewidth=1.4, **look)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        fig.style(axes, "", label, ylabel if key == "calls" else "")
+    fig.legend(figure.axes[1])
+    return fig.save_figure(figure, path)
+
+
+def picture_rows(rows: Sequence[Tensor], labels: Sequence[str], path: str | os.PathLike[str], value_range: Range | None) -> Path:
+    """A row of images (N, C, H, W) for each label, written to `path` (.png). Raises ValueError where their numbers differ."""
+    if len(rows) != len(labels) or not rows:
+        raise ValueError(f"{len(rows)} rows need {len(rows)} labels, not {len(labels)}")
+    count = max(map(len, rows))
+    figure = fig.new_figure(0.75 * count + 2.2, 0.8 * len(rows) + 0.1)
+    for images, label, line in zip(rows, labels, figure.subplots(len(rows), count, squeeze=False), strict=True):
+        for axes in line:
+            axes.set_axis_off()
+        for image, axes in zip(tiles(images, value_range), line, strict=False):
+            axes.imshow(image, interpolation="nearest")
+        line[0].text(-0.15, 0.5, label, fontsize=TEXT, ha="right", va="center", transform=line[0].transAxes)
+    return fig.save_figure(figure, path)
