@@ -2,6 +2,7 @@
 
 from .bits import BitsPerDim, bits_per_dim
 from .data import Dataset, Normalizer, load_dataset
+from .discrete import DiscreteChain, elbo, elbo_continuous, make_chain
 from .empirical import empirical_score
 from .fitting import FittedGrid, fit_grid
 from .latents import encode, interpolate, mix
@@ -26,6 +27,7 @@ __all__ = [
     "CosineVPSDE",
     "Dataset",
     "Denoiser",
+    "DiscreteChain",
     "FittedGrid",
     "LogLikelihood",
     "Moments",
@@ -38,6 +40,8 @@ __all__ = [
     "SubVPSDE",
     "bits_per_dim",
     "dsm_loss",
+    "elbo",
+    "elbo_continuous",
     "empirical_score",
     "encode",
     "fit_grid",
@@ -45,6 +49,7 @@ __all__ = [
     "load",
     "load_dataset",
     "log_likelihood",
+    "make_chain",
     "make_network",
     "make_sde",
     "make_solver",

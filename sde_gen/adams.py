@@ -21,8 +21,8 @@ _NODES = ((0.06943184420297371, 0.17392742256872693), (0.33000947820757187, 0.32
 
 Slope = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """dy/du from y (b, N), u (b,), which samples of the batch they are (b,), and the number of the evaluation."""
-Scale = Callable[[Tensor, Tensor], Tensor]
-"""The size (b,) of an error (b, *, N) beside the tolerance, where the state is (b, N): (b, *)."""
+Scale = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""The size (b, *) of errors (b, *, N) beside the tolerance, where the state is (b, N) and u is (b,)."""
 
 
 @dataclass
@@ -52,7 +52,7 @@ def integrate(
     y: Tensor,
     interval: tuple[float, float],
     size: Scale,
-    weigh: Callable[[Tensor, Tensor], Tensor],
+    weigh: Scale,
     cap: int,
     grid: Tensor | None = None,
 ) -> Solution:
@@ -83,7 +83,7 @@ class _Integration:
         y: Tensor,
         interval: tuple[float, float],
         size: Scale,
-        weigh: Callable[[Tensor, Tensor], Tensor],
+        weigh: Scale,
         cap: int,
         grid: Tensor | None,
     ) -> None:
@@ -134,7 +134,7 @@ class _Integration:
         slopes = torch.cat((new[:, None], past), 1)
         terms = running_weights(nodes, h)
         differences = torch.bmm(terms[:, 1:], slopes)  # of the correctors of order k + 1 and k, k = 1 .. ORDER + 1
-        sizes = self.size(differences[:, :ORDER], y)
+        sizes = self.size(differences[:, :ORDER], y, u)
         own = sizes.gather(1, order[:, None] - 1)[:, 0]
         corrector = terms.cumsum(1).gather(1, _at(order, ORDER + 2))[:, 0]
         moved = y + _mix(corrector, slopes)
@@ -145,7 +145,7 @@ class _Integration:
         self.y[rows], self.u[rows] = moved[accepted], reached[accepted]
         # What the answer, of order k + 1, lacks: the difference to order k + 2, where there are slopes enough for it.
         missing = torch.where(self.known[active] > order, order, order - 1)
-        self.errors[rows] += self.weigh(differences.gather(1, _at(missing, y.shape[1]))[:, 0], y)[accepted] ** 2
+        self.errors[rows] += self.weigh(differences.gather(1, _at(missing, y.shape[1]))[:, 0], y, u)[accepted] ** 2
         self.nodes[rows] = torch.cat((self.u[rows][:, None], self.nodes[rows][:, :-1]), 1)
         self.slopes[rows] = slopes[accepted][:, :-1]
         self.known[rows] = (self.known[rows] + 1).clamp_max(ORDER + 1)

@@ -92,7 +92,7 @@ def bits_per_dim(
     if isinstance(model, Denoiser):
         t, share = model.sde.t_min, math.inf
         if dequantization == "truncated_normal":
-            t, share = _matching_time(model, images.shape[1:], scale)
+            t, share = matching_time(model, images.shape[1:], scale)
         options = {"t": t} | options
     elif dequantization == "truncated_normal" or options:
         raise ValueError("a function as the model takes uniform dequantisation and no options: the rest is for a Denoiser")
@@ -188,7 +188,7 @@ def _check(images: Tensor, levels: int | None, dequantization: str, draws: int, 
     return levels
 
 
-def _matching_time(model: Denoiser, shape: torch.Size, scale: float) -> tuple[float, float]:
+def matching_time(model: Denoiser, shape: torch.Size, scale: float) -> tuple[float, float]:
     """The time at which the model's noise, seen in the data's units, has half a bin as `CUT` standard deviations, and that number,
     which is another where the model has no such time."""
     stretch = 1.0

@@ -20,10 +20,10 @@ def pendulum(y, u, rows, evaluation):
 
 
 def per(tolerance):
-    return lambda errors, y: (errors / tolerance).square().mean(-1).sqrt()
+    return lambda errors, y, u: (errors / tolerance).square().mean(-1).sqrt()
 
 
-def weigh(errors, y):
+def weigh(errors, y, u):
     return errors.abs().sum(1)
 
 
@@ -123,7 +123,7 @@ def test_no_sample_arrives_with_numbers_that_are_not_finite_where_size_does_not_
         return torch.cat((out, torch.where((rows == 1) & (u > 2), math.nan, 1.0)[:, None]), 1)
 
     y = torch.cat((START, torch.zeros(4, 1, dtype=torch.float64)), 1)
-    found = integrate(slope, y, (0.0, END), lambda errors, y: per(1e-6)(errors[..., :2], y), weigh, 1000, grid)
+    found = integrate(slope, y, (0.0, END), lambda errors, y, u: per(1e-6)(errors[..., :2], y, u), weigh, 1000, grid)
     assert found.converged.tolist() == [True, False, True, True] and torch.equal(torch.isfinite(found.y).all(1), found.converged)
 
 

@@ -44,6 +44,7 @@ def test_digits_are_measured_in_bits_with_error_bars(command: Command, tmp_path:
     saved = json.loads((run / "likelihood" / "likelihood.json").read_text())
     assert saved["unit"] == "bits/dim"
     assert f"{saved['parts']['held-out']['value']:.3f}" in by_name["held-out"]
+    assert "bits/dim (L_0" in by_name["chain"] and any("neither must be the smaller" in line for line in out)
     assert len(saved["parts"]["held-out"]["each"]) == 8 and saved["parts"]["held-out, uniform"]["dequantization"] == "uniform"
 
 

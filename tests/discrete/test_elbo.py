@@ -258,6 +258,16 @@ def test_sampled_terms_are_unbiased(variance, grid):
     assert bool(((some.terms - whole.terms).abs() < 5 * torch.hypot(some.term_errors, whole.term_errors)).all())
 
 
+def test_what_the_variance_alone_costs_is_not_sampled():
+    # A network that knows the answer: only the fixed variance's own terms are left, and they are the same in every draw.
+    x = torch.full((3, 2), 0.5, dtype=torch.float64)
+    model = ScoreModel(lambda x, c: torch.full_like(x, 0.5), VP, prediction="data")
+    chain = DiscreteChain.from_sde(VP, 40)
+    whole, some = (elbo(model, x, chain, variance="fixed_large", terms=terms, draws=2) for terms in ("all", 2))
+    assert some.value == pytest.approx(whole.value, rel=1e-12) and whole.diffusion.value > 0.1
+    assert some.noise < 1e-12
+
+
 def test_the_errors_are_the_true_spread():
     model, chain, x = DATA.model(VP), DiscreteChain.from_sde(VP, 10), DATA.sample(50)
     found = [elbo(model, x, chain, terms=2, draws=2, seed=seed) for seed in range(120)]

@@ -1,0 +1,230 @@
+"""What the bounds share: arguments, batches of images with their noise, and the sums that make a value with its errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..randomness import NoiseStream, check_seed
+from ..score import Denoiser
+from ..shapes import expand_as
+from .chain import Index
+from .terms import discretized_log_prob
+
+_OTHER_SEED = 1 << 60
+"""So that the choice of times and the noise at them, both functions of one seed, have nothing to do with each other."""
+
+
+class Part(NamedTuple):
+    """A mean over images and its standard error, images and draws together."""
+
+    value: float
+    std_error: float
+
+
+@dataclass(frozen=True)
+class Elbo:
+    """What `elbo` and `elbo_continuous` return, in `unit` ("bits/dim", or "nats/dim" for continuous data).
+
+    value: the negative bound, mean over images: an upper bound, in expectation, on the negative log-likelihood; std_error: of it as an
+    estimate for the population of the images, all sources together; noise, test_set: the parts of it that more draws and more images
+    would reduce (NaN where one draw or image cannot tell).
+    decoder, diffusion, prior: L_0, the sum of the L_t, and L_T, which add up to `value`.
+    times, terms, term_errors: (N,) L_0 and then L_t at each time, mean over images, with standard errors; the chain's by index, NaN
+    where no image drew the index; of the continuous bound the share of each of its strata, at the stratum's middle.
+    each: (B,) the images' own; nfe: network calls for an image, all draws together.
+    """
+
+    value: float
+    std_error: float
+    noise: float
+    test_set: float
+    decoder: Part
+    diffusion: Part
+    prior: Part
+    times: Tensor
+    terms: Tensor
+    term_errors: Tensor
+    each: Tensor
+    nfe: int
+    unit: str
+
+    def __str__(self) -> str:
+        parts = f"L_0 {_short(self.decoder.value)}, L_t {_short(self.diffusion.value)}, L_T {_short(self.prior.value)}"
+        errors = f"noise {_short(self.noise)}, test set {_short(self.test_set)}"
+        return f"{self.value:.3f} +- {self.std_error:.3f} {self.unit} ({parts}; {errors})"
+
+
+class Task:
+    """The arguments that both bounds share, checked, and the images in batches."""
+
+    def __init__(
+        self,
+        model: Denoiser,
+        images: Tensor,
+        levels: int | None,
+        draws: int,
+        scale: float,
+        shift: float,
+        seed: int,
+        batch_size: int | None,
+        index_offset: int,
+        cond: dict[str, Tensor] | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        for name, value, least in (("draws", draws, 1), ("batch_size", batch_size, 1), ("index_offset", index_offset, 0)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        if not (math.isfinite(scale) and scale > 0):
+            raise ValueError(f"scale must be positive and finite, got {scale!r}")
+        check_seed(seed)
+        self.levels = _levels(images, levels)
+        self.model, self.images, self.draws, self.scale, self.shift = model, images, draws, scale, shift
+        self.seed, self.index_offset, self.cond = seed, index_offset, cond or {}
+        for name, column in self.cond.items():
+            if len(column) != len(images):
+                raise ValueError(f"condition {name!r} must have {len(images)} rows, one for each image, got {len(column)}")
+        self.size = len(images) if batch_size is None else batch_size
+        self.dim = images[0].numel()
+        parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+        own = torch.float64 if parameter is None else parameter.dtype
+        self.dtype = own if dtype is None else dtype
+        self.device = images.device if parameter is None else parameter.device
+
+    def batches(self, terms: int) -> Iterator[Batch]:
+        for first in range(0, len(self.images), self.size):
+            yield Batch(self, slice(first, min(first + self.size, len(self.images))), terms)
+
+    def decode(self, batch: Batch, denoised: Tensor, std: Tensor) -> Tensor:
+        """-log P(values | x at the first time), (B,) nats; `std` in normalised units, a scalar or of the shape of `denoised`."""
+        normalizer = self.model.normalizer
+        std = std.expand_as(denoised)
+        if normalizer is not None:
+            zero = normalizer.decode(torch.zeros_like(denoised[:1]))
+            std = std * (normalizer.decode(torch.ones_like(denoised[:1])) - zero)
+            denoised = normalizer.decode(denoised)
+        if self.levels is None:
+            log_prob = -0.5 * ((batch.values - denoised) / std) ** 2 - torch.log(std) - 0.5 * math.log(2 * math.pi)
+        else:
+            log_prob = discretized_log_prob(batch.values, denoised, std, self.levels, self.scale, self.shift)
+        return -log_prob.flatten(1).sum(1)
+
+
+class Batch:
+    """Some of the images with their own noise, and what was found of them by index."""
+
+    def __init__(self, task: Task, rows: slice, terms: int) -> None:
+        self.task, self.rows = task, rows
+        values = task.images[rows].to(task.device)
+        self.values = values if task.levels is not None else values.double()
+        x = values.double() if task.levels is None else task.shift + task.scale * values.double()
+        normalizer = task.model.normalizer
+        self.x_0 = x if normalizer is None else normalizer.encode(x)
+        self.cond = {name: value[rows].to(task.device) for name, value in task.cond.items()}
+        start, count = task.index_offset + rows.start, len(values)
+        self.noise = NoiseStream(task.seed, start, count, x.shape[1:], torch.float64, task.device)
+        offsets = NoiseStream(task.seed ^ _OTHER_SEED, start, count, (1,), torch.float64, torch.device("cpu"))
+        self.offsets = [0.5 * torch.erfc(-offsets.draw()[:, 0] / math.sqrt(2)) for _ in range(task.draws)]  # even on (0, 1)
+        self.sums, self.counts = (torch.zeros(count, terms, dtype=torch.float64) for _ in range(2))
+
+    def noised(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """alpha x_0 + sigma eps with the next noise; alpha, sigma scalars or (B,)."""
+        alpha, sigma = (expand_as(value.to(self.x_0), self.x_0) for value in (alpha, sigma))
+        return alpha * self.x_0 + sigma * self.noise.draw()
+
+    def predict(self, x_t: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor | None]:
+        denoised, fraction = self.task.model.predict(x_t.to(self.task.dtype), t, **self.cond)
+        return denoised.double(), None if fraction is None else fraction.double()
+
+    def systematic(self, draw: int, count: int) -> Iterator[Tensor]:
+        """One place in each of `count` equal cells of [0, 1), (B,), the same in each cell for an image."""
+        for k in range(count):
+            yield (k + self.offsets[draw]) / count
+
+    def put(self, i: Index, value: Tensor) -> None:
+        """A term (B,) at an index, or at (B,) of them."""
+        place = (torch.arange(len(value)), torch.as_tensor(i).expand(len(value)))
+        self.sums.index_put_(place, value.cpu(), accumulate=True)
+        self.counts.index_put_(place, torch.ones((), dtype=torch.float64), accumulate=True)
+
+
+class Table:
+    """The parts of the bound by draw and image, and the terms by index, each image's mean over its draws being one observation."""
+
+    def __init__(self, task: Task, terms: int) -> None:
+        self.task = task
+        shape = (task.draws, len(task.images))
+        self.decoder, self.diffusion, self.prior = (torch.zeros(shape, dtype=torch.float64) for _ in range(3))
+        self.count, self.sum, self.square = (torch.zeros(terms, dtype=torch.float64) for _ in range(3))
+
+    def put(self, batch: Batch, draw: int, decoder: Tensor, diffusion: Tensor, prior: Tensor) -> None:
+        for table, value in ((self.decoder, decoder), (self.diffusion, diffusion), (self.prior, prior)):
+            table[draw, batch.rows] = value.cpu()
+
+    def close(self, batch: Batch) -> None:
+        seen = batch.counts > 0
+        own = batch.sums / batch.counts.clamp_min(1)
+        self.count += seen.sum(0)
+        self.sum += own.sum(0)
+        self.square += own.square().sum(0)
+
+    def collect(self, times: Tensor, nfe: int) -> Elbo:
+        task = self.task
+        unit = 1 / (task.dim * (1.0 if task.levels is None else math.log(2)))
+        drawn = unit * (self.decoder + self.diffusion + self.prior)
+        each = drawn.mean(0)
+        count = len(each)
+        total = _mean(each).std_error
+        noise = math.sqrt(float(drawn.var(0).sum()) / task.draws) / count if task.draws > 1 else math.nan
+        rest = total**2 - (0.0 if math.isnan(noise) else noise**2)
+        mean = self.sum / self.count  # NaN where nothing was drawn
+        spread = (self.square / self.count - mean**2).clamp_min(0.0)
+        return Elbo(
+            value=float(each.mean()),
+            std_error=total,
+            noise=noise,
+            test_set=math.sqrt(max(0.0, rest)) if count > 1 else math.nan,
+            decoder=_mean(unit * self.decoder.mean(0)),
+            diffusion=_mean(unit * self.diffusion.mean(0)),
+            prior=_mean(unit * self.prior.mean(0)),
+            times=times.clone(),
+            terms=unit * mean,
+            term_errors=unit * torch.where(self.count > 1, torch.sqrt(spread / (self.count - 1)), math.nan),
+            each=each,
+            nfe=nfe,
+            unit="nats/dim" if task.levels is None else "bits/dim",
+        )
+
+
+def _mean(each: Tensor) -> Part:
+    return Part(float(each.mean()), float(each.std()) / math.sqrt(len(each)) if len(each) > 1 else math.nan)
+
+
+def _levels(images: Tensor, levels: int | None) -> int | None:
+    if not isinstance(images, Tensor) or images.is_complex() or images.dtype == torch.bool:
+        raise TypeError(f"images must be a tensor of integers or floats, got {getattr(images, 'dtype', type(images).__name__)}")
+    if images.ndim < 2 or images.numel() == 0:
+        raise ValueError(f"images must be (B, *data shape) with at least one image, got shape {tuple(images.shape)}")
+    if images.is_floating_point():
+        if levels is not None:
+            raise TypeError(f"levels are for integer data, got {images.dtype}: convert it, or leave levels out for nats/dim of a density")
+        return None
+    if levels is None:
+        if images.dtype != torch.uint8:
+            raise ValueError(f"levels must be given for {images.dtype}: how many values there are")
+        levels = 256
+    if isinstance(levels, bool) or not isinstance(levels, int) or levels < 2:
+        raise ValueError(f"levels must be a whole number of at least 2, got {levels!r}")
+    low, high = int(images.min()), int(images.max())
+    if low < 0 or high >= levels:
+        raise ValueError(f"values must be in 0 .. {levels - 1}, got {low} .. {high}")
+    return levels
+
+
+def _short(value: float) -> str:
+    return "unknown" if math.isnan(value) else f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else "< 0.001"

@@ -1,0 +1,83 @@
+"""The terms of the evidence lower bound: decoder, steps and prior, each differentiable, so that they are training losses too."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..prior import MatchedPrior, Prior, SDEPrior
+from ..shapes import expand_as
+from .chain import DiscreteChain, Index
+
+_EDGE = 1e9
+"""In standard deviations: beyond it a Gaussian has no mass in any dtype, and unlike infinity it leaves gradients finite."""
+
+
+def discretized_log_prob(values: Tensor, mean: Tensor, std: Tensor | float, levels: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
+    """log of a Gaussian's mass in each value's bin, nats, the shape of `values` (integers 0 .. levels - 1):
+
+        log int_{x - scale/2}^{x + scale/2} N(u; mean, std^2) du,  x = shift + scale v,  the outer bins reaching to infinity
+
+    so that the masses of all levels sum to one. `mean`, `std` in the data's units, broadcasting over `values`; differentiable.
+    Exact in the tails. Ho et al. 2020, arXiv:2006.11239, equation 13.
+    """
+    centred = shift + scale * values.to(mean) - mean
+    low = torch.where(values == 0, -_EDGE, (centred - 0.5 * scale) / std)
+    high = torch.where(values == levels - 1, _EDGE, (centred + 0.5 * scale) / std)
+    flip = low + high > 0  # by symmetry both may be mirrored: the smaller tail is the one that does not cancel
+    low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
+    of_high = torch.special.log_ndtr(high)
+    return of_high + torch.log(-torch.expm1(torch.special.log_ndtr(low) - of_high))
+
+
+def step_kl(
+    chain: DiscreteChain, x_0: Tensor, denoised: Tensor, i: Index, variance: str = "fixed_small", fraction: Tensor | None = None
+) -> Tensor:
+    """KL(q(x_{i-1} | x_i, x_0) || p(x_{i-1} | x_i)) in nats, i in 1 .. N - 1: x_0 and `denoised` = E[x_0 | x_i] (B, *) give (B,).
+
+        sum_d 1/2 (log(w/v) + v/w - 1 + (m (x_0 - denoised))^2/w),   v, w the posterior's and the model's variance, m the factor of x_0
+        in the posterior's mean; with "fixed_small" it is (SNR_{i-1} - SNR_i)/2 |x_0 - denoised|^2.
+
+    i: an index or (B,) of them. fraction: the network's v in [0, 1] for "learned", (B, *).
+    """
+    of_data, _, of_posterior = (expand_as(value.to(x_0), x_0) for value in chain.posterior_coefficients(i))
+    of_model = chain.variance(i, variance, fraction).to(x_0)
+    if fraction is None or variance != "learned":
+        of_model = expand_as(of_model, x_0)
+    error = (of_data * (x_0 - denoised)) ** 2 / of_model
+    return (_spread_kl(of_posterior, of_model) + 0.5 * error).flatten(1).sum(1)
+
+
+def prior_kl(prior: Prior, mean: Tensor, std: float) -> Tensor:
+    """KL(N(mean, std^2 I) || prior) in nats, `mean` (B, *) gives (B,): in closed form, for a Gaussian prior.
+
+    TypeError for a prior that is neither `SDEPrior` nor `MatchedPrior`.
+    """
+    flat = mean.double().flatten(1)
+    if isinstance(prior, SDEPrior):
+        variances = flat.new_full((flat.shape[1],), prior.sde.prior_std**2)
+    elif isinstance(prior, MatchedPrior):
+        centre, of_data, axes = (None if v is None else v.to(flat) for v in prior.moments.axes(mean.shape[1:]))
+        assert centre is not None and of_data is not None
+        flat = flat - prior.alpha * centre
+        flat = flat if axes is None else flat @ axes
+        variances = prior.alpha**2 * of_data + prior.sigma**2
+    else:
+        raise TypeError(f"the bound needs a Gaussian prior, SDEPrior or MatchedPrior, got {type(prior).__name__}")
+    spread = _spread_kl(flat.new_full((), std**2), variances)
+    return (spread + 0.5 * flat**2 / variances).sum(1)
+
+
+def _spread_kl(of_q: Tensor, of_p: Tensor) -> Tensor:
+    # 1/2 (v/w - 1 - log(v/w)) = KL(N(0, v) || N(0, w)), from the logarithm: nearly equal variances do not cancel to noise.
+    log_ratio = torch.log(of_q) - torch.log(of_p)
+    return 0.5 * (torch.expm1(log_ratio) - log_ratio)
+
+
+def variance_alone(chain: DiscreteChain, variance: str) -> Tensor:
+    """What a fixed variance contributes to each L_i for a dimension, whatever the network says: (N,), 0 at i = 0."""
+    known = torch.zeros(len(chain), dtype=torch.float64)
+    if variance != "learned" and len(chain) > 1:
+        i = torch.arange(1, len(chain))
+        known[1:] = _spread_kl(chain.posterior_coefficients(i)[2], chain.variance(i, variance))
+    return known
