@@ -109,7 +109,7 @@ def test_all_parts_run_and_are_kept(bench, tmp_path, monkeypatch, capsys):
     assert mixture["peers"]["score_sde_pytorch"]["0.001"]["evaluations"] > 30 and mixture["conditions"]["threads"] >= 1
     for table in digits["methods"].values():
         assert all(row["error"] < 0.1 and row["seconds"] > 0 for row in table.values())
-    assert digits["methods"]["sde_gen"]["0.001"]["error"] < digits["methods"]["sde_gen"]["0.1"]["error"]
+    assert digits["methods"]["sde_gen"]["0.0001"]["error"] < digits["methods"]["sde_gen"]["0.01"]["error"]
     rows = trace["estimators"]
     assert rows["resampled, rademacher"]["ratio"] == 1 < rows["hutchinson alone, gaussian"]["ratio"]
     low, high = rows["hutchinson, rademacher"]["interval"]
