@@ -225,6 +225,8 @@ class _Remainder:
             x = state.to(self.dtype).reshape(-1, *self.shape)
             x = x if graph else x.requires_grad_()
             denoised = self.model.predict(x, t, **{name: value[rows] for name, value in self.cond.items()})[0]
+            if not denoised.requires_grad:  # it does not depend on x
+                denoised = denoised + 0.0 * x
         gain = alpha * self.variances / variance
         with torch.set_grad_enabled(graph):
             trace = self.divergence.trace(denoised, x, lambda v: (gain[:, None] * self._along(v) ** 2).sum(2), rows, evaluation)

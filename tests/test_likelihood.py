@@ -397,3 +397,14 @@ def test_bad_arguments_are_refused_in_one_line(error, options):
     with pytest.raises(error) as caught:
         log_likelihood(**{"model": MIXTURE.model(VP), "x": X, **options})
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_denoiser_that_does_not_look_at_its_state():
+    sde = make_sde("vp")
+    model = ScoreModel(lambda x, t: torch.zeros_like(x), sde, prediction="data", data_std=1e-3, prior="matched")
+    x = 1e-3 * torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    alpha, sigma = (float(v) for v in sde.marginal(torch.tensor(sde.t_min, dtype=torch.float64)))
+    found = log_likelihood(model, x)
+    expected = torch.distributions.Normal(0.0, sigma / alpha).log_prob(x).sum(1)  # all data at 0, blurred
+    assert bool(found.converged.all())
+    torch.testing.assert_close(found.log_prob, expected, rtol=0, atol=2e-3)
