@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .integer_data import check_levels, short
 from .likelihood import log_likelihood
 from .randomness import NoiseStream, check_seed
 from .score import Denoiser
@@ -46,9 +47,9 @@ class BitsPerDim:
     bound: str
 
     def __str__(self) -> str:
-        parts = f"trace {_short(self.trace)}, dequantisation {_short(self.dequantisation)}, test set {_short(self.test_set)}"
+        parts = f"trace {short(self.trace)}, dequantisation {short(self.dequantisation)}, test set {short(self.test_set)}"
         lost = "" if self.converged == 1.0 else f"; {1 - self.converged:.1%} did not converge and are left out"
-        return f"{self.value:.3f} +- {self.std_error:.3f} bits/dim ({parts}; solver {_short(self.solver)}{lost})"
+        return f"{self.value:.3f} +- {self.std_error:.3f} bits/dim ({parts}; solver {short(self.solver)}{lost})"
 
 
 def bits_per_dim(
@@ -168,17 +169,7 @@ def _check(images: Tensor, levels: int | None, dequantization: str, draws: int, 
     if not isinstance(images, Tensor) or images.is_floating_point() or images.is_complex() or images.dtype == torch.bool:
         kind = getattr(images, "dtype", type(images).__name__)
         raise TypeError(f"bits per dimension are for integer data, got {kind}; the density of continuous data is in nats: log_likelihood")
-    if images.ndim < 2 or images.numel() == 0:
-        raise ValueError(f"images must be (B, *data shape) with at least one image, got shape {tuple(images.shape)}")
-    if levels is None:
-        if images.dtype != torch.uint8:
-            raise ValueError(f"levels must be given for {images.dtype}: how many values there are")
-        levels = 256
-    if isinstance(levels, bool) or not isinstance(levels, int) or levels < 2:
-        raise ValueError(f"levels must be a whole number of at least 2, got {levels!r}")
-    low, high = int(images.min()), int(images.max())
-    if low < 0 or high >= levels:
-        raise ValueError(f"values must be in 0 .. {levels - 1}, got {low} .. {high}")
+    levels = check_levels(images, levels)
     if dequantization not in DEQUANTISATIONS:
         raise ValueError(f"unknown dequantization {dequantization!r}; choose from {', '.join(DEQUANTISATIONS)}")
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
@@ -202,7 +193,3 @@ def matching_time(model: Denoiser, shape: torch.Size, scale: float) -> tuple[flo
     t = min(max(float(model.sde.time_of(lambda_)), model.sde.t_min), model.sde.t_max)
     share = 0.5 * scale / stretch * math.exp(float(model.sde.half_log_snr(t)))
     return t, share
-
-
-def _short(value: float) -> str:
-    return "unknown" if math.isnan(value) else f"{value:.3f}" if value >= 0.001 or value == 0 else "< 0.001"

@@ -1,12 +1,12 @@
 import json
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
+from toys import Command
 
-from sde_gen.cli import main
 from sde_gen.sdes import SDES
 from sde_gen.solvers import SOLVERS
 
@@ -14,23 +14,12 @@ QUICK = [
     *("--train-steps", "12", "--batch", "16", "--samples", "32", "--no-progress"),
     *("--set", "model.options={width: 16, depth: 1}", "--set", "training.evaluations=2"),
 ]
-Command = Callable[..., tuple[int, list[str], list[str]]]
 
 
 @pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """`sde-gen run` in an empty directory: its exit code and the lines of stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, list[str], list[str]]:
-        try:
-            code = main(["run", *arguments])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capfd.readouterr()
-        return code, out.splitlines(), err.splitlines()
-
-    return call
+def command(sde_gen_command: Command) -> Command:
+    """`sde-gen run` in an empty directory."""
+    return partial(sde_gen_command, "run")
 
 
 def test_a_run_leaves_what_it_says_and_a_second_one_only_samples(command: Command, tmp_path: Path) -> None:

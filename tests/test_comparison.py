@@ -1,40 +1,20 @@
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from toys import TINY_RUN, Command
 
-from sde_gen.cli import main
 from sde_gen.comparison import answer, budgets
 from sde_gen.solvers import SOLVERS, make_solver
 
-QUICK = ["--train-steps", "12", "--batch", "16", "--samples", "32", "--no-progress", "--network", "mlp", "--steps", "3"]
-TINY = [*QUICK, "--set", "model.options={width: 16, depth: 1}", "--set", "training.evaluations=1"]
-Command = Callable[..., tuple[int, list[str], list[str]]]
 
-
-@pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """`sde-gen` in an empty directory: its exit code and the lines of stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, list[str], list[str]]:
-        try:
-            code = main(arguments)
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capfd.readouterr()
-        return code, out.splitlines(), err.splitlines()
-
-    return call
-
-
-def test_a_comparison_leaves_its_table_and_pictures(command: Command, tmp_path: Path) -> None:
+def test_a_comparison_leaves_its_table_and_pictures(sde_gen_command: Command, tmp_path: Path) -> None:
     run = tmp_path / "mine"
-    assert command("run", *TINY, "--out", str(run))[0] == 0
-    code, out, err = command("compare", "--run", str(run), "--solvers", "ancestral,ddim,pc,ode", "--calls", "4,20", "--samples", "24")
+    assert sde_gen_command("run", *TINY_RUN, "--out", str(run))[0] == 0
+    solvers = ["--solvers", "ancestral,ddim,pc,ode", "--calls", "4,20", "--samples", "24"]
+    code, out, err = sde_gen_command("compare", "--run", str(run), *solvers)
     assert (code, err) == (0, [])
     assert out[-1].startswith("answer    ancestral")
     saved = json.loads((run / "compare" / "compare.json").read_text())
@@ -49,10 +29,10 @@ def test_a_comparison_leaves_its_table_and_pictures(command: Command, tmp_path: 
             assert min(image.size) > 100
 
 
-def test_points_are_compared_by_their_sliced_distance(command: Command, tmp_path: Path) -> None:
+def test_points_are_compared_by_their_sliced_distance(sde_gen_command: Command, tmp_path: Path) -> None:
     run = tmp_path / "points"
-    assert command("run", *TINY, "--data", "gaussians8", "--out", str(run))[0] == 0
-    code, out, err = command("compare", "--run", str(run), "--solvers", "ddim", "--calls", "4", "--samples", "24")
+    assert sde_gen_command("run", *TINY_RUN, "--data", "gaussians8", "--out", str(run))[0] == 0
+    code, out, err = sde_gen_command("compare", "--run", str(run), "--solvers", "ddim", "--calls", "4", "--samples", "24")
     assert (code, err) == (0, []) and "sliced Wasserstein" in out[1] and "not in these rows" in out[-1]
     assert not (run / "compare" / "samples.png").exists() and (run / "compare" / "distance.png").exists()
 
@@ -88,6 +68,6 @@ def test_the_answer_is_the_first_budget_within_an_error_bar() -> None:
         (["--run", "nowhere"], "nowhere is not a run directory"),
     ],
 )
-def test_bad_input_is_one_line(command: Command, arguments: list[str], said: str) -> None:
-    code, out, err = command("compare", *arguments)
+def test_bad_input_is_one_line(sde_gen_command: Command, arguments: list[str], said: str) -> None:
+    code, out, err = sde_gen_command("compare", *arguments)
     assert code == 2 and out == [] and len(err) == 1 and said in err[0]

@@ -1,38 +1,16 @@
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
-
-from sde_gen.cli import main
-
-QUICK = ["--train-steps", "12", "--batch", "16", "--samples", "32", "--no-progress", "--network", "mlp", "--steps", "3"]
-TINY = [*QUICK, "--set", "model.options={width: 16, depth: 1}", "--set", "training.evaluations=1"]
-Command = Callable[..., tuple[int, list[str], list[str]]]
-
-
-@pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """`sde-gen` in an empty directory: its exit code and the lines of stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, list[str], list[str]]:
-        try:
-            code = main(arguments)
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capfd.readouterr()
-        return code, out.splitlines(), err.splitlines()
-
-    return call
+from toys import TINY_RUN, Command
 
 
 @pytest.mark.parametrize("labels", [False, True])
-def test_digits_are_measured_in_bits_with_error_bars(command: Command, tmp_path: Path, labels: bool) -> None:
+def test_digits_are_measured_in_bits_with_error_bars(sde_gen_command: Command, tmp_path: Path, labels: bool) -> None:
     run = tmp_path / "mine"
-    assert command("run", *TINY, *(["--labels"] if labels else []), "--out", str(run))[0] == 0
-    code, out, err = command("likelihood", "--run", str(run), "--images", "8", "--tolerance", "1e-2")
+    assert sde_gen_command("run", *TINY_RUN, *(["--labels"] if labels else []), "--out", str(run))[0] == 0
+    code, out, err = sde_gen_command("likelihood", "--run", str(run), "--images", "8", "--tolerance", "1e-2")
     assert (code, err) == (0, [])
     assert out[0].startswith("reusing")
     by_name = {line.split()[0]: line for line in out}
@@ -48,10 +26,10 @@ def test_digits_are_measured_in_bits_with_error_bars(command: Command, tmp_path:
     assert len(saved["parts"]["held-out"]["each"]) == 8 and saved["parts"]["held-out, uniform"]["dequantization"] == "uniform"
 
 
-def test_continuous_data_is_measured_in_nats(command: Command, tmp_path: Path) -> None:
+def test_continuous_data_is_measured_in_nats(sde_gen_command: Command, tmp_path: Path) -> None:
     run = tmp_path / "points"
-    assert command("run", *TINY, "--data", "gaussians8", "--out", str(run))[0] == 0
-    code, out, err = command("likelihood", "--run", str(run), "--images", "20", "--tolerance", "1e-3")
+    assert sde_gen_command("run", *TINY_RUN, "--data", "gaussians8", "--out", str(run))[0] == 0
+    code, out, err = sde_gen_command("likelihood", "--run", str(run), "--images", "20", "--tolerance", "1e-3")
     assert (code, err) == (0, [])
     assert sum("nats/dim" in line for line in out) >= 2 and "bits" not in "".join(out)
     assert not (run / "likelihood" / "extremes.png").exists()
@@ -68,6 +46,6 @@ def test_continuous_data_is_measured_in_nats(command: Command, tmp_path: Path) -
         (["--seed", "-1"], "seed must be in"),
     ],
 )
-def test_bad_input_is_one_line(command: Command, arguments: list[str], said: str) -> None:
-    code, out, err = command("likelihood", *arguments)
+def test_bad_input_is_one_line(sde_gen_command: Command, arguments: list[str], said: str) -> None:
+    code, out, err = sde_gen_command("likelihood", *arguments)
     assert code == 2 and out == [] and len(err) == 1 and said in err[0]

@@ -21,6 +21,15 @@ class LinearPath(SDE):
         return 1 - t, t.clone()
 
 
+Command = Callable[..., tuple[int, list[str], list[str]]]
+"""What the fixture `sde_gen_command` gives."""
+TINY_RUN = [
+    *("--train-steps", "12", "--batch", "16", "--samples", "32", "--no-progress", "--network", "mlp", "--steps", "3"),
+    *("--set", "model.options={width: 16, depth: 1}", "--set", "training.evaluations=1"),
+]
+"""Flags of `sde-gen run` for a network trained in a second."""
+
+
 def all_sdes() -> dict[str, SDE]:
     """One of every registered SDE, and the toy."""
     return {**{name: make_sde(name) for name in SDES}, "toy": LinearPath()}

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..integer_data import check_batch, check_levels, short
 from ..randomness import NoiseStream, check_seed
 from ..score import Denoiser
 from ..shapes import expand_as
@@ -55,8 +56,8 @@ class Elbo:
     unit: str
 
     def __str__(self) -> str:
-        parts = f"L_0 {_short(self.decoder.value)}, L_t {_short(self.diffusion.value)}, L_T {_short(self.prior.value)}"
-        errors = f"noise {_short(self.noise)}, test set {_short(self.test_set)}"
+        parts = f"L_0 {short(self.decoder.value)}, L_t {short(self.diffusion.value)}, L_T {short(self.prior.value)}"
+        errors = f"noise {short(self.noise)}, test set {short(self.test_set)}"
         return f"{self.value:.3f} +- {self.std_error:.3f} {self.unit} ({parts}; {errors})"
 
 
@@ -208,23 +209,9 @@ def _mean(each: Tensor) -> Part:
 def _levels(images: Tensor, levels: int | None) -> int | None:
     if not isinstance(images, Tensor) or images.is_complex() or images.dtype == torch.bool:
         raise TypeError(f"images must be a tensor of integers or floats, got {getattr(images, 'dtype', type(images).__name__)}")
-    if images.ndim < 2 or images.numel() == 0:
-        raise ValueError(f"images must be (B, *data shape) with at least one image, got shape {tuple(images.shape)}")
+    check_batch(images)
     if images.is_floating_point():
         if levels is not None:
             raise TypeError(f"levels are for integer data, got {images.dtype}: convert it, or leave levels out for nats/dim of a density")
         return None
-    if levels is None:
-        if images.dtype != torch.uint8:
-            raise ValueError(f"levels must be given for {images.dtype}: how many values there are")
-        levels = 256
-    if isinstance(levels, bool) or not isinstance(levels, int) or levels < 2:
-        raise ValueError(f"levels must be a whole number of at least 2, got {levels!r}")
-    low, high = int(images.min()), int(images.max())
-    if low < 0 or high >= levels:
-        raise ValueError(f"values must be in 0 .. {levels - 1}, got {low} .. {high}")
-    return levels
-
-
-def _short(value: float) -> str:
-    return "unknown" if math.isnan(value) else f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else "< 0.001"
+    return check_levels(images, levels)
