@@ -86,7 +86,7 @@ def sample(
     """Draw `shape` = (N, *data shape) samples of `model`.
 
     solver: a registered name with `solver_options`, or a Solver; steps: of the grid, for an adaptive solver the cap on
-        attempted steps (None: the solver's default); grid: a name in GRIDS, the times themselves (steps + 1,), or
+        attempted steps (None: the solver's default, or as many as `grid` has); grid: a name in GRIDS, the times (steps + 1,), or
         "fitted" (None: what `fit_grid` found for this solver and steps, else the solver's default).
     seed, index_offset: sample i's noise is a function of (seed, index_offset + i) alone, whatever the batch.
     x_init: the state at t_start instead of a draw of the prior; data in its own units where t_start is t_min.
@@ -131,7 +131,8 @@ def sample(
     if trajectory not in (None, "states", "denoised"):
         raise ValueError(f"unknown trajectory {trajectory!r}; choose from None, states, denoised")
     check_seed(seed)
-    steps = method.default_steps if steps is None else steps
+    if steps is None:
+        steps = len(grid) - 1 if isinstance(grid, Tensor) and grid.ndim == 1 and len(grid) > 1 else method.default_steps
     batch_size = count if batch_size is None else batch_size
     for label, number, least in (("steps", steps, 1), ("batch_size", batch_size, 1), ("index_offset", index_offset, 0)):
         if isinstance(number, bool) or not isinstance(number, int) or number < least:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from closed_forms import GaussianData, MixtureData, column, marginal
-from toys import LinearPath, all_sdes
+from toys import FREE_CLOCKS, FREE_PREDICTIONS, LinearPath, all_sdes
 
 from sde_gen import Moments, ScoreModel, make_sde
 from sde_gen.score import CLOCKS, PREDICTIONS
@@ -64,7 +64,7 @@ def views(model, x, t):
 
 
 @pytest.mark.parametrize("name", SDES)
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("prediction", FREE_PREDICTIONS)
 @pytest.mark.parametrize("shape", [(2,), (1, 2, 3), (2, 1, 2, 2)])
 def test_every_view_of_every_prediction_is_exact(name, prediction, shape):
     sde, data = SDES[name], gaussian(shape)
@@ -82,7 +82,7 @@ def test_every_view_of_every_prediction_is_exact(name, prediction, shape):
 
 
 @pytest.mark.parametrize("name", SDES)
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("prediction", FREE_PREDICTIONS)
 def test_a_time_may_be_a_number_a_scalar_or_one_for_each_sample(name, prediction):
     sde, data = SDES[name], gaussian((1, 2, 2))
     model = ScoreModel(output_of(prediction, sde, data), sde, prediction=prediction, data_std=STD)
@@ -106,7 +106,7 @@ def test_velocity_moves_the_flow_map(name):
 
 
 @pytest.mark.parametrize("name", SDES)
-@pytest.mark.parametrize("clock", CLOCKS)
+@pytest.mark.parametrize("clock", FREE_CLOCKS)
 def test_the_network_sees_its_clock(name, clock):
     sde, seen = SDES[name], []
     model = ScoreModel(lambda x, c: seen.append((x, c)) or x, sde, clock=clock)
@@ -125,7 +125,7 @@ def test_the_network_sees_its_clock(name, clock):
 
 
 def test_a_clock_and_a_prediction_may_be_registered(monkeypatch):
-    monkeypatch.setitem(CLOCKS, "index", lambda sde, t: (1000 * t).round())
+    monkeypatch.setitem(CLOCKS, "own", lambda sde, t: (1000 * t).round())
 
     def negative_noise(sde, t, std):
         alpha, sigma = sde.marginal(t)
@@ -134,7 +134,7 @@ def test_a_clock_and_a_prediction_may_be_registered(monkeypatch):
     monkeypatch.setitem(PREDICTIONS, "negative_noise", negative_noise)
     seen = []
     x = torch.ones(2, 2)
-    model = ScoreModel(lambda x, c: seen.append(c) or -x, make_sde("vp"), prediction="negative_noise", clock="index")
+    model = ScoreModel(lambda x, c: seen.append(c) or -x, make_sde("vp"), prediction="negative_noise", clock="own")
     torch.testing.assert_close(model.noise(x, 0.25), x)
     assert seen[0].tolist() == [250.0, 250.0]
 
@@ -183,7 +183,7 @@ def test_learned_range_needs_exactly_twice_the_channels(channels):
         model.predict(torch.zeros(2, 2 if channels != 5 else 3, 3), 0.5)
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("prediction", FREE_PREDICTIONS)
 def test_float32_in_float32_out_and_close_to_float64(prediction):
     for name, sde in SDES.items():
         data = GaussianData.correlated()

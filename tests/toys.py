@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sde_gen import SDE, Solver, make_sde
+from sde_gen.score import CLOCKS, PREDICTIONS
 from sde_gen.sdes import SDES
 from sde_gen.solvers import FixedStepSolver, Run, Update
 
@@ -28,6 +29,11 @@ TINY_RUN = [
     *("--set", "model.options={width: 16, depth: 1}", "--set", "training.evaluations=1"),
 ]
 """Flags of `sde-gen run` for a network trained in a second."""
+
+
+FREE_PREDICTIONS = [name for name in PREDICTIONS if name != "posterior_mean"]
+FREE_CLOCKS = [name for name in CLOCKS if name != "index"]
+"""Those of every SDE; what only a chain has is tested in discrete/test_ddpm.py."""
 
 
 def all_sdes() -> dict[str, SDE]:

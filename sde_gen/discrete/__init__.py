@@ -2,20 +2,31 @@
 
 from .bound import Elbo, Part
 from .chain import BETAS, VARIANCES, ChainSDE, DiscreteChain, make_chain
+from .ddpm import DDPMSDE, chain_of
 from .elbo import elbo, elbo_continuous
-from .terms import discretized_log_prob, prior_kl, step_kl
+from .objectives import INDEX_SAMPLERS, OBJECTIVES, IndexSampler, chain_loss
+from .terms import discretized_log_prob, prior_kl, step_kl, step_log_ratio
+from .view import ChainView
 
 __all__ = [
     "BETAS",
+    "DDPMSDE",
+    "INDEX_SAMPLERS",
+    "OBJECTIVES",
     "VARIANCES",
     "ChainSDE",
+    "ChainView",
     "DiscreteChain",
     "Elbo",
+    "IndexSampler",
     "Part",
+    "chain_loss",
+    "chain_of",
     "discretized_log_prob",
     "elbo",
     "elbo_continuous",
     "make_chain",
     "prior_kl",
     "step_kl",
+    "step_log_ratio",
 ]

@@ -7,6 +7,7 @@ such tables, so that a method is one `plan` and nothing else.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -38,6 +39,7 @@ class Update:
     s: the time reached where this update ends a step of the grid, else None.
     view: (p, q) to use and remember p x + q E[x_0|x] in the place of E[x_0|x]: (1/sigma, -alpha/sigma) is the noise.
     keep: whether later updates see this prediction. z is standard normal.
+    c_most: where given, the noise's factor is c^(1 - v) c_most^v with the variance fraction v that the model predicts beside D_0.
     snr: where given, a x + b[0] D_0 is the score and the update the Langevin step x + e score + sqrt(2 e) z with
         e = 2 (snr |z|/|score|)^2, norms over each sample alone.
     """
@@ -49,6 +51,7 @@ class Update:
     s: float | None = None
     view: tuple[float, float] | None = None
     keep: bool = True
+    c_most: float | None = None
     snr: float | None = None
 
 
@@ -82,7 +85,8 @@ class Run:
 class Solver(ABC):
     """A rule for going from time t to time s, with its declared orders (None where the notion does not apply).
 
-    order: of the deterministic error; strong_order, weak_order: of a stochastic method; calls: network calls a step.
+    order: of the deterministic error; strong_order, weak_order: of a stochastic method; calls: network calls a step;
+    needs_variance: whether the model must predict the reverse step's variance too.
     """
 
     order: int | None = None
@@ -90,6 +94,7 @@ class Solver(ABC):
     weak_order: float | None = None
     stochastic: bool = False
     adaptive: bool = False
+    needs_variance: bool = False
     default_steps: int = 100
     default_grid: str = "half_log_snr"
 
@@ -158,12 +163,13 @@ def run_updates(run: Run, x: Tensor, updates: list[Update], history: tuple[Tenso
     model, cond = run.model, run.cond
     depth = max((len(update.b) for update in updates), default=0)
     denoised = history[0] if history else x
+    fraction: Tensor | None = None
     calls = 0
     model.prepare(dict.fromkeys(update.t for update in updates if update.t is not None))
     for update, factor in zip(updates, factors(x, updates), strict=True):
         seen = history
         if update.t is not None:
-            denoised = model.predict(x, update.t, **cond)[0]
+            denoised, fraction = model.predict(x, update.t, **cond)
             calls += 1
             seen = (denoised if update.view is None else seen_as(x, denoised, *update.view), *history)
             if update.keep:
@@ -172,7 +178,9 @@ def run_updates(run: Run, x: Tensor, updates: list[Update], history: tuple[Tenso
             x = normed_step(x, seen_as(x, denoised, update.a, update.b[0]), run.noise.draw(), update.snr)
             continue
         terms = [(weight, value) for weight, value in zip(update.b, seen, strict=False) if weight]
-        if update.c:
+        if update.c_most is not None:
+            terms.append((1.0, run.noise.draw() * learned_std(fraction, update.c, update.c_most)))
+        elif update.c:
             terms.append((update.c, run.noise.draw()))
         if update.a != 1.0:
             x = x * factor
@@ -192,6 +200,13 @@ def factors(x: Tensor, updates: list[Update]) -> Sequence[Any]:
     makes a tensor of each time; a narrow dtype would round it."""
     column = [update.a for update in updates]
     return torch.tensor(column, dtype=x.dtype).unbind() if x.dtype in (torch.float32, torch.float64) else column
+
+
+def learned_std(fraction: Tensor | None, least: float, most: float) -> Tensor:
+    """least^(1 - v) most^v for v = `fraction`, the model's own. ValueError where the model predicts none."""
+    if fraction is None:
+        raise ValueError("variance 'learned' needs a model with variance='learned_range', this one predicts no variance")
+    return torch.exp(fraction * (math.log(most) - math.log(least)) + math.log(least))
 
 
 def normed_step(x: Tensor, score: Tensor, z: Tensor, snr: float) -> Tensor:

@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data import Normalizer
-from ..losses import TIME_SAMPLERS, WEIGHTINGS, dsm_loss
+from ..discrete import INDEX_SAMPLERS
+from ..losses import TIME_SAMPLERS, WEIGHTINGS
 from ..networks import make_network
 from ..prior import Moments
 from ..registry import lookup
 from ..score import ScoreModel
 from ..sdes import SDE, make_sde
 from .ema import MOST_WIDTH, power_average
+from .objective import OBJECTIVES, Objective
 from .validation import Validation
 
 DECAYS: dict[str, Callable[[float], float]] = {
@@ -42,7 +44,9 @@ class TrainSettings:
     steps, batch: optimiser steps and samples for each; accumulate: parts that a batch is computed in.
     lr, warmup (steps), decay (to zero at the end: "constant", "linear" or "cosine"), weight_decay, clip (of the gradient's
     norm): AdamW. ema_width: relative width of the weights' average (see `power_average`).
-    weighting, times: of the loss (see `dsm_loss`). bfloat16: autocast of the network.
+    objective: "dsm", denoising score matching in continuous time with `weighting` and `times` (see `dsm_loss`); or the discrete
+    view's "simple", "vlb" or "hybrid" (see `chain_loss`) on the chain of `chain_steps` steps of the SDE (None: its own, or 1000),
+    with `indices` drawn "uniform" or by "importance". bfloat16: autocast of the network.
     max_seconds: end after this time, with the decay following it, or None. evaluations: how often the validation loss by
     noise level is measured. seed: of the weights, the data order and the noise.
     """
@@ -56,6 +60,9 @@ class TrainSettings:
     weight_decay: float = 0.0
     clip: float = 1.0
     ema_width: float = 0.1
+    objective: str = "dsm"
+    chain_steps: int | None = None
+    indices: str = "uniform"
     weighting: str = "edm"
     times: str = "lognormal"
     bfloat16: bool = False
@@ -81,6 +88,11 @@ class TrainSettings:
             raise ValueError(f"batch must be a multiple of accumulate, got {self.batch} and {self.accumulate}")
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise ValueError(f"max_seconds must be positive, got {self.max_seconds!r}")
+        if self.chain_steps is not None and (isinstance(self.chain_steps, bool) or self.chain_steps < 2):
+            raise ValueError(f"chain_steps must be a whole number of at least 2, got {self.chain_steps!r}")
+        for what, name, known in (("objective", self.objective, OBJECTIVES), ("index sampler", self.indices, INDEX_SAMPLERS)):
+            if name not in known:
+                raise ValueError(f"unknown {what} {name!r}; choose from {', '.join(known)}")
         lookup(DECAYS, "decay", self.decay)
         lookup(WEIGHTINGS, "weighting", self.weighting)
         lookup(TIME_SAMPLERS, "time sampler", self.times)
@@ -111,11 +123,13 @@ def build_model(
     network_options: dict[str, Any] | None = None,
     classes: int | None = None,
     seed: int = 0,
+    variance: str | None = None,
 ) -> ScoreModel:
     """A score model for training data (N, *) in its own units, not trained yet.
 
     The normaliser and the data's moments are learned from `data`; our networks are told the half log-SNR and get their
     input at unit variance, so that one network serves every SDE. `classes`: number of labels of a conditional network.
+    `variance`: None or "learned_range", for which a network given by name gets twice the channels at its output.
     """
     process = make_sde(sde, **(sde_settings or {})) if isinstance(sde, str) else sde
     units = Normalizer.fit(data, normalizer)
@@ -123,7 +137,8 @@ def build_model(
     if isinstance(network, str):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = make_network(network, tuple(data.shape[1:]), classes, **(network_options or {}))
+            doubled = None if variance is None else 2 * data.shape[1]
+            network = make_network(network, tuple(data.shape[1:]), classes, doubled, **(network_options or {}))
     return ScoreModel(
         network,
         process,
@@ -131,6 +146,7 @@ def build_model(
         clock="half_log_snr",
         data_std=float(z.double().square().mean().sqrt()),
         normalizer=units,
+        variance=variance,
         prior=prior,
         moments=Moments.fit(z),
         scale_input=True,
@@ -143,6 +159,7 @@ def fit(
     settings: TrainSettings | None = None,
     labels: Tensor | None = None,
     held_out: Tensor | None = None,
+    levels: int | None = None,
     device: torch.device | str = "cpu",
     progress: bool = True,
     on_evaluate: Callable[[int, TrainResult], None] | None = None,
@@ -151,6 +168,7 @@ def fit(
 ) -> TrainResult:
     """Train `model` on data (N, *) in its own units; `labels` (N,) for a conditional network.
 
+    `levels`: of data that are whole numbers 0 .. levels - 1, for the decoder of the objectives "vlb" and "hybrid" (None: a density).
     `held_out` (default: the training data) is what the loss by noise level is measured on. `on_evaluate(step, result)` is
     called after each of these measurements and `on_checkpoint(step, result)` every `checkpoint_seconds`; in both
     `result.model` has the averaged weights. Raises TrainingError when more than ten steps in a row are not finite.
@@ -166,6 +184,7 @@ def fit(
     moments = model.moments if model.moments is not None else Moments.fit(x)
     validation = Validation.prepare(model, held, moments, seed=settings.seed)
 
+    objective = Objective(settings, model, levels)
     average = power_average(model.network, settings.ema_width)
     result = TrainResult(model.with_network(average.module).eval().requires_grad_(False), model)
     result.linear = {"levels": validation.levels, "linear": validation.linear}
@@ -198,7 +217,7 @@ def fit(
             for part in index.split(size):
                 cond: dict[str, Any] = {} if label is None else {"label": label[part]}
                 with torch.autocast(device.type, torch.bfloat16, enabled=settings.bfloat16):
-                    losses = dsm_loss(model, x[part], settings.weighting, settings.times, generator=generator, **cond)
+                    losses = objective(model, x[part], generator, **cond)
                 loss = losses.sum() / settings.batch
                 loss.backward()
                 total += loss.detach()
@@ -252,21 +271,24 @@ def train(
     prediction: str = "edm",
     prior: str = "sde",
     normalizer: str = "standard",
+    variance: str | None = None,
+    levels: int | None = None,
     **settings: Any,
 ) -> ScoreModel:
     """Train a score model on data (N, *) in its own units and return it with averaged weights, ready for `sample`.
 
-    `settings` are those of `TrainSettings`; `labels` (N,) in 0 .. classes - 1 make the network conditional. `device` None:
-    CUDA where present, else the CPU. Raises ValueError for data or settings that cannot be trained on.
+    `settings` are those of `TrainSettings`, `variance` that of `build_model`, `levels` that of `fit`; `labels` (N,) in 0 .. classes -
+    1 make the network conditional. `device` None: CUDA where present, else the CPU. Raises ValueError for data or settings that
+    cannot be trained on.
     """
     x = torch.as_tensor(data, dtype=torch.float32)
     if x.ndim < 2 or x.shape[0] < 2:
         raise ValueError(f"data must be (N, *) with at least two samples, got shape {tuple(x.shape)}")
     chosen = TrainSettings(steps=steps, **settings)
     classes = None if labels is None else int(labels.max()) + 1
-    model = build_model(x, sde, network, prediction, prior, normalizer, sde_settings, network_options, classes, chosen.seed)
+    model = build_model(x, sde, network, prediction, prior, normalizer, sde_settings, network_options, classes, chosen.seed, variance)
     where = device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
-    return fit(model, x, chosen, labels, device=where, progress=progress).model
+    return fit(model, x, chosen, labels, levels=levels, device=where, progress=progress).model
 
 
 def _batches(count: int, batch: int, seed: int) -> Iterator[Tensor]:

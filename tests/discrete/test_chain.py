@@ -149,14 +149,14 @@ def test_variances(name):
 
 
 @every_sde
-@pytest.mark.parametrize("kind", ["small", "large"])
+@pytest.mark.parametrize("kind", ["fixed_small", "fixed_large"])
 def test_the_continuous_ancestral_step_is_the_chains(name, kind):
     chain = DiscreteChain.from_sde(SDES[name], 25)
     updates = make_solver("ancestral", variance=kind).plan(SDES[name], chain.times.flip(0))
     assert len(updates) == 24
     for i, update in zip(range(24, 0, -1), updates, strict=True):
         of_data, of_state, _ = chain.posterior_coefficients(i)
-        variance = chain.variance(i, f"fixed_{kind}")
+        variance = chain.variance(i, kind)
         wanted = [float(of_state), float(of_data), float(variance) ** 0.5]
         assert [update.a, update.b[0], update.c] == pytest.approx(wanted, rel=1e-9)
 

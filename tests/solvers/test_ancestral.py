@@ -26,7 +26,7 @@ def test_small_is_the_posterior(name):
     sde = SDES[name]
     t, s = pair(sde)
     (alpha_t, sigma_t), (alpha_s, sigma_s) = (tuple(map(float, marginal(sde, time))) for time in (t, s))
-    update = step(sde, t, s, "small")
+    update = step(sde, t, s, "fixed_small")
     covariance = alpha_t / alpha_s * sigma_s**2  # x_t = (alpha_t/alpha_s) x_s + noise
     gain = covariance / sigma_t**2
     assert update.a == pytest.approx(gain) and update.b[0] == pytest.approx(alpha_s - gain * alpha_t)
@@ -39,7 +39,7 @@ def test_large_is_the_forward_steps_variance(name):
     sde = SDES[name]
     t, s = pair(sde)
     (alpha_t, sigma_t), (alpha_s, sigma_s) = (tuple(map(float, marginal(sde, time))) for time in (t, s))
-    small, large = step(sde, t, s, "small"), step(sde, t, s, "large")
+    small, large = step(sde, t, s, "fixed_small"), step(sde, t, s, "fixed_large")
     assert (small.a, small.b) == (large.a, large.b)
     assert large.c**2 == pytest.approx(sigma_t**2 - (alpha_t / alpha_s) ** 2 * sigma_s**2)
 
@@ -56,7 +56,7 @@ def test_one_known_image_is_reached_exactly_at_any_number_of_steps(name):
             torch.testing.assert_close(got, exact, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("variance", ["small", "large"])
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_ddpm(variance):
     """Ho et al. 2020 with beta_i = 1 - abar_i/abar_(i-1): x = (x - beta_i/sqrt(1 - abar_i) eps)/sqrt(alpha_i) + sqrt(var_i) z."""
     sde = make_sde("vp")
@@ -70,7 +70,7 @@ def test_ddpm(variance):
         noise = (x - now.sqrt() * x_0) / (1 - now).sqrt()
         mean = (x - beta_i / (1 - now).sqrt() * noise) / alpha_i.sqrt()
         torch.testing.assert_close(update.a * x + update.b[0] * x_0, mean)
-        assert update.c**2 == pytest.approx(float(beta_i * (1 - before) / (1 - now) if variance == "small" else beta_i))
+        assert update.c**2 == pytest.approx(float(beta_i * (1 - before) / (1 - now) if variance == "fixed_small" else beta_i))
 
 
 def test_ncsn():

@@ -49,7 +49,7 @@ def test_a_correction_is_a_langevin_step(name):
 
 
 @pytest.mark.parametrize(
-    "predictor", ["em", "ancestral", make_solver("em", eta=0.5), make_solver("ancestral", variance="large"), ToyDDIM()]
+    "predictor", ["em", "ancestral", make_solver("em", eta=0.5), make_solver("ancestral", variance="fixed_large"), ToyDDIM()]
 )
 @pytest.mark.parametrize("corrections", [0, 1, 3])
 def test_any_fixed_step_predictor(predictor, corrections):

@@ -19,7 +19,7 @@ METHODS = {
     **{name: make_solver(name) for name in SOLVERS},
     "em eta=0": make_solver("em", eta=0.0),
     "em eta=0.5": make_solver("em", eta=0.5),
-    "ancestral large": make_solver("ancestral", variance="large"),
+    "ancestral large": make_solver("ancestral", variance="fixed_large"),
     "pc ancestral": make_solver("pc", predictor="ancestral"),
     "pc dpm": make_solver("pc", predictor="dpm"),
     "ddim eta=0.5": make_solver("ddim", eta=0.5),

@@ -1,14 +1,14 @@
 import pytest
 import torch
+from toys import FREE_PREDICTIONS
 
 from sde_gen import ScoreModel, make_sde
 from sde_gen.prior import Moments
-from sde_gen.score import PREDICTIONS
 from sde_gen.sdes import SDES
 from sde_gen.training import Validation
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("prediction", FREE_PREDICTIONS)
 @pytest.mark.parametrize("name", SDES)
 def test_a_zero_network_reads_one(name: str, prediction: str) -> None:
     x_0 = torch.randn(64, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
