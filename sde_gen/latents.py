@@ -15,10 +15,11 @@ def encode(model: Denoiser, x: Tensor, solver: str = "ode", **options: Any) -> T
     """The latents of data x (N, *), in the data's own units: the probability flow followed from t_min to t_max.
 
     `solver` is a deterministic one and `options` are `sample`'s; the result is the state at t_max in normalised units, which
-    `sample(model, z.shape, solver, x_init=z, final="raw")` carries back to x. Song et al. 2021, arXiv:2011.13456, section 4.3.
+    `sample(model, z.shape, solver, x_init=z, final="raw")` carries back to x. With solver="ddim" this is DDIM inversion; along a
+    chain: grid=chain.times. Song et al. 2021, arXiv:2011.13456, section 4.3; Song et al. 2020, arXiv:2010.02502, section 4.3.
     """
-    sde = model.sde
-    return sample(model, x.shape, solver, x_init=x, t_start=sde.t_min, t_end=sde.t_max, **options).x
+    ends = {} if isinstance(options.get("grid"), Tensor) else {"t_start": model.sde.t_min, "t_end": model.sde.t_max}
+    return sample(model, x.shape, solver, x_init=x, **ends, **options).x
 
 
 def interpolate(model: Denoiser, a: Tensor, b: Tensor, n: int, solver: str = "ode", **options: Any) -> Tensor:

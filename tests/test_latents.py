@@ -4,6 +4,7 @@ from closed_forms import GaussianData, RingData
 from toys import all_sdes
 
 import sde_gen
+from sde_gen.discrete import chain_of
 
 SDES = all_sdes()
 DATA = GaussianData.correlated()
@@ -26,6 +27,19 @@ def test_a_multistep_solver_encodes_too():
     model, x = DATA.model(sde), DATA.sample(16)
     z = sde_gen.encode(model, x, "dpm", steps=100, progress=False)
     torch.testing.assert_close(z, sde_gen.encode(model, x, **TIGHT), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["vp", "cosine"])
+def test_ddim_inversion_along_a_chain_leads_back_as_one_over_n(name):
+    errors = []
+    for steps in (100, 400):
+        sde = sde_gen.make_sde(name)
+        model, x, chain = DATA.model(sde), DATA.sample(16), chain_of(sde, steps)
+        z = sde_gen.encode(model, x, "ddim", grid=chain.times, progress=False)
+        back = sde_gen.sample(model, x.shape, "ddim", x_init=z, grid=chain.times.flip(0), final="raw", progress=False).x
+        errors.append(float((back - x).abs().mean()))
+        assert z.shape == x.shape and float((z.std() - 1).abs()) < 0.5
+    assert errors[1] < errors[0] / 2.5 and errors[1] < 0.05, errors
 
 
 def test_interpolation_joins_the_two_and_stays_on_the_data():
