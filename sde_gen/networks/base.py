@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -85,3 +87,15 @@ def group_norm(channels: int, affine: bool = True) -> nn.GroupNorm:
     """
     groups = max(g for g in range(1, 33) if channels % g == 0 and (g == 1 or channels // g >= 4))
     return nn.GroupNorm(groups, channels, affine=affine)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention softmax(q k^T / sqrt(d)) v over (B, heads, tokens, d), shape of `q`.
+
+    On a CPU bfloat16 is worked in float32: PyTorch's bfloat16 gradient of attention is an order of magnitude slower there
+    than its float32 one, enough to eat all that bfloat16 saves in the convolutions.
+    """
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v)

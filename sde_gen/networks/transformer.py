@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Network, check_count, check_probability, zeroed
+from .base import Network, attend, check_count, check_probability, zeroed
 from .embeddings import ConditionEmbedding
+from .patches import fold, patch_grid, unfold
 
 
 def position_table(grid: Sequence[int], width: int) -> Tensor:
@@ -44,7 +44,7 @@ class TransformerBlock(nn.Module):
         shift_a, scale_a, gate_a, shift_b, scale_b, gate_b = self.modulation(condition)[:, None].chunk(6, dim=2)
         y = torch.addcmul(shift_a, self.norm(h), 1 + scale_a)
         q, k, v = self.qkv(y).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        y = self.mix(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        y = self.mix(attend(q, k, v).transpose(1, 2).flatten(2))
         h = torch.addcmul(h, gate_a, F.dropout(y, self.dropout, self.training))
         y = self.inner(torch.addcmul(shift_b, self.norm(h), 1 + scale_b))
         y = self.outer(F.dropout(F.gelu(y, approximate="tanh"), self.dropout, self.training))
@@ -98,7 +98,7 @@ class PatchTransformer(Network):
             raise ValueError(f"width must be a multiple of heads, got width={width}, heads={heads}")
         super().__init__(shape, classes, out_channels, options)
         self.patch = patch
-        self.grid = [math.ceil(size / patch) for size in self.shape[1:]]
+        self.grid = patch_grid(self.shape[1:], patch)
         volume = patch ** len(self.grid)
         self.condition = ConditionEmbedding(width, self.classes, label_dropout)
         self.enter = nn.Linear(self.shape[0] * volume, width)
@@ -111,32 +111,10 @@ class PatchTransformer(Network):
     def forward(self, x: Tensor, c: Tensor, label: Tensor | None = None) -> Tensor:
         self.check_input(x, c)
         condition = self.condition(c, label)
-        h = self.enter(self.to_patches(x)) + self.position
+        tokens = fold(x, self.patch).flatten(2).transpose(1, 2)  # (B, tokens, C patch^axes)
+        h = self.enter(tokens) + self.position
         for block in self.blocks:
             h = block(h, condition)
         shift, scale = self.modulation(condition)[:, None].chunk(2, dim=2)
-        return self.from_patches(self.leave(torch.addcmul(shift, self.norm(h), 1 + scale)))
-
-    def to_patches(self, x: Tensor) -> Tensor:
-        """(B, C, *spatial) -> (B, tokens, C patch^axes)."""
-        axes = len(self.grid)
-        padding = [n * self.patch - size for n, size in zip(self.grid, x.shape[2:], strict=True)]
-        if any(padding):
-            x = F.pad(x, [amount for pad in reversed(padding) for amount in (0, pad)])
-        for axis, n in enumerate(self.grid):
-            x = x.unflatten(2 + 2 * axis, (n, self.patch))
-        # (B, C, n_1, p_1, n_2, p_2, ...) -> (B, n_1, n_2, ..., C, p_1, p_2, ...)
-        counts, edges = range(2, 2 + 2 * axes, 2), range(3, 3 + 2 * axes, 2)
-        return x.permute(0, *counts, 1, *edges).flatten(1, axes).flatten(2)
-
-    def from_patches(self, h: Tensor) -> Tensor:
-        """(B, tokens, out_channels patch^axes) -> (B, out_channels, *spatial), the inverse of `to_patches`."""
-        axes = len(self.grid)
-        h = h.unflatten(2, (self.out_channels, *[self.patch] * axes)).unflatten(1, self.grid)
-        order = [axis for pair in zip(range(1, 1 + axes), range(2 + axes, 2 + 2 * axes), strict=True) for axis in pair]
-        h = h.permute(0, 1 + axes, *order)
-        for axis in range(axes):
-            h = h.flatten(2 + axis, 3 + axis)
-        for axis, size in enumerate(self.shape[1:]):
-            h = h.narrow(2 + axis, 0, size)
-        return h
+        h = self.leave(torch.addcmul(shift, self.norm(h), 1 + scale))
+        return unfold(h.transpose(1, 2).unflatten(2, self.grid), self.patch, self.shape[1:])
