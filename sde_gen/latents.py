@@ -18,7 +18,7 @@ def encode(model: Denoiser, x: Tensor, solver: str = "ode", **options: Any) -> T
     `sample(model, z.shape, solver, x_init=z, final="raw")` carries back to x. With solver="ddim" this is DDIM inversion; along a
     chain: grid=chain.times. Song et al. 2021, arXiv:2011.13456, section 4.3; Song et al. 2020, arXiv:2010.02502, section 4.3.
     """
-    ends = {} if isinstance(options.get("grid"), Tensor) else {"t_start": model.sde.t_min, "t_end": model.sde.t_max}
+    ends: dict[str, Any] = {} if isinstance(options.get("grid"), Tensor) else {"t_start": model.sde.t_min, "t_end": model.sde.t_max}
     return sample(model, x.shape, solver, x_init=x, **ends, **options).x
 
 

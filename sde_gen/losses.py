@@ -102,6 +102,7 @@ def dsm_loss(
     times: str | TimeSampler | Tensor = "stratified",
     seed: int | None = None,
     generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
     **cond: Tensor,
 ) -> Tensor:
     """Denoising score matching at one random time for each sample: (B, *) gives (B,).
@@ -110,7 +111,7 @@ def dsm_loss(
 
     `x_0` in normalised units. `weighting` is a name in WEIGHTINGS or a function of (sde, t, data_std); `times` a name in
     TIME_SAMPLERS, a function of (sde, n, generator, data_std), or the times themselves (B,). The two are independent
-    choices. Draws come from `generator`, or from one seeded by `seed`, or from the global one.
+    choices. noise: eps itself (B, *). Draws come from `generator`, or from one seeded by `seed`, or from the global one.
     Vincent 2011; Song et al. 2021, arXiv:2011.13456, equation 7.
     """
     if seed is not None:
@@ -125,7 +126,8 @@ def dsm_loss(
     else:
         sampler = lookup(TIME_SAMPLERS, "time sampler", times) if isinstance(times, str) else times
         t, correction = (value.to(x_0.device) for value in sampler(model.sde, x_0.shape[0], generator, data_std))
-    noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype, device=x_0.device)
+    if noise is None:
+        noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype, device=x_0.device)
     alpha, sigma = (expand_as(value.to(x_0), x_0) for value in model.sde.marginal(t))
     denoised = model.denoise(alpha * x_0 + sigma * noise, t, **cond)
     weight = (weight_of(model.sde, t, data_std) * correction).to(x_0)

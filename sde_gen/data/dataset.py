@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sde_gen.data.source import Source
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -22,6 +24,10 @@ class Dataset:
         levels: number of discrete values that an entry can take (0, 1, ..., levels - 1), or None for continuous data.
         value_range: (low, high) to show the data with. For display only: nothing may clamp data to it.
         modes: (K, *shape) centres of a mixture of K equally likely, well separated modes, or None.
+        source: all training items, read from disk batch by batch, where they are more than fits in memory; `train` is then an
+            evenly spaced part of them, for whatever needs a tensor. None where `train` is everything.
+        source_labels: (N,) int64, the labels of `source`, or None.
+        notes: how the files were read, a line each.
     """
 
     name: str
@@ -33,6 +39,14 @@ class Dataset:
     levels: int | None = None
     value_range: tuple[float, float] | None = None
     modes: Tensor | None = None
+    source: Source | None = None
+    source_labels: Tensor | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def training(self) -> tuple[Tensor | Source, Tensor | None]:
+        """All training items and their labels: `train` and `train_labels`, or, larger than memory, `source` and `source_labels`."""
+        return (self.train, self.train_labels) if self.source is None else (self.source, self.source_labels)
 
     @property
     def shape(self) -> tuple[int, ...]:

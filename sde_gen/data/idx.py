@@ -11,6 +11,8 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
+from sde_gen.data.errors import one_line
+
 _UBYTE = 0x08
 # A header is 4 bytes a dimension and can claim anything: refuse a claim beyond this before reading (and unpacking) that much.
 _MAX_BYTES = 1 << 30
@@ -37,7 +39,7 @@ def read_idx(path: Path, item_shape: tuple[int, ...]) -> np.ndarray:
         with cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb") as file:
             return _parse(path, file, item_shape)
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: cannot be read ({_one_line(error)}); a complete IDX file, plain or gzip, is needed") from error
+        raise ValueError(f"{path}: cannot be read ({one_line(error)}); a complete IDX file, plain or gzip, is needed") from error
 
 
 def _parse(path: Path, file: BinaryIO, item_shape: tuple[int, ...]) -> np.ndarray:
@@ -63,7 +65,3 @@ def _parse(path: Path, file: BinaryIO, item_shape: tuple[int, ...]) -> np.ndarra
         found = f"{len(content)}" if len(content) < size else f"more than {size}"
         raise ValueError(f"{path}: {found} bytes of values after the header; {size} are needed for dimensions {shape}")
     return np.frombuffer(content, dtype=np.uint8).reshape(shape)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())

@@ -1,4 +1,4 @@
-"""Image data: the embedded digits, and MNIST from its four files."""
+"""Image data: the embedded digits, and MNIST and Fashion-MNIST from their four files."""
 
 from __future__ import annotations
 
@@ -40,22 +40,31 @@ def mnist(root: Path | None = None, seed: int = 0) -> Dataset:
     Raises:
         ValueError: no directory, a missing or unreadable file, or one whose header or length is wrong.
     """
-    expected = f"expected {', '.join(_MNIST_FILES.values())}, each plain or with .gz"
+    return _idx_images("mnist", root)
+
+
+def fashion_mnist(root: Path | None = None, seed: int = 0) -> Dataset:
+    """Fashion-MNIST (Xiao et al. 2017, arXiv:1708.07747): shape, values, files and errors as `mnist`, in a directory of its own."""
+    return _idx_images("fashion_mnist", root)
+
+
+def _idx_images(name: str, root: Path | None) -> Dataset:
+    expected = f"expected {', '.join(_MNIST_FILES.values())}, each plain or with .gz; --download fetches them"
     if root is None:
-        raise ValueError(f"data 'mnist' needs root, the directory of its files; {expected}")
+        raise ValueError(f"data {name!r} needs root (--data-root), the directory of its files; {expected}")
     if not root.is_dir():
-        raise ValueError(f"data 'mnist': {root} is not a directory; {expected}")
-    paths = {key: _find(root, name) for key, name in _MNIST_FILES.items()}
+        raise ValueError(f"data {name!r}: {root} is not a directory; {expected}")
+    paths = {key: _find(root, file) for key, file in _MNIST_FILES.items()}
     missing = [_MNIST_FILES[key] for key, path in paths.items() if path is None]
     if missing:
-        raise ValueError(f"data 'mnist': {root} lacks {', '.join(missing)}; {expected}")
+        raise ValueError(f"data {name!r}: {root} lacks {', '.join(missing)}; {expected}")
     arrays = {key: read_idx(path, () if key.endswith("labels") else (28, 28)) for key, path in paths.items() if path is not None}
     for part in ("train", "test"):
         images, labels = len(arrays[part]), len(arrays[f"{part}_labels"])
         if images != labels:
-            raise ValueError(f"data 'mnist': {images} images in {paths[part]} but {labels} labels; one label an image is needed")
+            raise ValueError(f"data {name!r}: {images} images in {paths[part]} but {labels} labels; one label an image is needed")
     return Dataset(
-        "mnist",
+        name,
         torch.from_numpy(arrays["train"]).float().unsqueeze(1),
         torch.from_numpy(arrays["test"]).float().unsqueeze(1),
         torch.from_numpy(arrays["train_labels"]).long(),

@@ -1,4 +1,4 @@
-"""The data sets by name. A new one is a function (root, seed) -> Dataset and a line here."""
+"""The data sets by name, and the user's own by path. A new named one is a function (root, seed) -> Dataset and a line here."""
 
 from __future__ import annotations
 
@@ -6,40 +6,107 @@ import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from sde_gen.data import archives, arrays, folders, tables
+from sde_gen.data.cifar import cifar10
 from sde_gen.data.dataset import Dataset, validate
-from sde_gen.data.images import digits, mnist
-from sde_gen.data.toys import checkerboard, gaussians8, moons
+from sde_gen.data.images import digits, fashion_mnist, mnist
+from sde_gen.data.toys import blobs3d, checkerboard, gaussians8, moons, sines, table
 
 DATASETS: dict[str, Callable[[Path | None, int], Dataset]] = {
     "digits": digits,
     "mnist": mnist,
+    "fashion_mnist": fashion_mnist,
+    "cifar10": cifar10,
     "gaussians8": gaussians8,
     "moons": moons,
     "checkerboard": checkerboard,
+    "sines": sines,
+    "table": table,
+    "blobs3d": blobs3d,
 }
+PATHS = f"a folder of images, {', '.join((*archives.ENDINGS, '.npy', '.npz', *tables.ENDINGS))}"
+"""What is read beside `DATASETS`, in words."""
+_ENDINGS = (*archives.ENDINGS, ".npy", ".npz", *tables.ENDINGS)
 
 
-def load_dataset(name: str, root: str | os.PathLike[str] | None = None, seed: int = 0, limit: int | None = None) -> Dataset:
-    """Load and check a data set of the registry.
+def is_path(name: str) -> bool:
+    """Whether `name` means files of the user's own: no registered name, and something there, a known ending or a separator."""
+    return name not in DATASETS and (os.path.exists(name) or name.lower().endswith(_ENDINGS) or "/" in name or os.sep in name)
+
+
+def load_dataset(
+    name: str | os.PathLike[str],
+    root: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+    size: int | None = None,
+    label_column: str | None = None,
+) -> Dataset:
+    """Load and check a data set of the registry, or one from files.
 
     Args:
-        name: a key of `DATASETS`.
-        root: the directory of the files; only sets that come from files read it.
+        name: a key of `DATASETS`, or the path of a folder or archive of images (`folders.load_images`), of an .npy or .npz file
+            (`arrays.load_npy`, `arrays.load_npz`) or of a .csv, .tsv or .txt table (`tables.load_table`). A registered name comes first.
+        root: the directory of the files; only named sets that come from files read it.
         seed: of the toys' points, >= 0; real data and its split do not depend on it.
         limit: keep the first `limit` training items (all, if there are fewer); the held-out part stays whole.
+        size: images from files are resized to this edge, None: they must be of one size.
+        label_column: of a table, the column that holds the class labels.
 
     Raises:
-        ValueError: unknown name, a bad seed or limit, files missing or broken, or data that cannot be trained on (see `validate`).
+        ValueError: unknown name, a bad seed or limit, an option that this kind of data does not take, files missing or broken, or
+            data that cannot be trained on (see `validate`). One line that names the file.
     """
-    if name not in DATASETS:
-        raise ValueError(f"data {name!r} is unknown; allowed: {', '.join(sorted(DATASETS))}")
+    name = os.fspath(name)
+    if name not in DATASETS and not is_path(name):
+        raise ValueError(f"data {name!r} is unknown; allowed: {', '.join(sorted(DATASETS))}, or a path: {PATHS}")
     if not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed {seed!r}; an integer >= 0 is needed")
-    if limit is not None and (not isinstance(limit, int) or limit < 1):
-        raise ValueError(f"limit {limit!r}; None or a positive integer is needed")
-    dataset = DATASETS[name](None if root is None else Path(root), seed)
-    if limit is not None:
-        labels = None if dataset.train_labels is None else dataset.train_labels[:limit]
-        dataset = dataclasses.replace(dataset, train=dataset.train[:limit], train_labels=labels)
-    return validate(dataset)
+    for key, value in (("limit", limit), ("size", size)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{key} {value!r}; None or a positive integer is needed")
+    if name in DATASETS:
+        if size is not None or label_column is not None:
+            raise ValueError(f"data {name!r} takes no size and no label_column; they are for images and tables from files")
+        dataset = DATASETS[name](None if root is None else Path(root), seed)
+        if limit is not None:
+            labels = None if dataset.train_labels is None else dataset.train_labels[:limit]
+            dataset = dataclasses.replace(dataset, train=dataset.train[:limit], train_labels=labels)
+        return validate(dataset)
+    return validate(_load_path(Path(name), size, label_column, limit=limit))
+
+
+def _load_path(path: Path, size: int | None, label_column: str | None, **options: Any) -> Dataset:
+    ending = path.suffix.lower()
+    images, is_table = _holds_images(path), ending in tables.ENDINGS
+    if size is not None and not images:
+        raise ValueError(f"{path.name}: size={size} is for images in a folder or archive")
+    if label_column is not None and not is_table:
+        raise ValueError(f"{path.name}: label_column={label_column!r} is for tables ({', '.join(tables.ENDINGS)})")
+    if images:
+        return folders.load_images(path, size, **options)
+    if is_table:
+        return tables.load_table(path, label_column, **options)
+    if ending in (".npy", ".npz"):
+        return (arrays.load_npy if ending == ".npy" else arrays.load_npz)(path, **options)
+    raise ValueError(f"{path.name}: {'not a known kind of file' if path.exists() else 'no such file or folder'}; {PATHS} are read")
+
+
+def _holds_images(path: Path) -> bool:
+    known = path.name.lower().endswith(_ENDINGS)
+    return path.name.lower().endswith(archives.ENDINGS) or (path.is_dir() and not known)
+
+
+def item_shape(name: str, size: int | None = None) -> tuple[int, ...] | None:
+    """Shape of one item of the user's own files, from as little of them as tells it; vectors as (0,). None where they are broken."""
+    path = Path(name)
+    try:
+        if path.suffix.lower() in tables.ENDINGS:
+            return (0,)
+        if path.suffix.lower() in (".npy", ".npz"):
+            return arrays.item_shape(path)
+        return folders.item_shape(path, size) if _holds_images(path) else None
+    except ValueError:
+        return None  # loading it says what is wrong

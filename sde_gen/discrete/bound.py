@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -17,8 +18,8 @@ from ..shapes import expand_as
 from .chain import Index
 from .terms import discretized_log_prob
 
-_OTHER_SEED = 1 << 60
-"""So that the choice of times and the noise at them, both functions of one seed, have nothing to do with each other."""
+_OTHER_SEED, _STEP_SEED = 1 << 60, 1 << 61
+"""So that the choice of times, the noise at them and that of a step from them, all functions of one seed, are independent."""
 
 
 class Part(NamedTuple):
@@ -38,6 +39,8 @@ class Elbo:
     decoder, diffusion, prior: L_0, the sum of the L_t, and L_T, which add up to `value`.
     times, terms, term_errors: (N,) L_0 and then L_t at each time, mean over images, with standard errors; the chain's by index, NaN
     where no image drew the index; of the continuous bound the share of each of its strata, at the stratum's middle.
+    edges: (N,) half log-SNR, falling: L_0 is taken at edges[0], term i is the share of the way from edges[i - 1] to edges[i].
+    counts: (N,) the images that drew each term.
     each: (B,) the images' own; nfe: network calls for an image, all draws together.
     """
 
@@ -51,6 +54,8 @@ class Elbo:
     times: Tensor
     terms: Tensor
     term_errors: Tensor
+    edges: Tensor
+    counts: Tensor
     each: Tensor
     nfe: int
     unit: str
@@ -127,11 +132,18 @@ class Batch:
         normalizer = task.model.normalizer
         self.x_0 = x if normalizer is None else normalizer.encode(x)
         self.cond = {name: value[rows].to(task.device) for name, value in task.cond.items()}
-        start, count = task.index_offset + rows.start, len(values)
+        self.start = start = task.index_offset + rows.start
+        count = len(values)
         self.noise = NoiseStream(task.seed, start, count, x.shape[1:], torch.float64, task.device)
         offsets = NoiseStream(task.seed ^ _OTHER_SEED, start, count, (1,), torch.float64, torch.device("cpu"))
         self.offsets = [0.5 * torch.erfc(-offsets.draw()[:, 0] / math.sqrt(2)) for _ in range(task.draws)]  # even on (0, 1)
         self.sums, self.counts = (torch.zeros(count, terms, dtype=torch.float64) for _ in range(2))
+
+    @cached_property
+    def step_noise(self) -> NoiseStream:
+        """For the steps from the noised images, apart from their own noise."""
+        first = self.noise
+        return NoiseStream(self.task.seed ^ _STEP_SEED, self.start, first.shape[0], first.shape[1:], first.dtype, first.device)
 
     def noised(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """alpha x_0 + sigma eps with the next noise; alpha, sigma scalars or (B,)."""
@@ -174,7 +186,7 @@ class Table:
         self.sum += own.sum(0)
         self.square += own.square().sum(0)
 
-    def collect(self, times: Tensor, nfe: int) -> Elbo:
+    def collect(self, times: Tensor, edges: Tensor, nfe: int) -> Elbo:
         task = self.task
         unit = 1 / (task.dim * (1.0 if task.levels is None else math.log(2)))
         drawn = unit * (self.decoder + self.diffusion + self.prior)
@@ -196,6 +208,8 @@ class Table:
             times=times.clone(),
             terms=unit * mean,
             term_errors=unit * torch.where(self.count > 1, torch.sqrt(spread / (self.count - 1)), math.nan),
+            edges=edges.clone(),
+            counts=self.count.long(),
             each=each,
             nfe=nfe,
             unit="nats/dim" if task.levels is None else "bits/dim",

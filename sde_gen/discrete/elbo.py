@@ -8,7 +8,7 @@ from torch import Tensor
 from ..score import Denoiser
 from .bound import Batch, Elbo, Table, Task
 from .chain import VARIANCES, DiscreteChain, Index
-from .terms import prior_kl, step_kl, variance_alone
+from .terms import prior_kl, step_kl, step_log_ratio, variance_alone
 
 DECODERS = ("noise", "step")
 
@@ -30,6 +30,7 @@ def elbo(
     index_offset: int = 0,
     cond: dict[str, Tensor] | None = None,
     dtype: torch.dtype | None = None,
+    rao_blackwell: bool = True,
 ) -> Elbo:
     """The chain's bound on -log2 P(image), in bits/dim:
 
@@ -52,6 +53,8 @@ def elbo(
         contributes is added exactly.
     draws: independent repetitions for each image. seed, index_offset: image i's draws are a function of (seed, index_offset + i).
     cond: keyword tensors for the model, first dimension B. dtype: of the network's input (None: the model's parameters').
+    rao_blackwell: False replaces each KL by the log-ratio at one drawn x_{i-1} (`step_log_ratio`), at the same x_i: the same mean with
+        more noise, there to measure how much.
 
     Raises ValueError or TypeError for bad arguments. Ho et al. 2020, arXiv:2006.11239, equations 5 and 13; Nichol and Dhariwal 2021,
     arXiv:2102.09672; sampling of terms after Kingma et al. 2021, arXiv:2107.00630, appendix I.
@@ -94,20 +97,20 @@ def elbo(
             diffusion = torch.zeros_like(of_decoder)
             if picks is None:
                 for i in range(1, steps):
-                    kl = _one_term(batch, chain, i, float(chain.times[i]), variance)
+                    kl = _one_term(batch, chain, i, float(chain.times[i]), variance, rao_blackwell)
                     batch.put(i, kl)
                     diffusion += kl
             else:
                 diffusion += float(known.sum())
                 for place in batch.systematic(draw, picks):
                     at = torch.searchsorted(edges[1:], place, right=True).clamp(max=steps - 2) + 1
-                    kl = _one_term(batch, chain, at, chain.time(at).to(task.device), variance)
+                    kl = _one_term(batch, chain, at, chain.time(at).to(task.device), variance, rao_blackwell)
                     batch.put(at, kl)
                     odds = picks * (edges[at] - edges[at - 1])
                     diffusion += (kl - known[at].to(kl)) / odds.to(kl)
             table.put(batch, draw, of_decoder, diffusion, end)
         table.close(batch)
-    return table.collect(chain.times, draws * (1 + (steps - 1 if picks is None else picks)))
+    return table.collect(chain.times, chain.lambda_, draws * (1 + (steps - 1 if picks is None else picks)))
 
 
 @torch.no_grad()
@@ -161,13 +164,17 @@ def elbo_continuous(
                 diffusion += share
             table.put(batch, draw, of_decoder, diffusion, end)
         table.close(batch)
-    middles = sde.time_of(high + (low - high) * (torch.arange(samples, dtype=torch.float64) + 0.5) / samples)
-    return table.collect(torch.cat((ends[:1], middles)), draws * (samples + 1))
+    edges = high + (low - high) * torch.arange(samples + 1, dtype=torch.float64) / samples
+    middles = sde.time_of((edges[1:] + edges[:-1]) / 2)
+    return table.collect(torch.cat((ends[:1], middles)), edges, draws * (samples + 1))
 
 
-def _one_term(batch: Batch, chain: DiscreteChain, i: Index, t: Tensor | float, variance: str) -> Tensor:
+def _one_term(batch: Batch, chain: DiscreteChain, i: Index, t: Tensor | float, variance: str, rao_blackwell: bool) -> Tensor:
     denoised, fraction = batch.predict(batch.noised(*chain.marginal(i)), t)
-    return step_kl(chain, batch.x_0, denoised, i, variance, _fraction(fraction) if variance == "learned" else None)
+    fraction = _fraction(fraction) if variance == "learned" else None
+    if rao_blackwell:
+        return step_kl(chain, batch.x_0, denoised, i, variance, fraction)
+    return step_log_ratio(chain, batch.x_0, denoised, batch.step_noise.draw(), i, variance, fraction)
 
 
 def _fraction(fraction: Tensor | None) -> Tensor:

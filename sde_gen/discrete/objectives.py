@@ -93,6 +93,7 @@ def chain_loss(
     levels: int | None = None,
     seed: int | None = None,
     generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
     **cond: Tensor,
 ) -> Tensor:
     """The loss of the discrete view at one index for each sample, x_i = alpha_i x_0 + sigma_i eps: (B, *) gives (B,).
@@ -104,7 +105,7 @@ def chain_loss(
                   (Nichol and Dhariwal 2021, arXiv:2102.09672, section 3.1); needs a model with variance="learned_range"
 
     x_0 in normalised units. indices: a sampler, which also learns from the losses met; the indices themselves (B,); None: uniform.
-    levels: see `decoder_nll`. Draws come from `generator`, or one seeded by `seed`, or the global one. ValueError for bad arguments.
+    levels: see `decoder_nll`; noise: eps itself (B, *). Draws come from `generator`, or one seeded by `seed`, or the global one. ValueError for bad arguments.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"unknown objective {objective!r}; choose from {', '.join(OBJECTIVES)}")
@@ -117,7 +118,8 @@ def chain_loss(
         i, weight = sampler.cpu(), torch.ones(len(sampler), dtype=torch.float64)
     else:
         i, weight = sampler.draw(len(x_0), generator)
-    noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype, device=x_0.device)
+    if noise is None:
+        noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype, device=x_0.device)
     alpha, sigma = (expand_as(value.to(x_0), x_0) for value in chain.marginal(i))
     denoised, fraction = model.predict(alpha * x_0 + sigma * noise, chain.time(i).to(x_0.device), **cond)
     losses = x_0.new_zeros(len(x_0))

@@ -40,12 +40,39 @@ def step_kl(
 
     i: an index or (B,) of them. fraction: the network's v in [0, 1] for "learned", (B, *).
     """
+    of_data, of_posterior, of_model = _step(chain, x_0, i, variance, fraction)
+    error = (of_data * (x_0 - denoised)) ** 2 / of_model
+    return (_spread_kl(of_posterior, of_model) + 0.5 * error).flatten(1).sum(1)
+
+
+def step_log_ratio(
+    chain: DiscreteChain,
+    x_0: Tensor,
+    denoised: Tensor,
+    noise: Tensor,
+    i: Index,
+    variance: str = "fixed_small",
+    fraction: Tensor | None = None,
+) -> Tensor:
+    """log q(x_{i-1} | x_i, x_0) - log p(x_{i-1} | x_i) in nats at a drawn x_{i-1} = posterior mean + sqrt(v) noise: (B, *) give (B,).
+
+        sum_d 1/2 (log(w/v) - noise^2 + (sqrt(v) noise + m (x_0 - denoised))^2/w),   v, w, m as in `step_kl`
+
+    Its mean over the noise is `step_kl`, which is what is left of it by Rao and Blackwell: never more variance. x_i cancels. The other
+    arguments are those of `step_kl`. Ho et al. 2020, arXiv:2006.11239, section 2, equation 5.
+    """
+    of_data, of_posterior, of_model = _step(chain, x_0, i, variance, fraction)
+    offset = (of_posterior.sqrt() * noise + of_data * (x_0 - denoised)) ** 2 / of_model
+    return (0.5 * (torch.log(of_model) - torch.log(of_posterior) - noise**2 + offset)).flatten(1).sum(1)
+
+
+def _step(chain: DiscreteChain, x_0: Tensor, i: Index, variance: str, fraction: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The factor of x_0 in the posterior's mean, the posterior's variance and the model's, each to be broadcast over `x_0`."""
     of_data, _, of_posterior = (expand_as(value.to(x_0), x_0) for value in chain.posterior_coefficients(i))
     of_model = chain.variance(i, variance, fraction).to(x_0)
     if fraction is None or variance != "learned":
         of_model = expand_as(of_model, x_0)
-    error = (of_data * (x_0 - denoised)) ** 2 / of_model
-    return (_spread_kl(of_posterior, of_model) + 0.5 * error).flatten(1).sum(1)
+    return of_data, of_posterior, of_model
 
 
 def prior_kl(prior: Prior, mean: Tensor, std: float) -> Tensor:

@@ -1,15 +1,19 @@
 """Training: the loop, the average of the weights, the loss by noise level, checkpoints."""
 
-from .checkpoint import CheckpointError, load, read_extra, save, save_fitted
+from .checkpoint import load, read_extra, read_state, save, save_fitted
 from .ema import power_average
-from .loop import DECAYS, TrainingError, TrainResult, TrainSettings, build_model, fit, train
-from .objective import OBJECTIVES, Objective
+from .loop import Interrupted, build_model, fit, train
+from .objective import Objective
+from .settings import DECAYS, OBJECTIVES, TrainSettings
+from .store import CheckpointError
+from .trainer import TrainingError, TrainResult
 from .validation import Validation
 
 __all__ = [
     "DECAYS",
     "OBJECTIVES",
     "CheckpointError",
+    "Interrupted",
     "Objective",
     "TrainResult",
     "TrainSettings",
@@ -20,6 +24,7 @@ __all__ = [
     "load",
     "power_average",
     "read_extra",
+    "read_state",
     "save",
     "save_fitted",
     "train",

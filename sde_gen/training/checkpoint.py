@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,14 @@ from ..prior import Moments
 from ..score import ScoreModel
 from ..sdes import SDES, make_sde
 from ..version import __version__
+from .store import MANIFEST, CheckpointError, fault, newest, versions, write_version
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "weights.safetensors", "model.json"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be written or read, in one line."""
+STATE, STATE_VALUES = "training.safetensors", "training.json"
+MOST_VALUES = 1 << 26
+"""Bytes of a JSON file beyond which it is not read."""
+State = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 def _name_of(registry: dict[str, Any], value: object, what: str) -> str:
@@ -64,73 +65,128 @@ def describe(model: ScoreModel) -> dict[str, Any]:
     }
 
 
-def save(model: ScoreModel, path: str | os.PathLike[str], ema: nn.Module | None = None, extra: dict[str, Any] | None = None) -> Path:
+def save(
+    model: ScoreModel,
+    path: str | os.PathLike[str],
+    ema: nn.Module | None = None,
+    extra: dict[str, Any] | None = None,
+    state: State | None = None,
+) -> Path:
     """Write `model` to the directory `path`: its weights, those of `ema` (a network of averaged weights) beside them, the
-    normaliser, the moments, and what rebuilds them; `extra` is JSON-able and comes back from `read_extra`.
+    normaliser, the moments, and what rebuilds them; `extra` is JSON-able and comes back from `read_extra`, `state` (tensors and
+    JSON-able values: of a training) from `read_state`.
 
-    The directory is written under a temporary name and renamed, so that a half-written one never has this name. Raises
-    CheckpointError for a model that `load` could not rebuild.
+    Each save is a new numbered version in `path`, whole or not there at all, whenever the process dies (see `write_version`); the
+    one before it is kept. Raises CheckpointError for a model that `load` could not rebuild, OSError where it cannot be written.
     """
     path = Path(path)
     description = describe(model) | {"extra": extra or {}}
     tensors: dict[str, Tensor] = {}
     for part, module in (("network", model.network), ("ema", ema), ("normalizer", model.normalizer), ("moments", model.moments)):
         if isinstance(module, nn.Module):
-            tensors |= {f"{part}.{key}": value.detach().cpu().contiguous().clone() for key, value in module.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        save_file(tensors, temporary / WEIGHTS)
-        (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        for file in (temporary / WEIGHTS, temporary / DESCRIPTION):
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        old = path.with_name(f".{path.name}-old")
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            path.rename(old)
-        temporary.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            tensors |= {f"{part}.{key}": value for key, value in module.state_dict().items()}
+    files = {WEIGHTS: _tensors(tensors), DESCRIPTION: _values(description)}
+    if state is not None:
+        files |= {STATE: _tensors(state[0]), STATE_VALUES: _values(state[1])}
+    write_version(path, files)
+    for name in (WEIGHTS, DESCRIPTION):
+        (path / name).unlink(missing_ok=True)  # of a checkpoint from before there were versions
     return path
 
 
+def _tensors(tensors: dict[str, Tensor]) -> Callable[[Path], None]:
+    return lambda file: save_file({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, file)
+
+
+def _values(values: dict[str, Any]) -> Callable[[Path], None]:
+    text = json.dumps(values, indent=2) + "\n"
+
+    def write(file: Path) -> None:
+        file.write_text(text, encoding="utf-8")
+
+    return write
+
+
+def _copy(source: Path) -> Callable[[Path], None]:
+    def write(file: Path) -> None:
+        try:
+            os.link(source, file)  # the content never changes: one copy on the disk will do
+        except OSError:
+            shutil.copyfile(source, file)
+
+    return write
+
+
 def save_fitted(model: ScoreModel, path: str | os.PathLike[str]) -> None:
-    """Write `model.fitted` into the checkpoint at `path`, which holds this model; nothing else of it changes."""
+    """Write `model.fitted` into the checkpoint at `path`, which holds this model, as a new version; nothing else of it changes."""
+    version = open_checkpoint(path)
+    description = _read_values(version / DESCRIPTION) | {"fitted": [asdict(fitted) for fitted in model.fitted.values()]}
+    others = [name for name in (WEIGHTS, STATE, STATE_VALUES) if (version / name).exists()]
+    write_version(Path(path), {name: _copy(version / name) for name in others} | {DESCRIPTION: _values(description)})
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Path:
+    """The directory with the files of the checkpoint at `path`: its newest version that is whole, a version itself, or a checkpoint
+    from before there were versions. CheckpointError where there is none."""
     path = Path(path)
-    description = _read_description(path) | {"fitted": [asdict(fitted) for fitted in model.fitted.values()]}
-    temporary = path / f".{DESCRIPTION}"
-    temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path / DESCRIPTION)
+    if (path / MANIFEST).exists():
+        reason = fault(path)
+        if reason is not None:
+            raise CheckpointError(f"no readable checkpoint at {path}: {reason}")
+        return path
+    if not versions(path) and (path / DESCRIPTION).exists():
+        return path
+    return newest(path)
 
 
-def _read_description(path: Path) -> dict[str, Any]:
+def _read_values(file: Path) -> dict[str, Any]:
     try:
-        description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"no readable checkpoint at {path}: {type(error).__name__} on {DESCRIPTION}") from error
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise CheckpointError(f"{path / DESCRIPTION} is not a checkpoint of format {FORMAT}")
+        if file.stat().st_size > MOST_VALUES:
+            raise CheckpointError(f"{file} has {file.stat().st_size} bytes; at most {MOST_VALUES} are read")
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"no readable checkpoint at {file.parent}: {type(error).__name__} on {file.name}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file} must hold a mapping, got {type(values).__name__}")
+    return values
+
+
+def _read_description(version: Path) -> dict[str, Any]:
+    description = _read_values(version / DESCRIPTION)
+    if description.get("format") != FORMAT:
+        raise CheckpointError(f"{version / DESCRIPTION} is not a checkpoint of format {FORMAT}")
     return description
 
 
 def read_extra(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The `extra` that a checkpoint was saved with."""
-    extra = _read_description(Path(path)).get("extra", {})
+    extra = _read_description(open_checkpoint(path)).get("extra", {})
     return extra if isinstance(extra, dict) else {}
+
+
+def read_state(path: str | os.PathLike[str]) -> State | None:
+    """The `state` that a checkpoint was saved with, on the CPU, and the weights with it as "network.*" and "ema.*"; or None."""
+    version = open_checkpoint(path)
+    if not (version / STATE).exists():
+        return None
+    try:
+        return load_file(version / STATE) | load_file(version / WEIGHTS), _read_values(version / STATE_VALUES)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read the state of the training at {path}: {type(error).__name__}: {error}") from error
 
 
 def load(path: str | os.PathLike[str], ema: bool = True, device: torch.device | str = "cpu") -> ScoreModel:
     """The model saved at the directory `path`, in evaluation mode; `ema`: with the averaged weights where there are any.
 
-    Nothing is unpickled or executed. Raises CheckpointError, one line, for a checkpoint that is missing, damaged or of
-    another shape than its description says.
+    Where the newest version is damaged, the one before it is loaded, with a warning. Nothing is unpickled or executed. Raises
+    CheckpointError, one line, for a checkpoint that is missing, damaged or of another shape than its description says.
     """
-    path = Path(path)
-    description = _read_description(path)
+    version = open_checkpoint(path)
+    description = _read_description(version)
     try:
-        tensors = load_file(path / WEIGHTS, device=str(device))
+        tensors = load_file(version / WEIGHTS, device=str(device))
         sde = make_sde(description["sde"]["name"], **description["sde"]["settings"])
         about = description["network"]
         network = make_network(about["name"], about["shape"], about["classes"], about["out_channels"], **about["options"]).to(device)

@@ -1,11 +1,12 @@
-"""The training loop: denoising score matching with an average of the weights."""
+"""Training: a model for some data, the loop around its steps, and both in one call."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -13,103 +14,22 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data import Normalizer
-from ..discrete import INDEX_SAMPLERS
-from ..losses import TIME_SAMPLERS, WEIGHTINGS
+from ..data import Normalizer, Source
 from ..networks import make_network
 from ..prior import Moments
-from ..registry import lookup
 from ..score import ScoreModel
 from ..sdes import SDE, make_sde
-from .ema import MOST_WIDTH, power_average
-from .objective import OBJECTIVES, Objective
-from .validation import Validation
-
-DECAYS: dict[str, Callable[[float], float]] = {
-    "constant": lambda progress: 1.0,
-    "linear": lambda progress: 1.0 - progress,
-    "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
-}
-MOST_SKIPPED = 10
+from .checkpoint import State
+from .settings import TrainSettings
+from .trainer import Trainer, TrainResult
 
 
-class TrainingError(RuntimeError):
-    """Training cannot go on: the loss or its gradients were not finite too often in a row."""
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, after the step that was under way: `step` of `steps` are done and were given to on_checkpoint."""
 
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How to train.
-
-    steps, batch: optimiser steps and samples for each; accumulate: parts that a batch is computed in.
-    lr, warmup (steps), decay (to zero at the end: "constant", "linear" or "cosine"), weight_decay, clip (of the gradient's
-    norm): AdamW. ema_width: relative width of the weights' average (see `power_average`).
-    objective: "dsm", denoising score matching in continuous time with `weighting` and `times` (see `dsm_loss`); or the discrete
-    view's "simple", "vlb" or "hybrid" (see `chain_loss`) on the chain of `chain_steps` steps of the SDE (None: its own, or 1000),
-    with `indices` drawn "uniform" or by "importance". bfloat16: autocast of the network.
-    max_seconds: end after this time, with the decay following it, or None. evaluations: how often the validation loss by
-    noise level is measured. seed: of the weights, the data order and the noise.
-    """
-
-    steps: int = 2000
-    batch: int = 128
-    accumulate: int = 1
-    lr: float = 1e-3
-    warmup: int = 100
-    decay: str = "cosine"
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    ema_width: float = 0.1
-    objective: str = "dsm"
-    chain_steps: int | None = None
-    indices: str = "uniform"
-    weighting: str = "edm"
-    times: str = "lognormal"
-    bfloat16: bool = False
-    max_seconds: float | None = None
-    evaluations: int = 8
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "evaluations"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        for name in ("lr", "clip"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)!r}")
-        if isinstance(self.warmup, bool) or not isinstance(self.warmup, int) or self.warmup < 0:
-            raise ValueError(f"warmup must be a whole number of at least 0, got {self.warmup!r}")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ValueError(f"weight_decay must be finite and not negative, got {self.weight_decay!r}")
-        if not 0 < self.ema_width < MOST_WIDTH:
-            raise ValueError(f"ema_width must be above 0 and below {MOST_WIDTH}, got {self.ema_width!r}")
-        if self.batch % self.accumulate:
-            raise ValueError(f"batch must be a multiple of accumulate, got {self.batch} and {self.accumulate}")
-        if self.max_seconds is not None and not self.max_seconds > 0:
-            raise ValueError(f"max_seconds must be positive, got {self.max_seconds!r}")
-        if self.chain_steps is not None and (isinstance(self.chain_steps, bool) or self.chain_steps < 2):
-            raise ValueError(f"chain_steps must be a whole number of at least 2, got {self.chain_steps!r}")
-        for what, name, known in (("objective", self.objective, OBJECTIVES), ("index sampler", self.indices, INDEX_SAMPLERS)):
-            if name not in known:
-                raise ValueError(f"unknown {what} {name!r}; choose from {', '.join(known)}")
-        lookup(DECAYS, "decay", self.decay)
-        lookup(WEIGHTINGS, "weighting", self.weighting)
-        lookup(TIME_SAMPLERS, "time sampler", self.times)
-
-
-@dataclass
-class TrainResult:
-    """model: with the averaged weights, in evaluation mode; raw: the last weights; history: what plot_loss takes;
-    linear: the best linear denoiser's loss by level; steps, seconds, skipped: taken, used, and left out as not finite."""
-
-    model: ScoreModel
-    raw: ScoreModel
-    history: list[dict[str, Any]] = field(default_factory=list)
-    linear: dict[str, list[float]] = field(default_factory=dict)
-    steps: int = 0
-    seconds: float = 0.0
-    skipped: int = 0
+    def __init__(self, step: int, steps: int) -> None:
+        super().__init__(f"interrupted at step {step} of {steps}")
+        self.step, self.steps = step, steps
 
 
 def build_model(
@@ -155,7 +75,7 @@ def build_model(
 
 def fit(
     model: ScoreModel,
-    data: Tensor,
+    data: Tensor | Source,
     settings: TrainSettings | None = None,
     labels: Tensor | None = None,
     held_out: Tensor | None = None,
@@ -165,97 +85,77 @@ def fit(
     on_evaluate: Callable[[int, TrainResult], None] | None = None,
     on_checkpoint: Callable[[int, TrainResult], None] | None = None,
     checkpoint_seconds: float | None = None,
+    on_log: Callable[[dict[str, Any]], None] | None = None,
+    resume: State | None = None,
 ) -> TrainResult:
-    """Train `model` on data (N, *) in its own units; `labels` (N,) for a conditional network.
+    """Train `model` on data (N, *) in its own units, in memory or read batch by batch; `labels` (N,) for a conditional network.
 
     `levels`: of data that are whole numbers 0 .. levels - 1, for the decoder of the objectives "vlb" and "hybrid" (None: a density).
     `held_out` (default: the training data) is what the loss by noise level is measured on. `on_evaluate(step, result)` is
-    called after each of these measurements and `on_checkpoint(step, result)` every `checkpoint_seconds`; in both
-    `result.model` has the averaged weights. Raises TrainingError when more than ten steps in a row are not finite.
-    Vincent 2011; Song et al. 2021, arXiv:2011.13456; AdamW: Loshchilov and Hutter 2019, arXiv:1711.05101.
-    """
-    settings = settings or TrainSettings()
-    device = torch.device(device)
-    model = model.to(device)
-    assert model.normalizer is not None and isinstance(model.network, nn.Module)
-    x = model.normalizer.encode(data.to(device))
-    label = None if labels is None else labels.to(device)
-    held = x if held_out is None else model.normalizer.encode(held_out.to(device))
-    moments = model.moments if model.moments is not None else Moments.fit(x)
-    validation = Validation.prepare(model, held, moments, seed=settings.seed)
+    called after each of these measurements, `on_checkpoint(step, result)` every `checkpoint_seconds` and after Ctrl-C or SIGTERM,
+    which then raises `Interrupted`; in both `result.model` has the averaged weights and `result.state()` all that training needs to
+    go on. `resume`: such a state; the training goes on from there, bit for bit on the CPU what it would have been.
+    `on_log(entry)`: called with each new entry of the history, complete.
 
-    objective = Objective(settings, model, levels)
-    average = power_average(model.network, settings.ema_width)
-    result = TrainResult(model.with_network(average.module).eval().requires_grad_(False), model)
-    result.linear = {"levels": validation.levels, "linear": validation.linear}
-    optimizer = torch.optim.AdamW(
-        model.network.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay, fused=True
-    )
-    parameters = list(model.network.parameters())
-    generator = torch.Generator(device).manual_seed(settings.seed)
-    order = _batches(x.shape[0], settings.batch, settings.seed)
-    size = settings.batch // settings.accumulate
-    log_every = max(1, settings.steps // 200)
-    recent: list[Tensor] = []
-    in_a_row = evaluated = 0
-    began = saved = time.monotonic()
+    Under torchrun every process calls this with the same arguments, works on its share of each batch and returns the same network;
+    callbacks run in the first process alone. Raises TrainingError when more than ten steps in a row are not finite, or memory does
+    not suffice for one sample. Vincent 2011; Song et al. 2021, arXiv:2011.13456; AdamW: Loshchilov and Hutter 2019, arXiv:1711.05101.
+    """
+    trainer = Trainer(model, data, settings or TrainSettings(), labels, held_out, levels, device)
+    result = trainer.result
+    if resume is not None:
+        trainer.restore(resume)
+    first = trainer.rank == 0
+    saved = trainer.seconds
+    total = trainer.settings.steps
     with (
-        torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]),
-        tqdm(total=settings.steps, desc="training", unit="step", disable=None if progress else True) as bar,
+        trainer.running(),
+        _deferred_interrupts() as asked,
+        tqdm(total=total, initial=trainer.step, desc="training", unit="step", disable=None if progress and first else True) as bar,
     ):
-        torch.manual_seed(settings.seed)  # dropout
-        model.train()
-        for step in range(1, settings.steps + 1):
-            elapsed = time.monotonic() - began
-            share = (step - 1) / settings.steps
-            if settings.max_seconds is not None:
-                share = max(share, min(1.0, elapsed / settings.max_seconds))
-            for group in optimizer.param_groups:
-                group["lr"] = settings.lr * min(1.0, step / max(1, settings.warmup)) * DECAYS[settings.decay](share)
-            index = next(order).to(device)
-            total = torch.zeros((), device=device)
-            for part in index.split(size):
-                cond: dict[str, Any] = {} if label is None else {"label": label[part]}
-                with torch.autocast(device.type, torch.bfloat16, enabled=settings.bfloat16):
-                    losses = objective(model, x[part], generator, **cond)
-                loss = losses.sum() / settings.batch
-                loss.backward()
-                total += loss.detach()
-            norm = nn.utils.clip_grad_norm_(parameters, settings.clip, foreach=True)
-            if bool(torch.isfinite(norm)):
-                optimizer.step()
-                average.update_parameters(model.network)
-                recent.append(total)
-                in_a_row = 0
-            else:
-                result.skipped += 1
-                in_a_row += 1
-                if in_a_row > MOST_SKIPPED:
-                    raise TrainingError(f"loss or gradients were not finite for {in_a_row} steps in a row, up to step {step}")
-            optimizer.zero_grad(set_to_none=True)
-            result.steps, result.seconds = step, time.monotonic() - began
-            last = step == settings.steps or (settings.max_seconds is not None and result.seconds >= settings.max_seconds)
-            progress_now = 1.0 if last else max(step / settings.steps, share)
-            if recent and (step % log_every == 0 or last):
-                loss_now = float(torch.stack(recent).mean())
-                recent.clear()
-                result.history.append({"step": step, "seconds": result.seconds, "loss": loss_now})
-                rate = step * settings.batch / result.seconds
-                bar.set_postfix({"loss": f"{loss_now:.4f}", "images/s": f"{rate:.0f}"}, refresh=False)
+        while not trainer.done:
+            entry = trainer.advance()
             bar.update()
-            if result.history and progress_now * settings.evaluations >= evaluated + 1:
-                evaluated = int(progress_now * settings.evaluations)
-                level_loss = validation.measure(result.model)
-                result.history[-1] |= {"validation": float(np.mean(level_loss)), "levels": validation.levels, "level_loss": level_loss}
-                if on_evaluate is not None:
-                    on_evaluate(step, result)
-            if on_checkpoint is not None and checkpoint_seconds is not None and time.monotonic() - saved >= checkpoint_seconds and not last:
-                on_checkpoint(step, result)
-                saved = time.monotonic()
-            if last:
-                break
+            if entry is not None:
+                bar.set_postfix({"loss": f"{entry['loss']:.4f}", "samples/s": f"{trainer.rate:.0f}"}, refresh=False)
+                due = trainer.evaluation_due
+                if due and first:
+                    trainer.evaluate(entry)
+                    if on_evaluate is not None:
+                        on_evaluate(trainer.step, result)
+                if on_log is not None and first:
+                    on_log(entry)
+            stop = bool(asked) and not trainer.done
+            timed = checkpoint_seconds is not None and trainer.seconds - saved >= checkpoint_seconds and not trainer.done
+            if on_checkpoint is not None and first and (stop or timed):
+                on_checkpoint(trainer.step, result)
+                saved = trainer.seconds
+            if stop:
+                raise Interrupted(trainer.step, total)
     model.eval()
     return result
+
+
+@contextlib.contextmanager
+def _deferred_interrupts() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM put their number in the list that is given, so that a step is finished before they count; a second Ctrl-C
+    interrupts at once."""
+    asked: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked  # signals reach the main thread alone
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def train(
@@ -289,17 +189,3 @@ def train(
     model = build_model(x, sde, network, prediction, prior, normalizer, sde_settings, network_options, classes, chosen.seed, variance)
     where = device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
     return fit(model, x, chosen, labels, levels=levels, device=where, progress=progress).model
-
-
-def _batches(count: int, batch: int, seed: int) -> Iterator[Tensor]:
-    """Indices of endless batches: each pass over the data in its own random order, batches running on across passes."""
-    generator = torch.Generator().manual_seed(seed)
-    left: Sequence[Tensor] = []
-    while True:
-        held = sum(part.numel() for part in left)
-        while held < batch:
-            left = [*left, torch.randperm(count, generator=generator)]
-            held += count
-        flat = torch.cat(list(left))
-        yield flat[:batch]
-        left = [flat[batch:]]

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..discrete import OBJECTIVES as OF_CHAIN
 from ..discrete import IndexSampler, chain_loss, chain_of
-from ..losses import dsm_loss
+from ..losses import TIME_SAMPLERS, dsm_loss
 from ..score import ScoreModel
+from .settings import TrainSettings
 
-if TYPE_CHECKING:
-    from .loop import TrainSettings
 
-OBJECTIVES = ("dsm", *OF_CHAIN)
+class Draw(NamedTuple):
+    """The random part of a batch: times (B,), or indices for a chain, the weight of each, and the noise (B, *)."""
+
+    level: Tensor
+    weight: Tensor
+    noise: Tensor
+
+    def part(self, rows: slice) -> Draw:
+        return Draw(self.level[rows], self.weight[rows], self.noise[rows])
 
 
 class Objective(nn.Module):
     """The losses (B,) of a batch x_0 (B, *) in normalised units, as `settings` ask: `dsm_loss`, or `chain_loss` on the chain of the
-    model's SDE. What an importance sampler of indices has seen is its state.
+    model's SDE. What is random is drawn for a whole batch before its parts are computed, so that the parts do not change it.
 
-    levels: of data that are whole numbers 0 .. levels - 1, or None. ValueError for an objective that does not suit the model.
+    levels: of data that are whole numbers 0 .. levels - 1, or None. What an importance sampler of indices has seen is its state.
+    ValueError for an objective that does not suit the model.
     """
 
     def __init__(self, settings: TrainSettings, model: ScoreModel, levels: int | None = None) -> None:
@@ -38,8 +46,26 @@ class Objective(nn.Module):
             self.chain = chain_of(model.sde, settings.chain_steps)
             self.indices = IndexSampler(len(self.chain), settings.indices)
 
-    def forward(self, model: ScoreModel, x_0: Tensor, generator: torch.Generator, **cond: Any) -> Tensor:
-        settings = self.settings
+    def draw(self, model: ScoreModel, shape: Sequence[int], generator: torch.Generator) -> Draw:
+        """What is random of a batch of `shape` (B, *)."""
         if self.chain is None:
-            return dsm_loss(model, x_0, settings.weighting, settings.times, generator=generator, **cond)
-        return chain_loss(model, x_0, self.chain, settings.objective, self.indices, self.levels, generator=generator, **cond)
+            level, weight = TIME_SAMPLERS[self.settings.times](model.sde, shape[0], generator, model.data_std or 1.0)
+        else:
+            level, weight = self.indices.draw(shape[0], generator)
+        return Draw(level, weight, torch.randn(tuple(shape), generator=generator, device=generator.device))
+
+    def forward(self, model: ScoreModel, x_0: Tensor, draw: Draw, **cond: Any) -> Tensor:
+        """The losses before their weights, (B,)."""
+        if self.chain is None:
+            return dsm_loss(model, x_0, self.settings.weighting, draw.level, noise=draw.noise, **cond)
+        return chain_loss(model, x_0, self.chain, self.settings.objective, draw.level, self.levels, noise=draw.noise, **cond)
+
+    @property
+    def learns(self) -> bool:
+        """Whether `observe` has anything to do."""
+        return self.chain is not None and self.indices.kind != "uniform"
+
+    def observe(self, draw: Draw, losses: Tensor) -> None:
+        """Show the losses of a whole batch to an importance sampler of indices."""
+        if self.learns:
+            self.indices.update(draw.level, losses)

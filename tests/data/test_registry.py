@@ -1,5 +1,6 @@
 import gzip
 import hashlib
+import math
 import os
 import struct
 from pathlib import Path
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from sde_gen.data import DATASETS, gaussians8_centres, load_dataset
+from sde_gen.data import DATASETS, SOURCES, gaussians8_centres, load_dataset
+from sde_gen.data.toys import SINES_CYCLES, blob
 
 MNIST = Path(os.environ.get("SDE_GEN_DATA", Path(__file__).resolve().parents[3] / "shared" / "data")) / "mnist"
 TOYS = ["gaussians8", "moons", "checkerboard"]
@@ -26,7 +28,7 @@ def write_mnist(root, train=5, test=3, gz=False):
             (root / (name + ".gz" * gz)).write_bytes(gzip.compress(data) if gz else data)
 
 
-@pytest.mark.parametrize("name", sorted(set(DATASETS) - {"mnist"}))
+@pytest.mark.parametrize("name", sorted(set(DATASETS) - set(SOURCES)))
 def test_every_set_is_what_it_says(name):
     dataset = load_dataset(name)
     assert dataset.name == name and dataset.train.dtype == dataset.test.dtype == torch.float32
@@ -82,6 +84,35 @@ def test_the_checkerboard_leaves_every_other_square_empty():
     assert (counts > 0).sum() == 8 and counts[counts > 0].min() > 1000
 
 
+def test_sines_have_all_their_power_at_one_frequency_and_every_phase():
+    spectrum = torch.fft.rfft(load_dataset("sines", seed=2).train[:, 0].double())
+    power = spectrum.abs() ** 2
+    assert float(power[:, SINES_CYCLES].min() / power.sum(1).max()) > 0.999
+    phases = spectrum[:, SINES_CYCLES].angle()
+    assert abs(float(phases.cos().mean())) < 0.03 and abs(float(phases.sin().mean())) < 0.03
+
+
+def test_the_table_is_correlated_skewed_and_bimodal():
+    height, weight, income, age = load_dataset("table", seed=2).train.double().T
+    matrix = torch.corrcoef(torch.stack((height, weight, income.log(), age)))
+    assert float(matrix[0, 1]) == pytest.approx(0.8, abs=0.02) and float(matrix[0, 2]) == pytest.approx(0.5**0.5, abs=0.02)
+    assert float(income.log().mean()) == pytest.approx(math.log(3000), abs=0.03) and float(income.min()) > 0
+    assert float((age < 40).double().mean()) == pytest.approx(0.5, abs=0.02) and float(((age > 33) & (age < 47)).double().mean()) < 0.005
+    assert bool(((weight < 70) == (age < 40)).all())
+
+
+def test_blobs_are_balls_where_their_centres_are():
+    volumes = load_dataset("blobs3d", seed=2).train.double()
+    assert volumes.shape == (4000, 1, 12, 12, 12)
+    centre = torch.tensor([[3.25, 5.0, 7.5]], dtype=torch.float64)
+    assert float(blob(centre)[0, 0, 3, 5, 7]) == pytest.approx(math.exp(-(0.25**2 + 0.5**2) / (2 * 1.6**2)))
+    logs = volumes.clamp_min(1e-30).log()  # a quadratic: its differences along an axis give the centre back
+    found = torch.stack([5.5 + 1.6**2 * (logs.select(a, 6) - logs.select(a, 5)).mean((1, 2, 3)) for a in (2, 3, 4)], dim=1)
+    torch.testing.assert_close(blob(found), volumes, atol=1e-4, rtol=0)
+    assert float(found.min()) > 3 - 1e-3 and float(found.max()) < 8 + 1e-3
+    torch.testing.assert_close(found.mean(0), torch.full((3,), 5.5, dtype=torch.float64), atol=0.1, rtol=0)
+
+
 def test_limit_cuts_the_training_part_only():
     dataset = load_dataset("digits", limit=100)
     assert len(dataset.train) == len(dataset.train_labels) == 100 and len(dataset.test) == 297
@@ -91,7 +122,7 @@ def test_limit_cuts_the_training_part_only():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "cats"}, "data 'cats' is unknown; allowed: checkerboard, digits"),
+        ({"name": "cats"}, r"data 'cats' is unknown; allowed: blobs3d, checkerboard, .*, or a path: a folder of images, \.tar"),
         ({"name": "digits", "limit": 1}, "1 training item"),
         ({"name": "digits", "limit": 0}, "limit 0"),
         ({"name": "moons", "seed": -1}, "seed -1"),
@@ -103,9 +134,11 @@ def test_bad_arguments_are_refused(arguments, message):
 
 
 @pytest.mark.parametrize("gz", [False, True])
-def test_mnist_is_read_from_its_files(tmp_path, gz):
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_mnist_is_read_from_its_files(tmp_path, gz, name):
     write_mnist(tmp_path, gz=gz)
-    dataset = load_dataset("mnist", root=tmp_path)
+    dataset = load_dataset(name, root=tmp_path)
+    assert dataset.name == name
     assert dataset.train.shape == (5, 1, 28, 28) and dataset.test.shape == (3, 1, 28, 28)
     expected = np.random.default_rng(0).integers(256, size=(5, 28, 28), dtype=np.uint8)
     np.testing.assert_array_equal(dataset.train[:, 0].numpy(), expected)

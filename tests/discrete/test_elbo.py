@@ -1,17 +1,15 @@
 """The bound: its terms against independent forms, its value where that is known exactly, its errors against the true spread."""
 
+import functools
 import math
 
 import pytest
 import torch
 from closed_forms import GaussianData, slope
-from scipy.special import log_ndtr
-from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 from toys import all_sdes
 
-from sde_gen import Moments, Normalizer, ScoreModel, make_sde
-from sde_gen.discrete import DiscreteChain, discretized_log_prob, elbo, elbo_continuous, make_chain, prior_kl, step_kl
-from sde_gen.prior import MatchedPrior, SDEPrior
+from sde_gen import Normalizer, ScoreModel, make_sde
+from sde_gen.discrete import DiscreteChain, elbo, elbo_continuous, make_chain, prior_kl, step_kl
 
 SDES = all_sdes()
 DATA = GaussianData.correlated()
@@ -22,72 +20,6 @@ VARIANCES = ("fixed_small", "fixed_large", "learned")
 
 def normal(*shape, seed=0):
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-# the terms
-
-
-def test_bins_hold_all_the_mass():
-    values = torch.arange(17)
-    mean, std = torch.tensor([[0.3], [-40.0], [8.5], [16.0], [300.0]], dtype=torch.float64), 0.7
-    mass = torch.exp(discretized_log_prob(values, mean, std, 17))
-    torch.testing.assert_close(mass.sum(1), torch.ones(5, dtype=torch.float64), rtol=0, atol=1e-13)
-    bins = Normal(0.3, 0.7)
-    assert float(mass[0, 2]) == pytest.approx(float(bins.cdf(torch.tensor(2.5)) - bins.cdf(torch.tensor(1.5))), rel=1e-5)
-    assert float(mass[0, 0]) == pytest.approx(float(bins.cdf(torch.tensor(0.5))), rel=1e-6)
-    in_other_units = discretized_log_prob(values, mean / 8 - 1, std / 8, 17, scale=1 / 8, shift=-1.0)
-    shown = torch.log(mass) > -600
-    torch.testing.assert_close(in_other_units[shown], torch.log(mass)[shown], rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_bins_in_the_tails(dtype):
-    values = torch.tensor([3, 3, 0, 9])
-    mean = torch.tensor([30.0, -24.0, 30.0, -21.0], dtype=dtype, requires_grad=True)
-    found = discretized_log_prob(values, mean, 0.5, 10)
-    # The nearer edge of the bin rules: log Phi(-53) and, for the outer bins, log Phi(-59).
-    wanted = [log_ndtr(-53.0), log_ndtr(-53.0), log_ndtr(-59.0), log_ndtr(-59.0)]
-    torch.testing.assert_close(found.detach().double(), torch.tensor(wanted, dtype=torch.float64), rtol=1e-6, atol=0)
-    found.sum().backward()
-    assert bool(torch.isfinite(mean.grad).all()) and mean.grad.sign().tolist() == [-1, 1, -1, 1]
-
-
-@every_sde
-@pytest.mark.parametrize("variance", VARIANCES)
-def test_a_step_is_the_kl_of_its_gaussians(name, variance):
-    chain = DiscreteChain.from_sde(SDES[name], 20)
-    x_0, guess, x_i = normal(6, 2, 3), normal(6, 2, 3, seed=1), normal(6, 2, 3, seed=2)
-    fraction = torch.rand(6, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) if variance == "learned" else None
-    i = torch.tensor([1, 2, 5, 11, 18, 19])
-    mean_q, of_q = chain.posterior(x_0, x_i, i)
-    mean_p, _ = chain.posterior(guess, x_i, i)
-    of_p = chain.variance(i, variance, fraction)
-    of_p = of_p if variance == "learned" else of_p.reshape(6, 1, 1)
-    wanted = kl_divergence(Normal(mean_q, of_q.sqrt().expand_as(mean_q)), Normal(mean_p, of_p.sqrt().expand_as(mean_p))).flatten(1).sum(1)
-    torch.testing.assert_close(step_kl(chain, x_0, guess, i, variance, fraction), wanted, rtol=1e-9, atol=1e-10)
-
-
-def test_a_fixed_small_step_is_the_loss_of_signal_to_noise():
-    chain = make_chain("cosine", 30)
-    x_0, guess = normal(2, 5), normal(2, 5, seed=1)
-    snr = torch.exp(2 * chain.lambda_)
-    wanted = 0.5 * (snr[6] - snr[7]) * (x_0 - guess).square().sum(1)
-    torch.testing.assert_close(step_kl(chain, x_0, guess, 7), wanted, rtol=1e-10, atol=0)
-
-
-def test_kl_to_the_prior():
-    mean, std = normal(4, 2), 0.9
-    covariance = torch.tensor([[1.0, 0.3], [0.3, 0.5]], dtype=torch.float64)
-    centre = torch.tensor([0.2, -1.0], dtype=torch.float64)
-    q = MultivariateNormal(mean, std**2 * torch.eye(2, dtype=torch.float64))
-    matched = MatchedPrior(Moments(centre, covariance=covariance), 0.6, 0.8)
-    exact = MultivariateNormal(0.6 * centre, 0.36 * covariance + 0.64 * torch.eye(2, dtype=torch.float64))
-    torch.testing.assert_close(prior_kl(matched, mean, std), kl_divergence(q, exact))
-    apart = MatchedPrior(Moments(centre, variance=torch.tensor([1.0, 0.5])), 0.6, 0.8)
-    exact = Independent(Normal(0.6 * centre, torch.tensor([1.0, (0.18 + 0.64) ** 0.5], dtype=torch.float64)), 1)
-    torch.testing.assert_close(prior_kl(apart, mean, std), kl_divergence(Independent(Normal(mean, std), 1), exact))
-    ve = make_sde("ve", sigma_max=3.0)
-    torch.testing.assert_close(prior_kl(SDEPrior(ve), mean, std), kl_divergence(Normal(mean, std), Normal(0.0, 3.0)).sum(1))
 
 
 # Gaussian data with the exact denoiser: all is known
@@ -241,6 +173,14 @@ def test_the_terms_add_up():
     assert found.std_error**2 == pytest.approx(found.noise**2 + found.test_set**2)
     limit = elbo_continuous(Coins.model(VP), Coins.sample(9), 4, samples=7)
     assert limit.terms.shape == limit.times.shape == (8,) and bool((limit.times.diff() > 0).all())
+    torch.testing.assert_close(found.edges, chain.lambda_)
+    assert found.counts.tolist() == [9] * 12 and limit.counts.tolist() == [9] * 8
+    ends = VP.half_log_snr(torch.tensor([VP.t_min, VP.t_max], dtype=torch.float64))
+    torch.testing.assert_close(limit.edges[[0, -1]], ends)
+    middles = VP.half_log_snr(limit.times[1:])
+    assert bool((limit.edges[1:] < middles).all()) and bool((middles < limit.edges[:-1]).all())
+    some = elbo(Coins.model(VP), Coins.sample(9), chain, 4, terms=3)
+    assert int(some.counts[0]) == 9 and int(some.counts[1:].sum()) == 27
     assert float(limit.terms[1:].sum()) == pytest.approx(limit.diffusion.value)
 
 
@@ -256,6 +196,30 @@ def test_sampled_terms_are_unbiased(variance, grid):
     seen = torch.isfinite(some.term_errors)
     assert int(seen.sum()) == 30
     assert bool(((some.terms - whole.terms).abs() < 5 * torch.hypot(some.term_errors, whole.term_errors)).all())
+
+
+@pytest.mark.parametrize("variance", VARIANCES)
+@pytest.mark.parametrize("terms", ["all", 4])
+def test_without_rao_blackwell_the_mean_is_the_same_and_the_noise_larger(terms, variance):
+    chain, model, x = DiscreteChain.from_sde(VP, 12, "half_log_snr", t_min=0.01), learned(0.3), DATA.sample(100)
+    options = {"variance": variance, "terms": terms, "draws": 60}
+    closed, drawn = (elbo(model, x, chain, rao_blackwell=on, **options) for on in (True, False))
+    # At the same x_i: the difference is the drawn steps' own noise.
+    rest = drawn.each - closed.each
+    assert abs(float(rest.mean())) < 4 * float(rest.std()) / 10 < 0.1 * closed.value
+    error = torch.hypot(drawn.term_errors, closed.term_errors)
+    assert bool(((drawn.terms - closed.terms).abs() <= 4.5 * error).all()) and float(drawn.terms[0]) == float(closed.terms[0])
+    assert drawn.decoder == closed.decoder and drawn.prior == closed.prior
+    assert drawn.noise > 1.3 * closed.noise
+
+
+def test_what_rao_blackwell_saves_is_twice_the_bound():
+    # Fixed-small: the variance of a drawn step is twice its KL, whatever the network, so that of all steps is twice their sum in nats.
+    chain, x = DiscreteChain.from_sde(VP, 15, "half_log_snr", t_min=0.01), DATA.sample(100)
+    closed, drawn = (elbo(DATA.model(VP), x, chain, draws=100, rao_blackwell=on) for on in (True, False))
+    count, dim = 100 * 100, 2
+    saved = (drawn.noise**2 - closed.noise**2) * count * dim**2
+    assert saved == pytest.approx(2 * closed.diffusion.value * dim, rel=0.1)
 
 
 def test_what_the_variance_alone_costs_is_not_sampled():
@@ -280,7 +244,11 @@ def test_the_errors_are_the_true_spread():
     assert math.isnan(fresh[0].noise)
 
 
-@pytest.mark.parametrize("bound", [lambda *a, **k: elbo(*a[:2], DiscreteChain.from_sde(VP, 8), 4, draws=2, **k), None])
+def chain_bound(*arguments, **options):
+    return elbo(*arguments, DiscreteChain.from_sde(VP, 8), 4, draws=2, **options)
+
+
+@pytest.mark.parametrize("bound", [chain_bound, functools.partial(chain_bound, rao_blackwell=False), None])
 @pytest.mark.parametrize("terms", ["all", 2])
 def test_an_image_has_its_own_noise(bound, terms):
     x, model = Coins.sample(7), Coins.model(VP)

@@ -91,6 +91,22 @@ def test_what_could_not_be_rebuilt_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def flat(path: Path) -> Path:
+    """The checkpoint as it was written before there were versions and sums of the content."""
+    for file in (path / "00000001").iterdir():
+        file.rename(path / file.name)
+    (path / "00000001").rmdir()
+    (path / "manifest.json").unlink()
+    return path
+
+
+def test_a_save_over_a_checkpoint_without_versions_leaves_a_version_alone(tmp_path: Path) -> None:
+    path = flat(sde_gen.save(model(seed=0), tmp_path / "checkpoint"))
+    sde_gen.save(model(seed=1), path)
+    assert_same(sde_gen.load(path), model(seed=1))
+    assert [entry.name for entry in path.iterdir()] == ["00000001"]
+
+
 def break_weights(path: Path) -> None:
     content = (path / "weights.safetensors").read_bytes()
     (path / "weights.safetensors").write_bytes(content[: len(content) // 2])
@@ -124,7 +140,8 @@ BREAKS = {
 
 @pytest.mark.parametrize("fault", BREAKS)
 def test_a_damaged_checkpoint_is_one_clear_line(fault: str, tmp_path: Path) -> None:
-    path = sde_gen.save(model(), tmp_path / "checkpoint")
+    path = flat(sde_gen.save(model(), tmp_path / "checkpoint"))
+    assert_same(sde_gen.load(path), model())
     BREAKS[fault](path)
     with pytest.raises(CheckpointError) as caught:
         sde_gen.load(path)

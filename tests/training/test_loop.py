@@ -71,9 +71,9 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_generator_al
 
 
 def test_every_sample_is_seen_once_in_a_pass() -> None:
-    from sde_gen.training.loop import _batches
+    from sde_gen.training.trainer import batch_order
 
-    order = _batches(10, 4, seed=0)
+    order = batch_order(10, 4, seed=0)
     seen = torch.cat([next(order) for _ in range(5)])
     assert sorted(seen[:10].tolist()) == list(range(10)) == sorted(seen[10:].tolist())
     assert seen[:10].tolist() != seen[10:].tolist()

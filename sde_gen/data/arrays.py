@@ -1,0 +1,212 @@
+"""Arrays in .npy and .npz files, mapped from disk rather than read, and never unpickled."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from sde_gen.data.assemble import Part, assemble
+from sde_gen.data.dataset import Dataset
+from sde_gen.data.errors import one_line
+from sde_gen.data.source import array_source
+
+KEYS = {
+    "train": ("train", "x", "images", "data", "arr_0"),
+    "labels": ("labels", "y", "train_labels"),
+    "test": ("test", "x_test", "test_images"),
+    "test_labels": ("test_labels", "y_test"),
+}
+"""Under which names an .npz file's arrays are looked for; the first that is there counts."""
+MOST_UNPACKED = 8 << 30
+"""Bytes that the compressed arrays of an .npz file may unpack to."""
+_SHAPES = "(N, D), (N, C, L), (N, C, H, W) or (N, C, D, H, W)"
+_LEVELS = {np.dtype(bool): 2, np.dtype(np.uint8): 256, np.dtype(np.uint16): 65536}
+_EXACT = 1 << 24  # whole numbers up to here are exact in float32
+
+
+def load_npy(path: Path, **options: Any) -> Dataset:
+    """A data set from one .npy file; `options` go to `assemble`. See `arrange` for shapes and `KEYS` for an .npz's names.
+
+    Raises:
+        ValueError: no such file or not an .npy file, truncated, objects, text or complex numbers, or a shape that is not allowed.
+    """
+    return _dataset(path, {"train": _checked(path.name, _open_npy(path))}, (), **options)
+
+
+def load_npz(path: Path, **options: Any) -> Dataset:
+    """A data set from the arrays of an .npz file, by their names (`KEYS`); stored (not compressed) arrays are mapped from disk.
+
+    Raises:
+        ValueError: as `load_npy`, or no array for the training part, or arrays that unpack to more than `MOST_UNPACKED` bytes.
+    """
+    members = _members(path)
+    found = _chosen(path, members)
+    arrays = {part: _open_member(path, members[key]) for part, key in found.items()}
+    unused = sorted(set(members) - set(found.values()))
+    return _dataset(path, arrays, [f"arrays not used: {', '.join(unused)}"] if unused else (), **options)
+
+
+def item_shape(path: Path) -> tuple[int, ...]:
+    """Shape of one item, from the file's header alone. ValueError as the loaders'."""
+    if path.suffix.lower() == ".npy":
+        array = _open_npy(path)
+    else:
+        members = _members(path)
+        array = _open_member(path, members[_chosen(path, members)["train"]])
+    return arrange(path.name, _checked(path.name, array))[0].item
+
+
+def arrange(name: str, array: np.ndarray) -> tuple[Any, str | None]:
+    """The rows of an array as a `Source`, and a line that says how its axes were read where that is not plain.
+
+    (N, D), (N, C, L), (N, C, H, W) and (N, C, D, H, W) are taken as they are, but for: (N, H, W) of 8- or 16-bit or Boolean
+    values, or with H = W >= 8, is one channel of images; (N, H, W, C) of such values with C = 1, 3 or 4 has its channels put first.
+    """
+    shape, small = array.shape, array.dtype in _LEVELS
+    if array.ndim == 3 and (small or (shape[1] == shape[2] >= 8)):
+        note = f"read as {shape[0]:,} images of one channel, {shape[1]} x {shape[2]}; signals of {shape[1]} channels need (N, C, L) floats"
+        return array_source(array, name, "one channel"), note
+    if array.ndim == 4 and shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4):
+        if small:
+            note = f"read as {shape[0]:,} images of {shape[3]} channel(s), {shape[1]} x {shape[2]}: channels were last and are put first"
+            return array_source(array, name, "channels last"), note
+        return array_source(array, name), f"read as (N, C, H, W) with {shape[1]} channels; transpose the file if its channels are last"
+    if array.ndim == 3:
+        return array_source(array, name), f"read as signals (N, C, L): {shape[1]} channel(s) of length {shape[2]}"
+    if array.ndim == 1:
+        raise ValueError(f"{name}: shape {shape}; {_SHAPES} is needed (reshape to (N, 1) for single numbers)")
+    return array_source(array, name), None
+
+
+def _dataset(path: Path, arrays: dict[str, np.ndarray], notes: Any, **options: Any) -> Dataset:
+    notes, parts = list(notes), {}
+    train = arrays["train"]
+    for part in ("train", "test"):
+        if part not in arrays:
+            continue
+        array = arrays[part]
+        source, note = arrange(path.name, array)
+        labels = arrays.get("labels" if part == "train" else "test_labels")
+        if labels is not None and labels.shape != array.shape[:1]:
+            raise ValueError(f"{path.name}: labels of shape {labels.shape} for {len(array)} {part} items; ({len(array)},) is needed")
+        parts[part] = Part(source, None if labels is None else np.array(labels))
+        if note and part == "train":
+            notes.append(note)
+    levels = _LEVELS.get(train.dtype)
+    if levels is None and train.dtype.kind in "iu":
+        notes.append(f"{train.dtype} values are taken as continuous; save them as uint8 or uint16 where they are levels 0 .. 255 or 65535")
+        if max(abs(int(train[:1000].max())), abs(int(train[:1000].min()))) > _EXACT:
+            notes.append(f"values beyond {_EXACT:,} are rounded: training is in float32")
+    shown = None if levels is None else (0.0, float(levels - 1))
+    return assemble(path.name, parts["train"], parts.get("test"), levels=levels, value_range=shown, notes=notes, **options)
+
+
+def _checked(name: str, array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind not in "buif":
+        what = "Python objects, which would have to be unpickled" if array.dtype.hasobject else str(array.dtype)
+        raise ValueError(f"{name}: holds {what}; numbers (Boolean, integer or floating) are allowed")
+    if not 1 <= array.ndim <= 5 or array.size == 0:
+        raise ValueError(f"{name}: shape {array.shape}; non-empty {_SHAPES} is needed")
+    return array
+
+
+def _guarded(path: Path, member: str, action: Callable[[], np.ndarray]) -> np.ndarray:
+    where = f"{path.name}: {member}" if member else path.name
+    try:
+        return action()
+    except (OSError, EOFError, ValueError, SyntaxError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"{where} cannot be read ({one_line(error)}); a complete .npy array of numbers is needed") from error
+
+
+def _open_npy(path: Path) -> np.ndarray:
+    _needs_file(path, b"\x93NUMPY", ".npy")
+    return _guarded(path, "", lambda: _mapped(path, 0))
+
+
+def _mapped(path: Path, start: int) -> np.ndarray:
+    """The array whose .npy header stands at byte `start` of a file, mapped from disk; ValueError for objects."""
+    with path.open("rb") as file:
+        file.seek(start)
+        shape, fortran, dtype = _header(file)
+        offset = file.tell()
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, which are never unpickled")
+    if 0 in shape or dtype.itemsize == 0:
+        return np.empty(shape, dtype)
+    return np.memmap(path, dtype, "r", offset, shape, order="F" if fortran else "C")
+
+
+def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(file)
+    if version == (2, 0):
+        return np.lib.format.read_array_header_2_0(file)
+    raise ValueError(f"version {version} of the format; 1.0 and 2.0 hold arrays of numbers")
+
+
+def _needs_file(path: Path, magic: bytes, ending: str) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path.name}: {'a directory' if path.is_dir() else 'no such file'}; an {ending} file is needed")
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(magic))
+    except OSError as error:
+        raise ValueError(f"{path.name}: cannot be read ({one_line(error)})") from error
+    if start != magic:
+        raise ValueError(
+            f"{path.name}: {'empty' if not start else 'its content is not that of an ' + ending + ' file'}; numpy writes these"
+        )
+
+
+def _members(path: Path) -> dict[str, zipfile.ZipInfo]:
+    _needs_file(path, b"PK", ".npz")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {info.filename.removesuffix(".npy"): info for info in archive.infolist() if info.filename.endswith(".npy")}
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise ValueError(f"{path.name}: cannot be read ({one_line(error)}); a complete .npz file is needed") from error
+
+
+def _chosen(path: Path, members: dict[str, zipfile.ZipInfo]) -> dict[str, str]:
+    found = {part: next((key for key in keys if key in members), None) for part, keys in KEYS.items()}
+    if found["train"] is None and len(members) == 1:
+        found["train"] = next(iter(members))
+    if found["train"] is None:
+        raise ValueError(
+            f"{path.name}: holds arrays {', '.join(sorted(members)) or 'none'}; one named {', '.join(KEYS['train'])} is needed"
+        )
+    unpacked = sum(members[key].file_size for key in found.values() if key is not None and members[key].compress_type != zipfile.ZIP_STORED)
+    if unpacked > MOST_UNPACKED:
+        raise ValueError(f"{path.name}: its arrays unpack to {unpacked:,} bytes; at most {MOST_UNPACKED:,} are allowed, save them as .npy")
+    return {part: key for part, key in found.items() if key is not None}
+
+
+def _open_member(path: Path, info: zipfile.ZipInfo) -> np.ndarray:
+    member = info.filename.removesuffix(".npy")
+
+    def unpacked() -> np.ndarray:
+        with zipfile.ZipFile(path) as archive, archive.open(info) as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+
+    def stored() -> np.ndarray:
+        with path.open("rb") as file:
+            file.seek(info.header_offset)
+            head = file.read(30)  # the local header: the lengths of its name and extra field are its last four bytes
+            if head[:4] != b"PK\x03\x04" or info.flag_bits & 1:
+                raise ValueError("encrypted, or its header is damaged")
+            start = info.header_offset + 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+        array = _mapped(path, start)
+        if array.nbytes > info.file_size:
+            raise ValueError(f"its header claims {array.nbytes} bytes, {info.file_size} are there")
+        return array
+
+    array = _guarded(path, member, stored if info.compress_type == zipfile.ZIP_STORED else unpacked)
+    where = f"{path.name}: {member}"
+    if array.dtype.kind == "U" and array.ndim == 1:  # words as labels
+        return array
+    return _checked(where, array)

@@ -1,0 +1,198 @@
+"""Images in a folder or an archive, with subfolders as labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from sde_gen.data import archives
+from sde_gen.data.archives import MOST_MEMBER, members
+from sde_gen.data.assemble import Part, assemble
+from sde_gen.data.dataset import Dataset
+from sde_gen.data.decode import FORMATS, LEVELS, decode, describe, read_limited
+from sde_gen.data.errors import one_line
+from sde_gen.data.source import IN_MEMORY, Source, array_source
+
+_TRAIN, _TEST = ("train", "training"), ("test", "val", "valid", "validation")
+_ENDINGS = " ".join(FORMATS)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What an image is: its name in the folder or archive, (height, width) and mode."""
+
+    name: str
+    size: tuple[int, int]
+    mode: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.size[1]} x {self.size[0]}, {self.mode})"
+
+
+def load_images(path: Path, size: int | None = None, in_memory: int = IN_MEMORY, **options: Any) -> Dataset:
+    """A data set (N, C, H, W) of the images below a folder, or in a .tar, .tar.gz, .tgz or .zip archive.
+
+    Where the top folders are train and test (or val, valid, validation), they are the split. The subfolders (below these) are
+    the classes, in sorted order; images in none have no labels. Images come in the sorted order of their paths; other and
+    hidden files are left out and counted in the notes. A folder that takes more than `in_memory` is decoded batch by batch.
+
+    Args:
+        path: the folder or archive.
+        size: resize each image's shorter side to this and cut out the middle square; None: all must be of one size and mode.
+        in_memory: bytes.
+        options: of `assemble`.
+
+    Raises:
+        ValueError: no images, one that is broken or not allowed (see `decode`), different sizes or modes, a damaged archive.
+    """
+    return _from_folder(path, size, in_memory, options) if path.is_dir() else _from_archive(path, size, in_memory, options)
+
+
+def item_shape(path: Path, size: int | None = None) -> tuple[int, ...]:
+    """Shape of the first image found, from its header."""
+    if path.is_dir():
+        first = next((name for name in sorted(_walk(path)) if _is_image(name)), None)
+        found = None if first is None else (first, _content(path, first))
+    else:
+        found = next(((name, content) for name, content in members(path, _is_image) if content is not None), None)
+    if found is None or found[1] is None:
+        raise _none(path, 0)
+    (height, width), mode = describe(found[1], f"{path.name}/{found[0]}")
+    return (3 if mode == "RGB" else 1, *((height, width) if size is None else (size, size)))
+
+
+def _from_folder(path: Path, size: int | None, in_memory: int, options: dict[str, Any]) -> Dataset:
+    found = sorted(_walk(path), key=_order)
+    names = [name for name in found if _is_image(name)]
+    if not names:
+        raise _none(path, len(found))
+    first = _one_kind([], _seen(_content(path, names[0]), names[0], path, size))
+    item = (3 if first[0].mode == "RGB" else 1, *first[0].size)
+    if len(names) * int(np.prod(item)) <= in_memory:  # as bytes, which is how they are kept
+        images = [_decoded(_content(path, name), name, path, size, first) for name in names]
+        return _finish(path, names, np.stack(images), first[0].mode, len(found) - len(names), options, in_memory)
+    for name in names[1:]:  # only the headers: the pixels are decoded when they are asked for
+        _one_kind(first, _seen(_content(path, name), name, path, size))
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        return np.stack([_decoded(_content(path, names[row]), names[row], path, size, first) for row in rows.tolist()])
+
+    source = Source(path.name, item, read, np.arange(len(names)))
+    return _finish(path, names, source, first[0].mode, len(found) - len(names), options, in_memory)
+
+
+def _from_archive(path: Path, size: int | None, in_memory: int, options: dict[str, Any]) -> Dataset:
+    if not path.is_file():
+        raise ValueError(f"{path.name}: no such file or folder; a folder of images or an archive ({' '.join(archives.ENDINGS)}) is needed")
+    images: dict[str, np.ndarray] = {}
+    first: list[_Seen] = []
+    left_out = used = 0
+    for name, content in members(path, _is_image):
+        if content is None:
+            left_out += 1
+            continue
+        image = images[name] = _decoded(content, name, path, size, first)
+        used += image.nbytes
+        if used > in_memory:
+            raise ValueError(f"{path.name}: its images take more than {in_memory:,} bytes; unpack it: a folder is read batch by batch")
+    if not images:
+        raise _none(path, left_out)
+    names = sorted(images, key=_order)
+    return _finish(path, names, np.stack([images[name] for name in names]), first[0].mode, left_out, options, in_memory)
+
+
+def _finish(
+    path: Path, names: list[str], images: np.ndarray | Source, mode: str, left_out: int, options: dict[str, Any], in_memory: int
+) -> Dataset:
+    source = images if isinstance(images, Source) else array_source(images, path.name)
+    train, test, notes = _parts([PurePosixPath(name).parts for name in names], source)
+    shape = source.item
+    kind = "colour" if mode == "RGB" else {"L": "grey", "I;16": "16-bit grey", "1": "black-and-white"}[mode]
+    notes.insert(0, f"{len(names):,} {kind} images of {shape[2]} x {shape[1]}")
+    if left_out:
+        notes.append(f"{left_out} other file(s) left out: only {_ENDINGS} are read, no hidden files, no links")
+    shown = (0.0, LEVELS[mode] - 1.0)
+    return assemble(path.name, train, test, levels=LEVELS[mode], value_range=shown, notes=notes, in_memory=in_memory, **options)
+
+
+def _parts(paths: Sequence[tuple[str, ...]], source: Source) -> tuple[Part, Part | None, list[str]]:
+    """The split and the labels that the folders stand for."""
+    while all(len(parts) > 1 and parts[0] == paths[0][0] for parts in paths):
+        paths = [parts[1:] for parts in paths]  # one folder around everything says nothing
+    tops = {parts[0].lower() for parts in paths if len(parts) > 1}
+    split = any(top in _TRAIN for top in tops) and any(top in _TEST for top in tops) and all(len(parts) > 1 for parts in paths)
+    if not split or not tops <= {*_TRAIN, *_TEST}:
+        labels, notes = _labels(paths)
+        return Part(source, labels), None, notes
+    held = np.array([parts[0].lower() in _TEST for parts in paths])
+    labels, notes = _labels([parts[1:] for parts in paths])
+    train, test = (Part(source.subset(np.flatnonzero(rows)), None if labels is None else labels[rows]) for rows in (~held, held))
+    return train, test, notes
+
+
+def _labels(paths: Sequence[tuple[str, ...]]) -> tuple[np.ndarray | None, list[str]]:
+    inside = [len(parts) > 1 for parts in paths]
+    if all(inside):
+        return np.array([parts[0] for parts in paths]), []
+    return None, ["no labels: some images lie in subfolders and some in none"] if any(inside) else []
+
+
+def _one_kind(first: list[_Seen], seen: _Seen) -> list[_Seen]:
+    """`first` with the first image seen in it; ValueError for another kind of image."""
+    if not first:
+        first.append(seen)
+    elif (seen.size, seen.mode) != (first[0].size, first[0].mode):
+        cure = "" if seen.mode != first[0].mode else ", or data.size=N (--set data.size=32) to resize all"
+        raise ValueError(f"{seen} is not like {first[0]}: one size and mode for all images is needed{cure}")
+    return first
+
+
+def _seen(content: bytes, name: str, path: Path, size: int | None) -> _Seen:
+    found, mode = describe(content, f"{path.name}/{name}")
+    return _Seen(f"{path.name}/{name}", found if size is None else (size, size), mode)
+
+
+def _decoded(content: bytes, name: str, path: Path, size: int | None, first: list[_Seen]) -> np.ndarray:
+    image, mode = decode(content, f"{path.name}/{name}", size)
+    _one_kind(first, _Seen(f"{path.name}/{name}", (image.shape[1], image.shape[2]), mode))
+    return image
+
+
+def _walk(path: Path) -> Iterator[str]:
+    """Every file below a folder, by its path in it with / between; links to folders are not followed."""
+    try:
+        for folder, _, names in os.walk(path, onerror=_raise):
+            below = Path(folder).relative_to(path)
+            yield from ((below / name).as_posix() for name in names)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({one_line(error)}); a folder of images is needed") from error
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _content(path: Path, name: str) -> bytes:
+    try:
+        with (path / name).open("rb") as file:
+            return read_limited(file, f"{path.name}/{name}", MOST_MEMBER)
+    except OSError as error:
+        raise ValueError(f"{path.name}/{name}: cannot be read ({one_line(error)}); a complete file is needed") from error
+
+
+def _is_image(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return PurePosixPath(name).suffix.lower() in FORMATS and not any(part.startswith((".", "__MACOSX")) for part in parts)
+
+
+def _order(name: str) -> tuple[str, ...]:
+    return PurePosixPath(name).parts
+
+
+def _none(path: Path, files: int) -> ValueError:
+    return ValueError(f"{path.name}: no images among its {files} file(s); files with {_ENDINGS} are needed")

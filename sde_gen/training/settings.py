@@ -1,0 +1,96 @@
+"""How to train: plain values, checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..discrete import INDEX_SAMPLERS
+from ..discrete import OBJECTIVES as OF_CHAIN
+from ..losses import TIME_SAMPLERS, WEIGHTINGS
+from ..registry import lookup
+from .ema import MOST_WIDTH
+
+OBJECTIVES = ("dsm", *OF_CHAIN)
+DECAYS: dict[str, Callable[[float], float]] = {
+    "constant": lambda progress: 1.0,
+    "linear": lambda progress: 1.0 - progress,
+    "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
+}
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How to train.
+
+    steps, batch: optimiser steps and samples for each. accumulate: parts that a batch is computed in; micro_batch: the size of a
+    part instead: the same gradients in less memory. workers: processes that read data larger than memory ahead.
+    lr, warmup (steps), decay (to zero at the end: "constant", "linear" or "cosine"), weight_decay, clip (of the gradient's
+    norm): AdamW. ema_width: relative width of the weights' average (see `power_average`).
+    objective: "dsm", denoising score matching in continuous time with `weighting` and `times` (see `dsm_loss`); or the discrete
+    view's "simple", "vlb" or "hybrid" (see `chain_loss`) on the chain of `chain_steps` steps of the SDE (None: its own, or 1000),
+    with `indices` drawn "uniform" or by "importance". bfloat16: autocast of the network.
+    max_seconds: end after this time, with the decay following it, or None. evaluations: how often the validation loss by
+    noise level is measured. seed: of the weights, the data order and the noise.
+    """
+
+    steps: int = 2000
+    batch: int = 128
+    accumulate: int = 1
+    micro_batch: int | None = None
+    workers: int = 0
+    lr: float = 1e-3
+    warmup: int = 100
+    decay: str = "cosine"
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    ema_width: float = 0.1
+    objective: str = "dsm"
+    chain_steps: int | None = None
+    indices: str = "uniform"
+    weighting: str = "edm"
+    times: str = "lognormal"
+    bfloat16: bool = False
+    max_seconds: float | None = None
+    evaluations: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "accumulate", "evaluations"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        for name in ("lr", "clip"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)!r}")
+        for name in ("warmup", "workers"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ValueError(f"{name} must be a whole number of at least 0, got {value!r}")
+        if self.micro_batch is not None:
+            if isinstance(self.micro_batch, bool) or not isinstance(self.micro_batch, int) or self.micro_batch < 1:
+                raise ValueError(f"micro_batch must be a whole number of at least 1, got {self.micro_batch!r}")
+            if self.accumulate != 1:
+                raise ValueError(f"give accumulate or micro_batch, not both, got {self.accumulate} and {self.micro_batch}")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay must be finite and not negative, got {self.weight_decay!r}")
+        if not 0 < self.ema_width < MOST_WIDTH:
+            raise ValueError(f"ema_width must be above 0 and below {MOST_WIDTH}, got {self.ema_width!r}")
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch must be a multiple of accumulate, got {self.batch} and {self.accumulate}")
+        if self.max_seconds is not None and not self.max_seconds > 0:
+            raise ValueError(f"max_seconds must be positive, got {self.max_seconds!r}")
+        if self.chain_steps is not None and (isinstance(self.chain_steps, bool) or self.chain_steps < 2):
+            raise ValueError(f"chain_steps must be a whole number of at least 2, got {self.chain_steps!r}")
+        for what, name, known in (("objective", self.objective, OBJECTIVES), ("index sampler", self.indices, INDEX_SAMPLERS)):
+            if name not in known:
+                raise ValueError(f"unknown {what} {name!r}; choose from {', '.join(known)}")
+        lookup(DECAYS, "decay", self.decay)
+        lookup(WEIGHTINGS, "weighting", self.weighting)
+        lookup(TIME_SAMPLERS, "time sampler", self.times)
+
+    @property
+    def part(self) -> int:
+        """Samples that are computed at a time."""
+        return self.batch // self.accumulate if self.micro_batch is None else min(self.micro_batch, self.batch)

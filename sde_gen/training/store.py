@@ -1,0 +1,112 @@
+"""Versions of a directory of files: a new one is whole or it is not there, and the one before stays until then."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+KEPT = 2
+"""Versions that stay: the newest, and the one before it, should the newest turn out to be damaged."""
+_PART = ".part-"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be written or read, in one line."""
+
+
+def write_version(path: Path, files: Mapping[str, Callable[[Path], None]]) -> Path:
+    """Write a new version of the directory `path`: each of `files` is called with the file that it is to write.
+
+    The version is a directory written under a temporary name, every file and the directory synced, with a manifest of SHA-256 sums,
+    then renamed and the parent synced; older versions beyond `KEPT` are deleted after that. Whenever the process dies, the versions
+    that were there are there, and a new one counts only when it is whole. One process may write at a time. OSError where the disk is
+    full or cannot be written to: what was there stays.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    for left in path.glob(f"{_PART}*"):  # of a process that died while writing
+        shutil.rmtree(left, ignore_errors=True)
+    known = versions(path)
+    number = int(known[0].name) + 1 if known else 1
+    part = Path(tempfile.mkdtemp(prefix=_PART, dir=path))
+    try:
+        for name, write in files.items():
+            write(part / name)
+        sums = {name: {"sha256": _digest(part / name), "bytes": (part / name).stat().st_size} for name in files}
+        (part / MANIFEST).write_text(json.dumps({"files": sums}, indent=1) + "\n", encoding="utf-8")
+        for name in (*files, MANIFEST):
+            _sync(part / name)
+        part.chmod(0o755)  # mkdtemp's is for its owner alone
+        _sync(part)
+        version = path / f"{number:08d}"
+        part.rename(version)
+        _sync(path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    for old in known[KEPT - 1 :]:
+        shutil.rmtree(old, ignore_errors=True)
+    return version
+
+
+def versions(path: Path) -> list[Path]:
+    """The versions in the directory `path`, the newest first, whole or not."""
+    if not path.is_dir():
+        return []
+    return sorted((entry for entry in path.iterdir() if re.fullmatch(r"\d{8}", entry.name)), key=lambda entry: -int(entry.name))
+
+
+def newest(path: Path) -> Path:
+    """The newest version in `path` whose files are what its manifest says; a warning names each newer one that is damaged.
+    CheckpointError where there is none."""
+    reasons: list[tuple[Path, str]] = []
+    for version in versions(path):
+        reason = fault(version)
+        if reason is None:
+            for damaged, why in reasons:
+                warnings.warn(f"checkpoint {damaged} is damaged ({why}); {version} is used instead", stacklevel=3)
+            return version
+        reasons.append((version, reason))
+    if not reasons:
+        raise CheckpointError(f"no checkpoint at {path}")
+    raise CheckpointError(f"no readable checkpoint at {path}: " + "; ".join(f"{version.name}: {why}" for version, why in reasons))
+
+
+def fault(version: Path) -> str | None:
+    """What is wrong with a version, or None."""
+    try:
+        sums = json.loads((version / MANIFEST).read_text(encoding="utf-8"))["files"]
+        if not sums:
+            return f"{MANIFEST} lists no file"
+        for name, known in sums.items():
+            if Path(name).name != name:
+                return f"{MANIFEST} names a file elsewhere"
+            if (version / name).stat().st_size != known["bytes"]:
+                return f"{name} has {(version / name).stat().st_size} bytes of {known['bytes']}"
+            if _digest(version / name) != known["sha256"]:
+                return f"{name} is not what was written"
+    except OSError as error:
+        return f"{Path(error.filename or MANIFEST).name}: {error.strerror or error}"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return f"{MANIFEST} cannot be read"
+    return None
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

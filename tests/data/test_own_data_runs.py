@@ -1,0 +1,111 @@
+"""The user's own files through the command line, and the example configurations at small size."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from toys import TINY_RUN, Command
+
+import sde_gen
+from sde_gen.config import RECIPES, SIGNALS, read_config, resolve, shape_recipe
+from sde_gen.data.toys import SINES_CYCLES
+
+RNG = np.random.default_rng(0)
+
+
+def table(root: Path) -> list[str]:
+    rows = [f"{a},{'north' if a < 0 else 'south'},{b}" for a, b in RNG.normal(size=(80, 2))]
+    (root / "My table.csv").write_text("a,where,b\n" + "\n".join(rows))
+    return ["My table.csv", "--label-column", "where", "--labels"]
+
+
+def pictures(root: Path) -> list[str]:
+    for i in range(80):
+        (root / "faces" / f"{i % 2}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(RNG.integers(256, size=(9 + i % 3, 8), dtype=np.uint8)).save(root / "faces" / f"{i % 2}" / f"{i}.png")
+    return ["faces/", "--image-size", "6"]
+
+
+def array(root: Path) -> list[str]:
+    np.save(root / "fields.npy", RNG.normal(size=(80, 6, 5, 3)))
+    return ["fields.npy"]
+
+
+CASES = [
+    (table, "My table", "2 columns: a, b"),
+    (pictures, "faces", "80 grey images of 6 x 6"),
+    (array, "fields", "(N, C, H, W) with 6 channels"),
+]
+
+
+@pytest.mark.parametrize(("make", "name", "note"), CASES)
+def test_own_files_train_and_sample(make, name: str, note: str, sde_gen_command: Command, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    arguments = ["run", *TINY_RUN, "--solver", "ddim", "--data", *make(tmp_path)]
+    code, out, err = sde_gen_command(*arguments)
+    assert (code, err) == (0, [])
+    assert any(line.startswith("data      ") and note in line for line in out)
+    run = tmp_path / "runs" / f"{name}-vp"
+    assert (run / "samples.png").stat().st_size > 0 and "ddim" in json.loads((run / "metrics.json").read_text())["solvers"]
+    code, out, err = sde_gen_command(*arguments)
+    assert (code, err) == (0, []) and any(line.startswith("reusing") for line in out)
+
+
+def test_own_files_start_from_the_recipe_of_their_shape(sde_gen_command: Command, tmp_path: Path) -> None:
+    np.save(tmp_path / "small.npy", RNG.integers(256, size=(40, 1, 8, 8), dtype=np.uint8))
+    np.save(tmp_path / "large.npy", RNG.integers(256, size=(40, 1, 20, 20), dtype=np.uint8))
+    for name, like in (("small.npy", "digits"), ("large.npy", "mnist")):
+        code, out, err = sde_gen_command("run", "--dry-run", "--data", name)
+        assert (code, err) == (0, [])
+        found = yaml.safe_load("\n".join(out))
+        assert found["model"]["options"] == RECIPES[like]["model"]["options"]
+        assert found["training"]["steps"] == RECIPES[like]["training"]["steps"]
+    assert shape_recipe((5,)) == RECIPES["table"] and shape_recipe((2, 30)) == SIGNALS
+    assert shape_recipe((1, 4, 4, 4)) == RECIPES["blobs3d"] and shape_recipe(None) == {}
+    code, out, err = sde_gen_command("run", "--dry-run", "--data", "small.npy", "--set", "model.network=mlp", "--train-steps", "7")
+    assert code == 0 and yaml.safe_load("\n".join(out))["training"]["steps"] == 7
+
+
+def test_units_far_from_one_come_back(tmp_path: Path) -> None:
+    np.save(tmp_path / "far.npy", 100 + 4900 * RNG.random((400, 2)))
+    data = sde_gen.load_dataset(tmp_path / "far.npy")
+    model = sde_gen.train(
+        data.train, network="mlp", steps=150, batch=64, network_options={"width": 32, "depth": 1}, progress=False, device="cpu"
+    )
+    x = sde_gen.sample(model, (200, 2), "ddim", steps=10, progress=False).x
+    assert 1500 < float(x.mean()) < 3500 and 700 < float(x.std()) < 2500
+
+
+def test_signals_of_the_true_frequency() -> None:
+    """The claim of experiments/configs/signals.yaml, at small size."""
+    data = sde_gen.load_dataset("sines")
+    options = {"width": 64, "depth": 2}
+    model = sde_gen.train(data.train, network="mlp", steps=300, batch=64, lr=3e-3, network_options=options, progress=False, device="cpu")
+    x = sde_gen.sample(model, (400, *data.shape), "heun", steps=12, progress=False).x
+    peak = torch.fft.rfft(x[:, 0]).abs().argmax(1)
+    assert float((peak == SINES_CYCLES).float().mean()) >= 0.95
+    phase = torch.fft.rfft(x[:, 0])[:, SINES_CYCLES].angle()
+    assert abs(float(phase.cos().mean())) < 0.25 and abs(float(phase.sin().mean())) < 0.25, "every phase"
+
+
+def test_the_table_keeps_its_correlations_and_its_two_modes() -> None:
+    """The claim of experiments/configs/table.yaml, at small size."""
+    data = sde_gen.load_dataset("table")
+    assert data.test is not None
+    options = {"width": 64, "depth": 2}
+    model = sde_gen.train(data.train, network="mlp", steps=400, batch=256, lr=3e-3, network_options=options, progress=False, device="cpu")
+    x = sde_gen.sample(model, (2000, 4), "heun", steps=18, progress=False).x
+    torch.testing.assert_close(torch.corrcoef(x.T), torch.corrcoef(data.test.T), atol=0.1, rtol=0)
+    torch.testing.assert_close(x.std(0), data.test.std(0), atol=0, rtol=0.15)
+    age = x[:, 3]
+    assert 0.4 < float((age < 40).float().mean()) < 0.6 and float(((age > 33) & (age < 47)).float().mean()) < 0.05
+
+
+def test_the_examples_are_there() -> None:
+    folder = Path(__file__).parents[2] / "experiments" / "configs"
+    for file, name, rank in (("signals", "sines", 2), ("table", "table", 1), ("blobs3d", "blobs3d", 4)):
+        config = resolve(read_config(folder / f"{file}.yaml"))
+        assert config.data.name == name and len(sde_gen.load_dataset(name).shape) == rank
