@@ -9,22 +9,24 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 
+from . import parallel
 from .bits import DEQUANTISATIONS
 from .comparison import CALLS, CompareSettings, check_compare, compare_run
-from .config import ConfigError, parse_seconds, read_config, resolve
-from .data import DATASETS
+from .config import ConfigError, RunConfig, parse_seconds, read_config, resolve
+from .data import DATASETS, PATHS, SOURCES
 from .divergence import DIVERGENCES
 from .evaluation import report_lines, sample_run
 from .likelihood import EXACT_UP_TO
 from .likelihood_run import LikelihoodSettings, check_settings, likelihood_run
 from .networks import NETWORKS
-from .runs import Run, check, choose_device, default_directory, load_data, open_run
+from .runs import Run, check, choose_device, default_directory, fetch_data, load_data, open_run
 from .sampling import SolverError
 from .sdes import SDES
 from .solvers import GRIDS, SOLVERS
-from .training import CheckpointError, TrainingError
+from .training import OBJECTIVES, CheckpointError, Interrupted, TrainingError
 
 RUN_EXAMPLES = """examples:
   %(prog)s                                        train on digits with VP, sample with PC
@@ -42,12 +44,19 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "data": ("data", "name"),
     "data_root": ("data", "root"),
     "labels": ("data", "labels"),
+    "label_column": ("data", "label_column"),
+    "image_size": ("data", "size"),
     "sde": ("sde", "name"),
     "network": ("model", "network"),
     "train_steps": ("training", "steps"),
+    "objective": ("training", "objective"),
+    "chain_steps": ("training", "chain_steps"),
     "batch": ("training", "batch"),
     "lr": ("training", "lr"),
     "max_seconds": ("training", "max_seconds"),
+    "accumulate": ("training", "accumulate"),
+    "micro_batch": ("training", "micro_batch"),
+    "workers": ("training", "workers"),
     "solver": ("sampling", "solver"),
     "steps": ("sampling", "steps"),
     "grid": ("sampling", "grid"),
@@ -68,15 +77,23 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     names: dict[str, Iterable[str]] = {"data": DATASETS, "sde": SDES, "network": NETWORKS, "solver": SOLVERS, "grid": GRIDS}
     what = parser.add_argument_group("what to run")
     what.add_argument("--config", metavar="FILE", help="YAML file over the data's defaults; flags override it")
-    what.add_argument("--data", metavar="NAME", help=f"data set: {', '.join(names['data'])} (default digits)")
-    what.add_argument("--data-root", metavar="DIR", help="directory of the data's files (mnist)")
+    what.add_argument("--data", metavar="NAME", help=f"data set: {', '.join(names['data'])} (default digits), or your own: {PATHS}")
+    what.add_argument("--data-root", metavar="DIR", help=f"directory of a named set's files ({', '.join(SOURCES)})")
     what.add_argument("--labels", action="store_true", default=None, help="train a class-conditional network")
+    what.add_argument("--label-column", metavar="COLUMN", help="of a table: the column of class labels, by name or number from 0")
+    what.add_argument("--image-size", metavar="N", type=int, help="resize images from files: shorter side to N, middle square")
     what.add_argument("--sde", metavar="NAME", help=f"forward process: {', '.join(names['sde'])} (default vp)")
     what.add_argument("--network", metavar="NAME", help=f"network: {', '.join(names['network'])}")
     what.add_argument("--train-steps", metavar="N", type=int, help="optimiser steps")
     what.add_argument("--batch", metavar="N", type=int, help="training batch")
+    what.add_argument("--objective", metavar="NAME", help=f"training loss: {', '.join(OBJECTIVES)} (dsm: continuous, the others: discrete)")
+    what.add_argument("--chain-steps", metavar="N", type=int, help="length of the chain of a discrete objective (default 1000)")
+    what.add_argument("--learned-variance", action="store_true", help="a network that predicts the reverse step's variance too")
     what.add_argument("--lr", metavar="X", type=float, help="peak learning rate")
     what.add_argument("--max-seconds", metavar="S", type=float, help="end training after this time, the decay following it")
+    what.add_argument("--accumulate", metavar="N", type=int, help="compute each batch in N parts: less memory, the same gradients")
+    what.add_argument("--micro-batch", metavar="N", type=int, help="compute each batch N samples at a time")
+    what.add_argument("--workers", metavar="N", type=int, help="processes that read data larger than memory ahead")
     what.add_argument("--solver", metavar="NAME", help=f"sampler: {', '.join(names['solver'])} (default pc)")
     what.add_argument("--steps", metavar="N", type=int, help="solver steps (ode: the most that a sample may take)")
     what.add_argument("--grid", metavar="NAME", help=f"time grid: {', '.join(names['grid'])}, or fitted (default: the solver's)")
@@ -91,6 +108,7 @@ def add_machine_flags(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("where and how")
     how.add_argument("--out", metavar="DIR", type=Path, help="run directory (default runs/<data>-<sde>)")
     how.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: cuda where present)")
+    how.add_argument("--download", action="store_true", help=f"first fetch what --data-root lacks of {', '.join(SOURCES)}")
     how.add_argument("--retrain", action="store_true", help="train again even where the directory holds a trained network")
     how.add_argument("--checkpoint-every", metavar="TIME", default="60s", help="save during training: 30s, 5m (default 60s)")
     how.add_argument("--no-progress", action="store_true", help="no progress bars (there are none where stderr is not a terminal)")
@@ -104,6 +122,9 @@ def layers(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         value = getattr(arguments, flag)
         if value is not None:
             asked.setdefault(section, {})[key] = value
+    if arguments.learned_variance:
+        asked.setdefault("model", {})["variance"] = "learned_range"
+        asked.setdefault("training", {}).setdefault("objective", "hybrid")
     if arguments.seed is not None:
         asked.setdefault("training", {})["seed"] = arguments.seed
         asked.setdefault("sampling", {})["seed"] = arguments.seed
@@ -132,16 +153,24 @@ def _setting(text: str) -> dict[str, Any]:
 def run(arguments: argparse.Namespace) -> None:
     """Train or reuse, sample, measure, draw, say where everything lies."""
     config = resolve(*layers(arguments))
-    device = choose_device(arguments.device)
+    with parallel.processes(choose_device(arguments.device)) as device:
+        _run(arguments, config, device)
+
+
+def _run(arguments: argparse.Namespace, config: RunConfig, device: torch.device) -> None:
     seconds = parse_seconds(arguments.checkpoint_every)
+    if arguments.download:
+        fetch_data(config, say)
     if arguments.dry_run:
         check(config, load_data(config))
         print(f"# {arguments.out or default_directory(config)} on {device}")
         print(config.to_yaml(), end="")
         return
     opened = open_run(config, arguments.out, device, arguments.retrain, not arguments.no_progress, seconds, say)
-    for line in report_lines(opened, sample_run(opened, device, not arguments.no_progress)):
-        say(line)
+    scores = sample_run(opened, device, not arguments.no_progress)
+    if parallel.rank() == 0:
+        for line in report_lines(opened, scores):
+            say(line)
 
 
 LIKELIHOOD_EXAMPLES = """examples:
@@ -149,7 +178,7 @@ LIKELIHOOD_EXAMPLES = """examples:
   %(prog)s --run runs/digits-ve                   the network of that run
   %(prog)s --images 50 --draws 4                  fewer images, more draws for each: the error of dequantisation is known
 
-likelihood/ in the run directory gets likelihood.json, histogram.png and extremes.png."""
+likelihood/ in the run directory gets likelihood.json, histogram.png, extremes.png and terms.png (the bound step by step)."""
 
 
 def add_likelihood_flags(parser: argparse.ArgumentParser) -> None:
@@ -229,7 +258,8 @@ def _named_run(arguments: argparse.Namespace) -> Run:
 
 def say(line: str) -> None:
     """A line of the result, at once even where the output is a pipe."""
-    print(line, flush=True)
+    if parallel.rank() == 0:
+        print(line, flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -273,6 +303,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (TrainingError, SolverError) as error:
         print(f"sde-gen: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+    except Interrupted as error:
+        print(f"sde-gen: {error}; the same command goes on from there", file=sys.stderr)
+        return 130
     except KeyboardInterrupt:
         print("sde-gen: interrupted", file=sys.stderr)
         return 130

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .data import DATASETS
+from .data import DATASETS, PATHS, is_path, item_shape
 from .training import TrainSettings
 
 
@@ -24,13 +24,16 @@ class _Section(BaseModel):
 
 
 class DataConfig(_Section):
-    """name: a registered data set; root: the directory of its files; limit: keep that many training items;
-    labels: train a conditional network on the data's labels."""
+    """name: a registered data set or the path of the user's own; root: the directory of a registered set's files; limit: keep that
+    many training items; labels: train a conditional network on the data's labels; size: resize images from files to this edge;
+    label_column: of a table, its column of labels."""
 
     name: str = "digits"
     root: str | None = None
     limit: int | None = Field(default=None, ge=2)
     labels: bool = False
+    size: int | None = Field(default=None, ge=1)
+    label_column: str | int | None = None
 
 
 class SDEConfig(_Section):
@@ -41,13 +44,14 @@ class SDEConfig(_Section):
 
 
 class ModelConfig(_Section):
-    """network: a registered network; options: its constructor's; prediction, prior, normalizer: see build_model."""
+    """network: a registered network; options: its constructor's; prediction, prior, normalizer, variance: see build_model."""
 
     network: str = "unet"
     options: dict[str, Any] = {}
     prediction: str = "edm"
     prior: str = "sde"
     normalizer: str = "standard"
+    variance: str | None = None
 
 
 class SamplingConfig(_Section):
@@ -74,7 +78,10 @@ class RunConfig(_Section):
 
     def identity(self) -> dict[str, Any]:
         """The part that decides what network comes out: two runs with the same one can share it."""
-        return {key: value for key, value in self.model_dump(mode="json").items() if key != "sampling"}
+        found = {key: value for key, value in self.model_dump(mode="json").items() if key != "sampling"}
+        for name in ("micro_batch", "workers"):  # how, not what
+            del found["training"][name]
+        return found
 
     def to_yaml(self) -> str:
         """The whole configuration, as `--config` reads it."""
@@ -91,17 +98,44 @@ VECTORS: dict[str, Any] = {
     "sampling": {"samples": 10000, "batch": 10000},
 }
 MNIST: dict[str, Any] = {
-    "model": {"network": "unet", "options": {"width": 32, "multipliers": [1, 2, 2], "attention": [2]}},
-    "training": {"steps": 3000, "batch": 64, "lr": 1e-3, "ema_width": 0.05},
+    "model": {"network": "unet", "options": {"patch": 2, "width": 32, "multipliers": [1, 2], "attention": [1]}},
+    "training": {"steps": 40000, "max_seconds": 3300.0, "batch": 64, "lr": 3e-3, "warmup": 200, "bfloat16": True},
+}
+SIGNALS: dict[str, Any] = {
+    "model": {"network": "unet", "options": {"width": 24, "multipliers": [1, 2, 2], "attention": [2]}},
+    "training": {"steps": 1000, "batch": 64, "lr": 2e-3, "ema_width": 0.05},
+}
+SHORT_SIGNALS: dict[str, Any] = {
+    "model": {"network": "mlp", "options": {"width": 128, "depth": 3}},
+    "training": {"steps": 2000, "batch": 128, "lr": 2e-3},
+}
+VOLUMES: dict[str, Any] = {
+    "model": {"network": "unet", "options": {"width": 16, "multipliers": [1, 2], "attention": [1]}},
+    "training": {"steps": 600, "batch": 16, "lr": 2e-3, "ema_width": 0.05},
+    "sampling": {"samples": 200, "batch": 100},
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "digits": DIGITS,
     "mnist": MNIST,
+    "fashion_mnist": MNIST,
+    "cifar10": MNIST,
     "gaussians8": VECTORS,
     "moons": VECTORS,
     "checkerboard": VECTORS,
+    "sines": SHORT_SIGNALS,
+    "table": VECTORS,
+    "blobs3d": VOLUMES,
 }
 """What each data set starts from; a configuration file and then flags override it."""
+SMALL_IMAGE = 12
+
+
+def shape_recipe(shape: Sequence[int] | None) -> dict[str, Any]:
+    """What data of the user's own starts from, by the shape of one item: (D,), (C, L), (C, H, W) or (C, D, H, W)."""
+    if shape is None:
+        return {}
+    by_rank = {1: VECTORS, 2: SIGNALS, 3: DIGITS if max(shape[1:], default=0) <= SMALL_IMAGE else MNIST, 4: VOLUMES}
+    return by_rank.get(len(shape), {})
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,10 +171,12 @@ def resolve(*layers: Mapping[str, Any]) -> RunConfig:
         asked = merge(asked, layer)
     section = asked.get("data") or {}
     name = section.get("name", DataConfig().name) if isinstance(section, Mapping) else section
-    if name not in DATASETS:
-        raise ConfigError(f"data.name: unknown data {name!r}; choose from {', '.join(DATASETS)}")
+    if not isinstance(name, str) or (name not in DATASETS and not is_path(name)):
+        raise ConfigError(f"data.name: unknown data {name!r}; choose from {', '.join(DATASETS)}, or give a path: {PATHS}")
     try:
-        return RunConfig.model_validate(merge(RECIPES.get(name, {}), asked))
+        size = section.get("size") if isinstance(section, Mapping) else None
+        recipe = RECIPES[name] if name in DATASETS else shape_recipe(item_shape(name, size))
+        return RunConfig.model_validate(merge(recipe, asked))
     except ValidationError as error:
         raise ConfigError(_first(error)) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +13,12 @@ from .data import Normalizer
 from .prior import Moments
 from .score import Denoiser, ScoreModel
 from .sdes import SDE
+from .shapes import expand_as
 
 CHUNK = 1 << 22
 """Distances between states and data that are in memory at once."""
+EVALUATIONS = 1 << 22
+"""Pairs of a state and a data point at each level of `best_level_loss`, unless told otherwise."""
 
 
 class EmpiricalDenoiser(nn.Module):
@@ -163,3 +167,44 @@ def best_loss(model: Denoiser, data: Tensor, times: Tensor, draws: int = 256, se
             (model.noise(alpha * z + sigma * noise, torch.full((draws,), t, dtype=torch.float64)) - noise).double().square().mean()
         )
     return torch.stack(losses)
+
+
+@torch.no_grad()
+def best_level_loss(
+    model: ScoreModel, data: Tensor, levels: Sequence[float], labels: Tensor | None = None, samples: int | None = None, seed: int = 0
+) -> list[float]:
+    """The least that any network of `model`'s SDE can have of what `training.Validation.measure` gives, were it measured on its training
+    data: at each half log-SNR of `levels`, the squared error of E[x_0 | x_t] under the data set over that of the zero network,
+
+        E|E[x_0 | x_t] - x_0|^2 / E|skip(t) x_t - x_0|^2,   x_t = alpha x_0 + sigma eps,   x_0 one of the data
+
+    near 0 where the noise still tells which of the data it lies on. A network whose error on its training data comes down to it there
+    has memorised them. The error on held-out data is never below it in expectation: the least error is concave in the distribution.
+
+    data: (N, *) in its own units, encoded by the model's normalizer; labels (N,): of a class-conditional network, which then knows the
+    class. Monte Carlo over `samples` of data and noise (None: 256, fewer for large data, at least 32), all levels in one pass over the
+    data: O(levels samples N D), seconds for 60,000 images.
+    """
+    if samples is None:
+        samples = max(32, min(256, EVALUATIONS // len(data)))
+    normalizer, sde = model.normalizer, model.sde
+    device = next((p.device for p in model.parameters()), data.device)
+    z = data.to(device) if normalizer is None else normalizer.encode(data.to(device))
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(len(data), (samples,), generator=generator)
+    noise = torch.randn(len(levels), samples, *data.shape[1:], generator=generator).to(z)
+    times = sde.time_of(torch.tensor(list(levels), dtype=torch.float64)).clamp(sde.t_min, sde.t_max)
+    x_0 = z[chosen.to(device)]
+    alpha, sigma = (expand_as(value.to(z), noise) for value in sde.marginal(times))
+    x = alpha * x_0 + sigma * noise
+    error = torch.zeros(len(levels), dtype=torch.float64)
+    classes = torch.zeros(len(data), dtype=torch.int64) if labels is None else labels.cpu()
+    for label in classes[chosen].unique():
+        mine = torch.nonzero(classes[chosen] == label)[:, 0]
+        denoiser = EmpiricalDenoiser(z if labels is None else z[(classes == label).to(device)], sde)
+        states, t = x[:, mine.to(device)].flatten(0, 1), times.repeat_interleave(len(mine)).to(device)
+        off = denoiser(states, t).reshape(len(levels), len(mine), -1) - x_0[mine.to(device)].flatten(1)
+        error += off.double().square().sum((1, 2)).cpu()
+    skip = expand_as(model.scales(times.to(device)).skip.to(z), x)
+    zero = (skip * x - x_0).double().square().flatten(1).sum(1).cpu()
+    return (error / zero).tolist()

@@ -6,17 +6,18 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import metrics, report
+from . import metrics, parallel, report
 from .data import Dataset
 from .fitting import fit_grid
 from .runs import FILM, Run, class_labels, shown_state, write_text
-from .sampling import sample
+from .sampling import sample, sample_together
 from .solvers import make_solver
 from .training import save_fitted
 
@@ -43,10 +44,13 @@ def sample_run(run: Run, device: torch.device | str = "cpu", progress: bool = Tr
     fit_line = _fit(run) if settings.grid == "fitted" else None
     began = time.monotonic()
     shape = (settings.samples, *run.data.shape)
-    out = sample(run.model, shape, batch_size=settings.batch, progress=progress, cond=class_labels(run.model, settings.samples), **common)
+    cond = class_labels(run.model, settings.samples)
+    out = sample_together(run.model, shape, cond, batch_size=settings.batch, progress=progress, **common)
     if out.x.device.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.monotonic() - began
+    if parallel.rank() > 0:
+        return {}
     place = run.directory / "solvers" / settings.solver
     place.mkdir(parents=True, exist_ok=True)
     _film(run, place / "denoising.gif", common)
@@ -100,31 +104,70 @@ def _film(run: Run, path: Path, common: dict[str, Any]) -> None:
     report.picture_film([*(x for _, x in shown), out.x.cpu()], path, run.data.value_range, [*labels, "denoised"])
 
 
-def measure(data: Dataset, x: Tensor, directory: Path, seed: int = 0) -> dict[str, Any]:
-    """Distances of samples `x` to the training data, held-out data measured the same way beside them."""
-    scores: dict[str, Any] = {}
-    held = data.test
-    if len(data.shape) == 1:
-        scores["sliced_wasserstein"] = _numbers(metrics.sliced_wasserstein(x, data.train, seed=seed))
-        if held is not None:
-            scores["held_out_sliced_wasserstein"] = _numbers(metrics.sliced_wasserstein(held, data.train, seed=seed))
-        if data.modes is not None:
-            scores["mode_fractions"] = [_numbers(fraction) for fraction in metrics.mode_fractions(x, data.modes)]
+class Judge:
+    """Distances of samples to a run's training data; what depends on the data alone is worked out once, at its first use.
+
+    data: the run's; directory: where the feature network is kept; seed: of the error bars' splits.
+    """
+
+    def __init__(self, data: Dataset, directory: Path, seed: int = 0) -> None:
+        self.data, self.directory, self.seed = data, directory, seed
+
+    @cached_property
+    def features(self) -> metrics.FeatureNet:
+        return metrics.cached_features(self.data, self.directory / "features")
+
+    @cached_property
+    def of_train(self) -> Tensor:
+        return self.features.features(self.data.train)
+
+    @cached_property
+    def of_held_out(self) -> dict[str, Any]:
+        """What all held-out data scores: the least that samples could, at their number."""
+        held = self.data.test
+        if held is None:
+            return {}
+        if len(self.data.shape) == 1:
+            return {"held_out_sliced_wasserstein": _numbers(metrics.sliced_wasserstein(held, self.data.train, seed=self.seed))}
+        if self.data.train_labels is None:
+            return {}
+        distance = metrics.frechet_distance(self.features.features(held), self.of_train, seed=self.seed)
+        return {"held_out_frechet_distance": _numbers(distance)}
+
+    @cached_property
+    def held_out_near(self) -> Tensor | None:
+        """Distance of held-out items to the nearest training item; None where there are none."""
+        held = self.data.test
+        return None if held is None or len(held) < 2 else metrics.nearest_distances(held[:MOST_HELD_OUT], self.data.train)
+
+    def __call__(self, x: Tensor) -> dict[str, Any]:
+        """The metrics of samples (N, *shape) in the data's own units, N >= 20, by name: {"value", "std_error"} each."""
+        data, seed = self.data, self.seed
+        scores: dict[str, Any] = {}
+        if len(data.shape) == 1:
+            scores["sliced_wasserstein"] = _numbers(metrics.sliced_wasserstein(x, data.train, seed=seed))
+            if data.modes is not None:
+                scores["mode_fractions"] = [_numbers(fraction) for fraction in metrics.mode_fractions(x, data.modes)]
+            return scores
+        if data.train_labels is not None:
+            ours, accuracy = self.features.features(x), self.features.accuracy
+            scores["features"] = f"{type(self.features).__name__} trained on the labels of {data.name}: {accuracy:.1%} held-out accuracy"
+            near = self.of_train[:MOST_REFERENCE]
+            scores["frechet_distance"] = _numbers(metrics.frechet_distance(ours, self.of_train, seed=seed))
+            scores["kernel_distance"] = _numbers(metrics.kernel_distance(ours, near))
+            precision, recall = metrics.precision_recall(ours, near)
+            scores |= {"precision": _numbers(precision), "recall": _numbers(recall)}
+        if self.held_out_near is not None:
+            near = metrics.nearest_distances(x, data.train)
+            scores["memorised_fraction"] = _numbers(metrics.memorised_of(near, self.held_out_near))
+            scores["neighbour_ratio"] = _numbers(metrics.neighbour_ratio(near, self.held_out_near))
         return scores
-    if data.train_labels is not None:
-        features = metrics.cached_features(data, directory / "features")
-        ours, theirs = features.features(x), features.features(data.train)
-        scores["features"] = f"{type(features).__name__} trained on the labels of {data.name}: {features.accuracy:.1%} held-out accuracy"
-        near = theirs[:MOST_REFERENCE]
-        scores["frechet_distance"] = _numbers(metrics.frechet_distance(ours, theirs, seed=seed))
-        scores["kernel_distance"] = _numbers(metrics.kernel_distance(ours, near))
-        precision, recall = metrics.precision_recall(ours, near)
-        scores |= {"precision": _numbers(precision), "recall": _numbers(recall)}
-        if held is not None:
-            scores["held_out_frechet_distance"] = _numbers(metrics.frechet_distance(features.features(held), theirs, seed=seed))
-    if held is not None:
-        scores["memorised_fraction"] = _numbers(metrics.memorised_fraction(x, data.train, held[:MOST_HELD_OUT]))
-    return scores
+
+
+def measure(data: Dataset, x: Tensor, directory: Path, seed: int = 0) -> dict[str, Any]:
+    """Distances of samples `x` to the training data (see `Judge`), held-out data measured the same way beside them."""
+    judge = Judge(data, directory, seed)
+    return judge(x) | judge.of_held_out
 
 
 def _numbers(estimate: metrics.Estimate) -> dict[str, float]:
@@ -170,6 +213,10 @@ def report_lines(run: Run, scores: dict[str, Any]) -> Sequence[str]:
     if "memorised_fraction" in scores:
         lines.append(
             f"memorised {number('memorised_fraction')} of samples nearer to a training item than 95 % of held-out ones (chance: 0.05)"
+        )
+        lines.append(
+            f"          nearest-neighbour ratio {number('neighbour_ratio')}: distance to the nearest training item over held-out data's "
+            "(1: like new data, 0: copies)"
         )
     lines += [
         f"pictures  {place / 'samples.png'}, {place / 'denoising.gif'}",

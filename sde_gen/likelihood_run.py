@@ -14,7 +14,7 @@ from torch import Tensor
 from . import report
 from .bits import DEQUANTISATIONS, BitsPerDim, bits_per_dim, matching_time
 from .config import ConfigError
-from .discrete import DiscreteChain, elbo
+from .discrete import DiscreteChain, Elbo, elbo, elbo_continuous
 from .divergence import DIVERGENCES
 from .likelihood import log_likelihood, prior_mismatch
 from .randomness import check_seed
@@ -25,8 +25,9 @@ from .sdes.base import check_positive
 MOST_STRANGE = 100
 """Images of each kind that is not in the data."""
 SEED_OF_ORDER = 0
-CHAIN_STEPS, CHAIN_TERMS = 1000, 64
-"""Of the discrete view, and how many of its terms are drawn for each image."""
+CHAINS = {1000: 64, 50: 25}
+"""Steps of the discrete view, and how many of its terms are drawn for each image."""
+CONTINUOUS_TERMS = 64
 TWO_NUMBERS = (
     "the flow and the chain are two models that agree only where the network is the exact score, each bounded in its own way: neither "
     "must be the smaller"
@@ -67,7 +68,8 @@ def likelihood_run(run: Run, settings: LikelihoodSettings, say: Callable[[str], 
     """Score the run's training and held-out data and, for images, noise, inverted and constant ones; say, draw and keep the results.
 
     likelihood/ in the run directory gets likelihood.json, histogram.png and, for images, extremes.png. Data of integers (the data set
-    has `levels`) are measured in bits per dimension by both dequantisations, others by their density in nats per dimension.
+    has `levels`) are measured in bits per dimension by both dequantisations and by the bounds of the discrete view and its limit, with
+    terms.png; others by their density in nats per dimension.
     """
     place = run.directory / "likelihood"
     place.mkdir(parents=True, exist_ok=True)
@@ -84,10 +86,12 @@ def likelihood_run(run: Run, settings: LikelihoodSettings, say: Callable[[str], 
         beside = _bits(run, x, labels, settings, other)[0]
         say(f"{'':<10}{beside['line']} {measured} by {other.replace('_', '-')} dequantisation: a bound of its own kind")
         found[f"{measured}, {other}"] = (beside, beside["each"])
-        chain = _chain(run, x, labels, settings)
-        say(f"{'chain':<10}{chain['line']} {measured}, the same weights as a chain of {CHAIN_STEPS} steps")
+        bounds = _bounds(run, x, labels, settings)
+        for k, (name, bound) in enumerate(bounds.items()):
+            what = "the limit of ever more steps" if name == "continuous" else f"the same weights as a {name}"
+            say(f"{'chain' if k == 0 else '':<10}{bound} {measured}, {what}")
+            found[f"{measured}, {name}"] = (_fields(bound), bound.each)
         say(f"{'':<10}({TWO_NUMBERS})")
-        found[f"{measured}, chain"] = (chain, chain["each"])
     if "held-out" in found:
         a, b = (found[name][0] for name in ("training", "held-out"))
         gap = (b["value"] - a["value"]) * (1 if discrete else -1)
@@ -101,6 +105,10 @@ def likelihood_run(run: Run, settings: LikelihoodSettings, say: Callable[[str], 
     values = {name: each for name, (_, each) in found.items() if name in parts}
     report.plot_likelihoods(values, place / "histogram.png", unit)
     files = ["histogram.png"]
+    if discrete:
+        chains = {name: bound for name, bound in bounds.items() if name != "continuous"}
+        report.plot_terms(chains, place / "terms.png", bounds["continuous"])
+        files.append("terms.png")
     x = parts[measured][0]
     if x.ndim == 4:
         report.picture_extremes(x, found[measured][1], place / "extremes.png", run.data.value_range, unit, discrete)
@@ -156,26 +164,32 @@ def _bits(
     return fields | {"line": str(found), "dequantization": kind, "images": len(x)}, found.each
 
 
-def _chain(run: Run, x: Tensor, labels: Tensor | None, settings: LikelihoodSettings) -> dict[str, Any]:
-    """The ELBO of the discrete view, from the time at which truncated-normal dequantisation takes the flow's density."""
+def _bounds(run: Run, x: Tensor, labels: Tensor | None, settings: LikelihoodSettings) -> dict[str, Elbo]:
+    """The ELBO of the discrete view and of its limit, all from the time at which truncated-normal dequantisation takes the flow's
+    density, with the same noise."""
     model = run.model
     try:
         t = matching_time(model, x.shape[1:], 1.0)[0]
     except ValueError:  # channels of different scales have no such time
         t = model.sde.t_min
-    chain = DiscreteChain.from_sde(model.sde, CHAIN_STEPS, "half_log_snr", t)
-    found = elbo(
-        model, x.long(), chain, run.data.levels, terms=CHAIN_TERMS, seed=settings.seed, cond=_cond(run, labels), batch_size=settings.batch
-    )
-    named: dict[str, Any] = {"decoder": found.decoder.value, "diffusion": found.diffusion.value, "prior": found.prior.value}
-    return named | {
-        "value": found.value,
-        "std_error": found.std_error,
-        "each": found.each,
-        "line": str(found),
-        "t_min": t,
-        "images": len(x),
+    common: dict[str, Any] = {"seed": settings.seed, "cond": _cond(run, labels), "batch_size": settings.batch}
+    bounds = {}
+    for steps, terms in CHAINS.items():
+        chain = DiscreteChain.from_sde(model.sde, steps, "half_log_snr", t)
+        bounds[f"chain of {steps} steps"] = elbo(model, x.long(), chain, run.data.levels, terms=terms, **common)
+    bounds["continuous"] = elbo_continuous(model, x.long(), run.data.levels, t, CONTINUOUS_TERMS, **common)
+    return bounds
+
+
+def _fields(bound: Elbo) -> dict[str, Any]:
+    """What likelihood.json keeps of a bound; null where no image drew a term."""
+    parts = {name: getattr(bound, name).value for name in ("decoder", "diffusion", "prior")}
+    curves = {
+        name: [value if math.isfinite(value) else None for value in getattr(bound, name).tolist()]
+        for name in ("times", "edges", "terms", "term_errors")
     }
+    whole = {"value": bound.value, "std_error": bound.std_error, "each": bound.each, "line": str(bound), "images": len(bound.each)}
+    return whole | parts | {"t_min": float(bound.times[0]), "half_log_snr": curves.pop("edges")} | curves
 
 
 def _nats(run: Run, x: Tensor, labels: Tensor | None, settings: LikelihoodSettings) -> tuple[dict[str, Any], Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -12,16 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import report
+from . import parallel, report
 from .config import ConfigError, RunConfig
-from .data import Dataset, load_dataset
+from .data import Dataset, download, load_dataset
+from .empirical import best_level_loss
 from .fitting import check_fit
 from .networks import summary
 from .report.files import atomic_path
 from .sampling import sample
 from .score import ScoreModel
 from .solvers import GRIDS, make_solver
-from .training import CheckpointError, TrainResult, build_model, fit, load, read_extra, save
+from .training import CheckpointError, Objective, State, TrainResult, build_model, fit, load, read_extra, read_state, save
 
 FILM = 100
 Say = Callable[[str], None]
@@ -38,8 +40,8 @@ class Run:
 
 
 def default_directory(config: RunConfig) -> Path:
-    """runs/<data>-<sde>."""
-    return Path("runs") / f"{config.data.name}-{config.sde.name}"
+    """runs/<data>-<sde>; of a path its last part, without the ending."""
+    return Path("runs") / f"{Path(config.data.name).name.split('.')[0] or 'data'}-{config.sde.name}"
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -53,10 +55,20 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
+def fetch_data(config: RunConfig, say: Say = print) -> None:
+    """Download the files of the configuration's data set that are not there; ConfigError where that cannot be done."""
+    try:
+        download(config.data.name, config.data.root, say)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
 def load_data(config: RunConfig) -> Dataset:
     """The configuration's data set; ConfigError where it is missing, unreadable or cannot be trained on."""
     try:
-        return load_dataset(config.data.name, config.data.root, config.training.seed, config.data.limit)
+        chosen = config.data
+        column = None if chosen.label_column is None else str(chosen.label_column)
+        return load_dataset(chosen.name, chosen.root, config.training.seed, chosen.limit, chosen.size, column)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -74,7 +86,7 @@ def check(config: RunConfig, data: Dataset) -> ScoreModel:
             raise ValueError(f"unknown grid {sampling.grid!r}; choose from {', '.join(GRIDS)}, fitted")
         if config.data.labels and data.classes is None:
             raise ValueError(f"data {data.name!r} has no labels to train on")
-        return build_model(
+        model = build_model(
             data.train,
             config.sde.name,
             config.model.network,
@@ -85,7 +97,13 @@ def check(config: RunConfig, data: Dataset) -> ScoreModel:
             config.model.options,
             data.classes if config.data.labels else None,
             config.training.seed,
+            config.model.variance,
         )
+        Objective(config.training, model, data.levels)
+        if solver.needs_variance and model.variance is None:
+            raise ValueError(f"solver {sampling.solver!r} with these options needs a network that learns the variance: --learned-variance")
+        model.scales(torch.full((1,), model.sde.t_max, dtype=torch.float64))  # a clock or prediction that does not suit the SDE
+        return model
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from error
 
@@ -99,30 +117,37 @@ def open_run(
     checkpoint_seconds: float | None = None,
     say: Say = print,
 ) -> Run:
-    """The run of `config`: its trained network is reused where the directory holds it, else trained now.
+    """The run of `config`: its trained network is reused where the directory holds it, a training that was stopped goes on, else
+    it is trained now.
 
     ConfigError where the directory holds a network of other training settings and `retrain` is not set.
     """
     directory = default_directory(config) if directory is None else directory
     checkpoint = directory / "checkpoint"
     data = load_data(config)
+    for note in data.notes:
+        say(f"data      {note}")
     model = check(config, data)
     _check_directory(directory)
+    resume = None
     if (checkpoint.exists() or (directory / "config.yaml").exists()) and not retrain:
-        trained = _reusable(checkpoint, config, say)
-        if trained is not None:
+        trained, resume = _reusable(checkpoint, config)
+        if resume is None:
             extra = read_extra(checkpoint)
             spent = f"{extra['steps']} steps, {extra['seconds']:.0f} s of training"
             say(f"reusing   the network in {checkpoint} ({spent}); --retrain trains again")
             return Run(directory, config, data, trained.to(device))
-    directory.mkdir(parents=True, exist_ok=True)
-    write_text(directory / "config.yaml", config.to_yaml())
+        say(f"resuming  the training in {checkpoint} at step {resume[1]['step']} of {config.training.steps}; --retrain starts again")
     assert isinstance(model.network, torch.nn.Module)
     say(f"network   {summary(model.network, data.shape)}")
-    result = _train(model, data, config, directory, device, progress, checkpoint_seconds)
+    if parallel.rank() == 0:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_text(directory / "config.yaml", config.to_yaml())
+    result = _train(model, data, config, directory, device, progress, checkpoint_seconds, resume)
     rate = result.steps * config.training.batch / result.seconds
     skipped = f", {result.skipped} steps skipped as not finite" if result.skipped else ""
-    say(f"trained   {result.steps} steps of {config.training.batch} in {result.seconds:.0f} s ({rate:.0f} samples/s{skipped})")
+    together = f", {parallel.world()} processes" if parallel.world() > 1 else ""
+    say(f"trained   {result.steps} steps of {config.training.batch} in {result.seconds:.0f} s ({rate:.0f} samples/s{together}{skipped})")
     return Run(directory, config, data, result.model)
 
 
@@ -138,20 +163,28 @@ def _check_directory(directory: Path) -> None:
         raise ConfigError(f"cannot write to {directory}: {error.strerror}") from error
 
 
-def _reusable(checkpoint: Path, config: RunConfig, say: Say) -> ScoreModel | None:
+def _reusable(checkpoint: Path, config: RunConfig) -> tuple[ScoreModel, State | None]:
+    """The trained network of a run directory, and, where its training has not ended, the state that it goes on from."""
     try:
         extra = read_extra(checkpoint)
         model = load(checkpoint)
+        resume = None if extra.get("complete") else read_state(checkpoint)
     except CheckpointError as error:
         raise ConfigError(f"{error}; --retrain replaces it, --out DIR trains beside it") from error
-    if not extra.get("complete"):
-        say(f"training  again: the network in {checkpoint} was interrupted at step {extra.get('steps')}")
-        return None
-    different = _differences(extra.get("identity", {}), config.identity())
+    different = _differences(_with_new_settings(extra.get("identity", {})), config.identity())
     if different:
         shown = "; ".join(f"{key} {json.dumps(old)} -> {json.dumps(new)}" for key, old, new in different[:3])
         raise ConfigError(f"{checkpoint} holds a network of other settings ({shown}): --retrain replaces it, --out DIR trains beside it")
-    return model
+    if not extra.get("complete") and resume is None:
+        raise ConfigError(f"{checkpoint} was left at step {extra.get('steps')} with no state to go on from: --retrain trains again")
+    return model, resume
+
+
+def _with_new_settings(identity: dict[str, Any]) -> dict[str, Any]:
+    """An identity with the settings that did not exist when it was saved, at their defaults."""
+    with contextlib.suppress(ValueError):
+        return RunConfig.model_validate(identity).identity()
+    return identity
 
 
 def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
@@ -169,6 +202,7 @@ def _train(
     device: torch.device | str,
     progress: bool,
     checkpoint_seconds: float | None,
+    resume: State | None,
 ) -> TrainResult:
     def evaluated(step: int, result: TrainResult) -> None:
         count = 1000 if len(data.shape) == 1 else 25
@@ -183,29 +217,47 @@ def _train(
 
     def keep(step: int, result: TrainResult, complete: bool = False) -> None:
         extra = {"complete": complete, "steps": step, "seconds": result.seconds, "identity": config.identity()}
-        save(result.raw, directory / "checkpoint", ema=result.model.network, extra=extra)  # type: ignore[arg-type]
+        state = None if complete else result.state()
+        save(result.raw, directory / "checkpoint", ema=result.model.network, extra=extra, state=state)  # type: ignore[arg-type]
 
-    snapshots = directory / "snapshots"
-    shutil.rmtree(snapshots, ignore_errors=True)
-    shutil.rmtree(directory / "solvers", ignore_errors=True)  # made by the network that is being replaced
-    snapshots.mkdir()
+    def note(entry: dict[str, Any]) -> None:
+        with log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    snapshots, log = directory / "snapshots", directory / "history.jsonl"
+    first = parallel.rank() == 0
+    if first:
+        if resume is None:
+            shutil.rmtree(snapshots, ignore_errors=True)
+            shutil.rmtree(directory / "solvers", ignore_errors=True)  # made by the network that is being replaced
+        snapshots.mkdir(exist_ok=True)
+        lines = [] if resume is None else resume[1]["history"]
+        write_text(log, "".join(json.dumps(entry) + "\n" for entry in lines))
+    items, labels = data.training
     result = fit(
         model,
-        data.train,
+        items,
         config.training,
-        data.train_labels if config.data.labels else None,
+        labels if config.data.labels else None,
         held_out=data.test,
+        levels=data.levels,
         device=device,
         progress=progress,
         on_evaluate=evaluated,
         on_checkpoint=keep,
         checkpoint_seconds=checkpoint_seconds,
+        on_log=note,
+        resume=resume,
     )
+    if not first:
+        return result
     keep(result.steps, result, complete=True)
     training = {"steps": result.steps, "seconds": result.seconds, "skipped": result.skipped}
-    write_text(directory / "history.json", json.dumps({"history": result.history, "linear": result.linear}, indent=1))
+    of_labels = data.train_labels if config.data.labels else None
+    linear = result.linear | {"best": best_level_loss(result.model, data.train, result.linear["levels"], of_labels)}
+    write_text(directory / "history.json", json.dumps({"history": result.history, "linear": linear}, indent=1))
     write_text(directory / "metrics.json", json.dumps({"training": training, "solvers": {}}, indent=2))
-    report.plot_loss(result.history, directory / "loss.png", result.linear)
+    report.plot_loss(result.history, directory / "loss.png", linear)
     _forward_picture(result.model, data, directory / "forward.png")
     return result
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import operator
+import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from . import memory, parallel
 from .randomness import NoiseStream, check_seed
 from .registry import lookup
 from .score import Denoiser
@@ -172,12 +175,13 @@ def sample(
     frames: list[Tensor] = []
     failures: list[Tensor] = []
     times: list[float] = []
-    batches = list(_batches(count, batch_size))
+    batches = deque(_batches(count, batch_size))
     loop = Graphed(method) if graph and isinstance(method, FixedStepSolver) else method
     # A fixed-step solver shows its steps; an adaptive one, whose samples go at their own pace, and a graph, their finished batches.
     total, unit = (count, "sample") if method.adaptive or graph else (steps * len(batches), "step")
     with tqdm(total=total, desc=f"sampling ({name})", unit=unit, disable=None if progress else True, leave=False) as bar:
-        for first, last in batches:
+        while batches:
+            first, last = batches.popleft()
             part = {key: tensor[first:last].to(device) for key, tensor in cond.items()}
             noise = NoiseStream(seed, index_offset + first, last - first, data_shape, dtype, device)
             z = noise.draw()  # always drawn, so that the later draws are the same with and without x_init
@@ -194,7 +198,16 @@ def sample(
                 times = []
                 run.observer = _watcher(model, trajectory, step_hook, kept, times, tick)
             limit = GROWTH * _size(x).clamp_min(max(1.0, sde.prior_std))
-            y = loop.solve(run, x, start, end, steps, grid)
+            try:
+                y = loop.solve(run, x, start, end, steps, grid)
+            except (RuntimeError, MemoryError) as error:
+                if not memory.out_of_memory(error) or last - first == 1:
+                    raise
+                memory.release()
+                half = (last - first + 1) // 2
+                warnings.warn(f"out of memory: going on with batches of {half} (batch_size={half} starts so)", stacklevel=3)
+                batches = deque((begin, min(begin + half, count)) for begin in range(first, count, half))
+                continue
             failed = lost = _broken(y, limit)
             # A hook may have stopped above t_min, where the state is neither data nor to be decoded.
             if (times[-1] if times else end) == sde.t_min:
@@ -231,6 +244,25 @@ def sample(
         failed=torch.cat(failures),
         fitted=fitted is not None,
     )
+
+
+def sample_together(model: Denoiser, shape: Sequence[int], cond: dict[str, Tensor] | None = None, **options: Any) -> Samples:
+    """`sample` by all processes of a torchrun, each drawing its share: every one of them gets all the samples, the same that one
+    process alone would draw. Without torchrun it is `sample`. x_init, trajectory and batch-wise arguments are those of `sample`."""
+    if parallel.world() == 1:
+        return sample(model, shape, cond=cond, **options)
+    if options.get("trajectory") is not None or options.get("step_hook") is not None:
+        raise ValueError("sample_together keeps no trajectory and calls no step_hook: use sample in one process")
+    rows = parallel.shares(shape[0])[parallel.rank()]
+    if rows.stop == rows.start:
+        raise ValueError(f"{parallel.world()} processes need at least as many samples, got {shape[0]}")
+    mine = {key: value[rows] for key, value in (cond or {}).items()}
+    if options.get("x_init") is not None:
+        options["x_init"] = options["x_init"][rows]
+    options["index_offset"] = options.get("index_offset", 0) + rows.start
+    out = sample(model, (rows.stop - rows.start, *shape[1:]), cond=mine, **options)
+    x, nfe, failed = (parallel.gather_rows(value) for value in (out.x, out.nfe, out.failed.to(torch.int64)))
+    return replace(out, x=x, nfe=nfe, failed=failed.bool())
 
 
 def _check_shape(shape: Sequence[int]) -> tuple[int, tuple[int, ...]]:

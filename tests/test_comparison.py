@@ -23,7 +23,11 @@ def test_a_comparison_leaves_its_table_and_pictures(sde_gen_command: Command, tm
     ]  # fmt: skip
     assert saved["rows"][0]["distance"]["std_error"] > 0 and len(saved["rows"]) == 9
     table = (run / "compare" / "table.md").read_text()
-    assert all(line in table for line in out if line.startswith("| `"))
+    assert all(line in table for line in out if line.startswith("| "))
+    assert saved["rows"][0]["neighbour_ratio"]["value"] > 1.5 and 0 <= saved["rows"][0]["memorised_fraction"]["value"] <= 1
+    # as many held-out data as samples, at the ratio of new data by its definition, but for which of them are taken
+    assert saved["held_out"]["neighbour_ratio"]["value"] == pytest.approx(1, abs=0.2) and "held-out data | - | - |" in table
+    assert next(line for line in out if line.startswith("| solver")).endswith("| memorised | neighbour ratio |")
     for name in ("distance.png", "samples.png"):
         with Image.open(run / "compare" / name) as image:
             assert min(image.size) > 100

@@ -4,8 +4,9 @@ import pytest
 import torch
 from toys import all_sdes
 
-from sde_gen import Normalizer, ScoreModel, empirical, make_sde, sample
-from sde_gen.empirical import best_loss, empirical_score, gaussian_gap, reverse_kernel
+from sde_gen import Moments, Normalizer, ScoreModel, empirical, make_sde, sample
+from sde_gen.empirical import best_level_loss, best_loss, empirical_score, gaussian_gap, reverse_kernel
+from sde_gen.training.validation import Validation
 
 
 def points(count: int = 40, shape: tuple[int, ...] = (3,)) -> torch.Tensor:
@@ -81,6 +82,76 @@ def test_the_best_loss_is_zero_in_clear_data_and_the_datas_variance_in_noise() -
     assert float(losses[2]) == pytest.approx(snr, rel=0.2)
     broken = empirical_score(data + 1, sde, model.normalizer)  # no other denoiser has a smaller one
     assert float(best_loss(broken, data, torch.tensor([0.5]))) > float(losses[1])
+
+
+LEVELS = [-3.0, -0.5, 0.7, 2.0]
+
+
+@pytest.mark.parametrize("name", ["vp", "ve", "subvp"])
+@pytest.mark.parametrize("prediction", ["noise", "edm"])
+def test_the_best_loss_by_level_is_that_of_the_validation_on_the_training_data(name: str, prediction: str) -> None:
+    sde, data = make_sde(name), points(30, (2, 3))
+    best = empirical_score(data, sde)
+    normalizer = best.normalizer
+    assert normalizer is not None
+    model = ScoreModel(lambda x, t: 0 * x, sde, prediction=prediction, normalizer=normalizer, data_std=0.9)
+    found = best_level_loss(model, data, LEVELS, samples=6000)
+    # the validation's own zero network and levels, and the exact denoiser of the data in the network's place
+    z = normalizer.encode(data).repeat(200, 1, 1)
+    times = sde.time_of(torch.tensor(LEVELS, dtype=torch.float64)).tolist()
+    start = Validation(z, times, LEVELS, [], [], {})
+    zero = [
+        float((float(model.scales(torch.tensor(t, dtype=torch.float64)).skip) * x - z).square().mean())
+        for t, x, _, _ in start._noised(model)
+    ]
+    validation = Validation(z, times, LEVELS, zero, [], {})
+    assert found == pytest.approx(validation.measure(best), rel=0.1, abs=0.003)
+    if prediction == "noise":  # over the zero network's E[eps^2] = 1, the error of the noise
+        assert found == pytest.approx(best_loss(best, data, torch.tensor(times), draws=6000).tolist(), rel=0.1, abs=0.003)
+    else:
+        assert found[0] > 0.5 and found[-1] < 1e-3
+    assert validation.measure(model) == pytest.approx([1.0] * 4)
+
+
+def test_the_best_loss_by_level_against_a_sum_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    sde, data = make_sde("vp"), points(7, (3,))
+    model = ScoreModel(lambda x, t: x, sde, prediction="data", normalizer=Normalizer(torch.zeros(3), torch.ones(3)))
+    found = best_level_loss(model, data, LEVELS, samples=5, seed=4)
+    monkeypatch.setattr(empirical, "CHUNK", 40)  # in pieces of 2
+    assert best_level_loss(model, data, LEVELS, samples=5, seed=4) == pytest.approx(found, rel=1e-9, abs=1e-12)
+    generator = torch.Generator().manual_seed(4)
+    chosen = torch.randint(7, (5,), generator=generator).tolist()
+    noise = torch.randn(4, 5, 3, generator=generator)
+    for k, level in enumerate(LEVELS):
+        alpha, sigma = (float(v) for v in sde.marginal(sde.time_of(torch.tensor(level, dtype=torch.float64))))
+        error = zero = 0.0
+        for j, one in enumerate(chosen):
+            x = alpha * data[one] + sigma * noise[k, j].double()
+            weights = torch.exp(-((x - alpha * data) ** 2).sum(1) / (2 * sigma**2))
+            error += float(((weights / weights.sum()) @ data - data[one]).square().sum())
+            zero += float(data[one].square().sum())
+        assert found[k] == pytest.approx(error / zero, rel=1e-6, abs=1e-12)
+
+
+def test_no_network_is_better_than_the_best_and_a_class_helps() -> None:
+    sde, data = make_sde("vp"), points(60, (4,))
+    labels = (data[:, 0] > 1).long()
+    best = empirical_score(data, sde)
+    assert best.normalizer is not None
+    model = ScoreModel(lambda x, t: 0 * x, sde, prediction="noise", normalizer=best.normalizer)
+    found = best_level_loss(model, data, LEVELS, samples=3000)
+    z = best.normalizer.encode(data).repeat(50, 1)
+    moments = Moments.fit(z)
+    start = Validation(z, sde.time_of(torch.tensor(LEVELS, dtype=torch.float64)).tolist(), LEVELS, [], [], {})
+    for mine, (t, x, alpha, sigma) in zip(found, start._noised(model), strict=True):
+        skip = float(model.scales(torch.tensor(t, dtype=torch.float64)).skip)
+        linear = float((moments.denoise(x, alpha, sigma) - z).square().mean() / (skip * x - z).square().mean())
+        assert mine < 1.02 * linear
+    knowing = best_level_loss(model, data, LEVELS, labels, samples=3000)
+    assert knowing[0] < 0.97 * found[0]
+    alone = best_level_loss(model, data, LEVELS, torch.arange(60), samples=50)  # each its own class: nothing is left to know
+    assert max(alone) < 1e-12
+    assert len(best_level_loss(model, data, LEVELS)) == 4
 
 
 def test_bad_input() -> None:

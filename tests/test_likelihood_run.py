@@ -16,13 +16,21 @@ def test_digits_are_measured_in_bits_with_error_bars(sde_gen_command: Command, t
     by_name = {line.split()[0]: line for line in out}
     for name in ("training", "held-out", "noise", "inverted", "constant"):
         assert "+-" in by_name[name] and "bits/dim (trace 0." in by_name[name] and "test set 0." in by_name[name]
-    for name in ("histogram.png", "extremes.png"):
+    for name in ("histogram.png", "extremes.png", "terms.png"):
         with Image.open(run / "likelihood" / name) as image:
             assert min(image.size) > 100
     saved = json.loads((run / "likelihood" / "likelihood.json").read_text())
     assert saved["unit"] == "bits/dim"
     assert f"{saved['parts']['held-out']['value']:.3f}" in by_name["held-out"]
     assert "bits/dim (L_0" in by_name["chain"] and any("neither must be the smaller" in line for line in out)
+    assert by_name["chain"].endswith("as a chain of 1000 steps") and "terms.png" in by_name["pictures"]
+    first = out.index(by_name["chain"])
+    assert out[first + 1].endswith("chain of 50 steps") and out[first + 2].endswith("the limit of ever more steps")
+    bounds = [saved["parts"][f"held-out, {name}"] for name in ("chain of 1000 steps", "chain of 50 steps", "continuous")]
+    assert [len(bound["terms"]) for bound in bounds] == [1000, 50, 65]
+    # the same first time, decoder and ends; more steps, a smaller bound
+    assert len({(bound["t_min"], bound["decoder"], bound["prior"]) for bound in bounds}) == 1
+    assert bounds[2]["value"] < bounds[0]["value"] < bounds[1]["value"] and None in bounds[0]["terms"]
     assert len(saved["parts"]["held-out"]["each"]) == 8 and saved["parts"]["held-out, uniform"]["dequantization"] == "uniform"
 
 
@@ -32,7 +40,7 @@ def test_continuous_data_is_measured_in_nats(sde_gen_command: Command, tmp_path:
     code, out, err = sde_gen_command("likelihood", "--run", str(run), "--images", "20", "--tolerance", "1e-3")
     assert (code, err) == (0, [])
     assert sum("nats/dim" in line for line in out) >= 2 and "bits" not in "".join(out)
-    assert not (run / "likelihood" / "extremes.png").exists()
+    assert not (run / "likelihood" / "extremes.png").exists() and not (run / "likelihood" / "terms.png").exists()
 
 
 @pytest.mark.parametrize(

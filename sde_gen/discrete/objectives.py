@@ -105,7 +105,8 @@ def chain_loss(
                   (Nichol and Dhariwal 2021, arXiv:2102.09672, section 3.1); needs a model with variance="learned_range"
 
     x_0 in normalised units. indices: a sampler, which also learns from the losses met; the indices themselves (B,); None: uniform.
-    levels: see `decoder_nll`; noise: eps itself (B, *). Draws come from `generator`, or one seeded by `seed`, or the global one. ValueError for bad arguments.
+    levels: see `decoder_nll`; noise: eps itself (B, *). Draws come from `generator`, or one seeded by `seed`, or the global one.
+    ValueError for bad arguments.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"unknown objective {objective!r}; choose from {', '.join(OBJECTIVES)}")

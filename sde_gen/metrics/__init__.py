@@ -3,7 +3,14 @@
 from sde_gen.metrics.distances import frechet_distance, kernel_distance, sliced_wasserstein
 from sde_gen.metrics.estimate import Estimate
 from sde_gen.metrics.features import FeatureNet, cached_features
-from sde_gen.metrics.neighbours import memorised_fraction, mode_fractions, precision_recall
+from sde_gen.metrics.neighbours import (
+    memorised_fraction,
+    memorised_of,
+    mode_fractions,
+    nearest_distances,
+    neighbour_ratio,
+    precision_recall,
+)
 
 __all__ = [
     "Estimate",
@@ -12,7 +19,10 @@ __all__ = [
     "frechet_distance",
     "kernel_distance",
     "memorised_fraction",
+    "memorised_of",
     "mode_fractions",
+    "nearest_distances",
+    "neighbour_ratio",
     "precision_recall",
     "sliced_wasserstein",
 ]

@@ -74,6 +74,16 @@ def _coverage(queries: Tensor, subsets: list[Tensor], points: Tensor, radii: Ten
     return torch.stack([row[subset].double().mean() for row, subset in zip(inside, subsets, strict=True)])
 
 
+def nearest_distances(queries: Tensor, points: Tensor) -> Tensor:
+    """Euclidean distance from each query to its nearest point: (N, *shape) and (M, *shape) give (N,) float64.
+
+    Raises:
+        ValueError: empty sets, different shapes, or values that are not finite.
+    """
+    queries, points = matrices("queries", queries, "points", points, least=1)
+    return _nearest(queries, points, 1)[0][:, 0]
+
+
 def memorised_fraction(
     samples: Tensor, train: Tensor, held_out: Tensor, quantile: float = 0.05, bootstrap: int = 200, seed: int = 0
 ) -> Estimate:
@@ -99,14 +109,44 @@ def memorised_fraction(
         raise ValueError(f"quantile {quantile!r}; a number between 0 and 1 is needed")
     flat_samples, flat_train = matrices("samples", samples, "train", train, least=1)
     flat_held_out, _ = matrices("held_out", held_out, "train", train, least=2)
-    near = _nearest(flat_samples, flat_train, 1)[0][:, 0].sort().values
-    baseline = _nearest(flat_held_out, flat_train, 1)[0][:, 0]
+    near, baseline = (nearest_distances(x, flat_train) for x in (flat_samples, flat_held_out))
+    return memorised_of(near, baseline, quantile, bootstrap, seed)
+
+
+def memorised_of(near: Tensor, held_out: Tensor, quantile: float = 0.05, bootstrap: int = 200, seed: int = 0) -> Estimate:
+    """`memorised_fraction` from the `nearest_distances` to the training items of samples (N,) and of held-out items (K,)."""
+    near = near.sort().values
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(len(baseline), (bootstrap, len(baseline)), generator=generator)
-    thresholds = torch.cat([torch.quantile(baseline, quantile)[None], torch.quantile(baseline[drawn], quantile, dim=1)])
+    drawn = torch.randint(len(held_out), (bootstrap, len(held_out)), generator=generator)
+    thresholds = torch.cat([torch.quantile(held_out, quantile)[None], torch.quantile(held_out[drawn], quantile, dim=1)])
     fractions = torch.searchsorted(near, thresholds, right=True).double() / len(near)
     value = float(fractions[0])
     return Estimate(value, math.hypot(_binomial_error(value, len(near)), float(fractions[1:].std())))
+
+
+def neighbour_ratio(near: Tensor, held_out: Tensor) -> Estimate:
+    """Nearest-neighbour ratio: mean over samples of min_i |x - train_i| over the same mean over held-out items.
+
+    1: samples are as far from the training data as new data is; towards 0: they are copies of it; above 1: they stray from the data, or
+    are blurred or noisy. A network that copies some and strays with others can have 1: `memorised_fraction` looks at the nearest alone.
+    The standard error covers samples and held-out items, by the delta method, for the training items as they are.
+
+    Args:
+        near, held_out: (N,) and (K,), the `nearest_distances` to the training items of samples and of held-out items.
+
+    Raises:
+        ValueError: none of either, or values that are not finite.
+    """
+    means, errors = [], []
+    for name, values in (("near", near), ("held_out", held_out)):
+        if values.ndim != 1 or not len(values) or not bool(torch.isfinite(values).all()):
+            raise ValueError(f"{name} of shape {tuple(values.shape)}; finite distances (N,), N >= 1, are needed")
+        means.append(float(values.double().mean()))
+        errors.append(float(values.double().std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan)
+    if means[1] == 0:  # every held-out item is a training item: there is nothing to compare with
+        return Estimate(math.nan, math.nan)
+    ratio = means[0] / means[1]
+    return Estimate(ratio, math.hypot(errors[0], ratio * errors[1]) / means[1])
 
 
 def mode_fractions(samples: Tensor, centres: Tensor, radius: float | None = None) -> list[Estimate]:

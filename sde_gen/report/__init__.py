@@ -2,7 +2,7 @@
 
 from .comparisons import picture_rows, plot_comparison
 from .images import forward_strip, image_grid, level_label, save_gif, save_image, to_uint8
-from .likelihoods import picture_extremes, plot_likelihoods
+from .likelihoods import picture_extremes, plot_likelihoods, plot_terms
 from .pictures import film_images, picture_film, picture_forward, picture_samples
 from .plots import loss_figure, plot_clouds, plot_loss, plot_pairs, plot_points, plot_points_film
 from .signals import plot_signals
@@ -26,6 +26,7 @@ __all__ = [
     "plot_points",
     "plot_points_film",
     "plot_signals",
+    "plot_terms",
     "save_gif",
     "save_image",
     "to_uint8",

@@ -10,17 +10,20 @@ from typing import Any
 from torch import Tensor
 
 from . import figures as fig
-from .figures import TEXT
+from .figures import GREY, TEXT
 from .images import Range, tiles
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#666666", "#000000")
 MARKS = "osD^vP*X"
 
 
-def plot_comparison(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], ylabel: str) -> Path:
+def plot_comparison(
+    rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], ylabel: str, held_out: Mapping[str, float] | None = None
+) -> Path:
     """Distance with its standard error against network calls and against seconds, a line for each solver, written to `path` (.png).
 
-    rows: {"solver", "calls", "seconds", optional "distance": {"value", "std_error"}}. Raises ValueError where none has a distance.
+    rows: {"solver", "calls", "seconds", optional "distance": {"value", "std_error"}}. held_out: the distance of held-out data, drawn as
+    a band across. Raises ValueError where no row has a distance.
     """
     measured = [row for row in rows if "distance" in row]
     if not measured:
@@ -35,6 +38,10 @@ def plot_comparison(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[s
             places = [max(row[key], 1e-3) for row in mine]
             look = {"color": COLOURS[k % len(COLOURS)], "marker": MARKS[k % len(MARKS)], "markersize": 5, "capsize": 2.5}
             axes.errorbar(places, values, errors, label=name, linewidth=1.4, **look)
+        if held_out is not None:
+            value, error = held_out["value"], held_out["std_error"]
+            axes.axhline(value, color=GREY, linewidth=1.3, linestyle=":", label="held-out data")
+            axes.axhspan(max(value - error, 0.5 * value), value + error, color=GREY, alpha=0.15, linewidth=0)
         axes.set_xscale("log")
         axes.set_yscale("log")
         fig.style(axes, "", label, ylabel if key == "calls" else "")

@@ -1,10 +1,11 @@
-"""Likelihoods as pictures: histograms of groups, and the images at both ends."""
+"""Likelihoods as pictures: histograms of groups, the images at both ends, and the terms of a bound."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from .figures import BLUE, GREEN, GREY, ORANGE, PURPLE, TEXT
 from .images import Range, tiles
 
 BINS = 40
+GROUPS = 64
+"""Terms in a curve: where a chain has more, neighbours are averaged."""
 MOST = 10
 """Images in a row of the extremes."""
 
@@ -66,3 +69,98 @@ def picture_extremes(
         line[0].set_ylabel(title, fontsize=TEXT)
     figure.supxlabel(unit, fontsize=TEXT)
     return fig.save_figure(figure, path)
+
+
+class Terms(Protocol):
+    """What `plot_terms` reads of a bound; `sde_gen.discrete.Elbo` has it."""
+
+    @property
+    def decoder(self) -> Any: ...
+    @property
+    def prior(self) -> Any: ...
+    @property
+    def diffusion(self) -> Any: ...
+    @property
+    def times(self) -> Tensor: ...
+    @property
+    def terms(self) -> Tensor: ...
+    @property
+    def term_errors(self) -> Tensor: ...
+    @property
+    def edges(self) -> Tensor: ...
+    @property
+    def counts(self) -> Tensor: ...
+    @property
+    def each(self) -> Tensor: ...
+    @property
+    def unit(self) -> str: ...
+
+
+def plot_terms(chains: Mapping[str, Terms], path: str | os.PathLike[str], continuous: Terms | None = None) -> Path:
+    """Where a chain spends its bits, written to `path` (.png).
+
+    Left: L_t against t, a step each, with L_0 at the first time and L_T at the last. Right: the same for a unit of half log-SNR, in which
+    chains of any number of steps and their continuous limit are one curve but for what the steps' length costs: the area under it is the
+    sum of the L_t. Bands are one standard error; of more than `GROUPS` terms neighbours are averaged. A bound's `terms`, `edges` and
+    `counts` are those of `sde_gen.discrete.Elbo`. Raises ValueError where there is no chain, or one of a single step.
+    """
+    if not chains or min(len(bound.terms) for bound in chains.values()) < 2:
+        raise ValueError(f"chains of at least 2 steps are needed, got {[len(bound.terms) for bound in chains.values()]}")
+    unit = next(iter(chains.values())).unit
+    figure = fig.new_figure(11, 4.2)
+    left, right = figure.subplots(1, 2)
+    for (name, bound), colour in zip(chains.items(), (BLUE, ORANGE, PURPLE, GREY), strict=False):
+        t, level, value, error, width = _curve(bound)
+        _band(left, t, value, error, colour, f"{name}: L_t")
+        for at, part, mark, what in ((0, bound.decoder, "o", "L_0"), (-1, bound.prior, "s", "L_T")):
+            if part.value > 0:
+                label = f"{what} = {part.value:.2g}"
+                known = label in left.get_legend_handles_labels()[1]  # chains with the same ends share them
+                look = {"color": colour, "marker": mark, "markersize": 6, "capsize": 3, "linestyle": ""}
+                left.errorbar(float(bound.times[at]), part.value, part.std_error, label=None if known else label, **look)
+        _band(right, level, value / width, error / width, colour, f"{name}: area {_number(bound.diffusion)}")
+    if continuous is not None:
+        _, level, value, error, width = _curve(continuous)
+        _band(right, level, value / width, error / width, GREEN, f"continuous: area {_number(continuous.diffusion)}", (0, (5, 2)))
+    left.set_xscale("log")
+    left.set_yscale("log")
+    fig.style(left, "The bound by step", "← data        t        noise →", f"{unit} a step")
+    fig.style(
+        right, f"The same for a unit of λ: areas are {unit}", "← noise       half log-SNR  λ = log(α/σ)       data →", f"{unit} a unit of λ"
+    )
+    right.set_ylim(bottom=0)
+    fig.legend(left)
+    fig.legend(right)
+    return fig.save_figure(figure, path)
+
+
+def _band(axes: Any, x: fig.Array, value: fig.Array, error: fig.Array, colour: str, label: str, dashes: Any = "-") -> None:
+    axes.plot(x, value, color=colour, linewidth=1.8, linestyle=dashes, label=label)
+    low = np.maximum(value - error, 0.1 * value)  # a logarithmic axis has no zero
+    axes.fill_between(x, low, value + error, where=np.isfinite(error), color=colour, alpha=0.25, linewidth=0)
+
+
+def _number(part: Any) -> str:
+    return f"{part.value:.3f}" + ("" if np.isnan(part.std_error) else f" ± {part.std_error:.3f}")
+
+
+def _curve(bound: Terms) -> tuple[fig.Array, fig.Array, fig.Array, fig.Array, fig.Array]:
+    """Time, half log-SNR, mean term, its error and mean width in half log-SNR, of at most `GROUPS` groups of neighbouring terms."""
+    edges, counts = bound.edges.double().cpu(), bound.counts.double().cpu()
+    widths, middles = edges[:-1] - edges[1:], (edges[:-1] + edges[1:]) / 2
+    rows = []
+    for group in torch.tensor_split(torch.arange(1, len(bound.terms)), min(GROUPS, len(bound.terms) - 1)):
+        count, value, error = counts[group], bound.terms.cpu()[group], bound.term_errors.cpu()[group]
+        seen = count > 0
+        if not bool(seen.any()):
+            continue
+        # Terms of one width have one expectation to first order, and the images that drew them are weighed alike. An image that drew
+        # several counts once: its terms go together.
+        total = float(count.sum())
+        of_image = (error.square() * count)[count > 1]
+        several = max(1.0, total / len(bound.each))
+        error_of_mean = (float(of_image.nanmean()) / total * several) ** 0.5 if len(of_image) else float("nan")
+        width = widths[group - 1]
+        share = float((value / width)[seen] @ count[seen]) / total * float(width.mean())
+        rows.append((float(bound.times.cpu()[group].mean()), float(middles[group - 1].mean()), share, error_of_mean, float(width.mean())))
+    return tuple(np.array(column) for column in zip(*rows, strict=True))  # type: ignore[return-value]

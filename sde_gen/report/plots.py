@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from . import figures as fig
-from .figures import BLUE, GREEN, GREY, ORANGE, RED, TEXT, Array
+from .figures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, TEXT, Array
 from .images import save_gif
 
 _MOST_POINTS = 20_000  # a film or a scatter of more is a blot, and slow
@@ -34,8 +34,9 @@ def plot_loss(
     history: {"step", "seconds", "loss", optional "validation": float, optional "levels": lambda = log(alpha/sigma) of each level,
     optional "level_loss": the loss at each}, in the order of training. The last entry with "level_loss" is bold; of the earlier ones
     up to four are faint. baselines: {"levels": lambda, optional "zero": loss of the network that answers 0, optional "linear": loss of
-    the optimal linear denoiser, the exact one for Gaussian data}, interpolated in lambda. Without "zero" the losses are taken to be in
-    units of it, which those of a noise prediction are (E[eps^2] = 1). A loss that is not finite is marked in red.
+    the optimal linear denoiser, the exact one for Gaussian data, optional "best": the least that any network can have on the training
+    data, 0 where it knows them by heart and cut off at the other curves' lowest}, interpolated in lambda. Without "zero" the losses are
+    taken to be in units of it, which those of a noise prediction are (E[eps^2] = 1). A loss that is not finite is marked in red.
 
     Raises ValueError for an empty history, an entry without "step" or "loss", or lists whose lengths differ.
     """
@@ -100,9 +101,9 @@ def _loss_over_steps(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _loss_by_level(axes: Axes, history: Sequence[Mapping[str, Any]], baselines: Mapping[str, Sequence[float]]) -> None:
-    unknown = baselines.keys() - {"levels", "zero", "linear"}
+    unknown = baselines.keys() - {"levels", "zero", "linear", "best"}
     if unknown or (baselines and "levels" not in baselines):
-        raise ValueError(f'baselines must have "levels" and may have "zero" and "linear", not {sorted(baselines)}')
+        raise ValueError(f'baselines must have "levels" and may have "zero", "linear" and "best", not {sorted(baselines)}')
     base = {key: np.asarray(value, dtype=float) for key, value in baselines.items()}
     if len({len(value) for value in base.values()}) > 1:
         raise ValueError(f"the lists of baselines must have equal lengths, not {[len(value) for value in base.values()]}")
@@ -136,6 +137,12 @@ def _loss_by_level(axes: Axes, history: Sequence[Mapping[str, Any]], baselines: 
         axes.plot(base["levels"], linear, color=GREEN, linewidth=1.8, linestyle=(0, (6, 2)), label="optimal linear denoiser")
     axes.axhline(1.0, color="black", linewidth=1.3, linestyle=":", label="zero predictor")
     _scale_y(axes, np.concatenate(values))
+    if "best" in base:  # falls to nothing: the other curves keep the window, a little wider below
+        bottom, top = axes.get_ylim()
+        bottom = bottom / 2 if axes.get_yscale() == "log" else min(0.0, bottom)
+        best = np.maximum(over_zero(base["levels"], base["best"]), 0.1 * bottom)
+        axes.plot(base["levels"], best, color=PURPLE, linewidth=1.8, linestyle=(0, (1, 1)), label="best possible on the training data")
+        axes.set_ylim(bottom, top)
     if not curves:
         axes.set(ylim=(0, 1.25), xticks=[])
         axes.text(0.5, 0.5, "no loss by noise level was recorded", transform=axes.transAxes, ha="center", fontsize=TEXT, color=GREY)

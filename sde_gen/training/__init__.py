@@ -1,6 +1,6 @@
 """Training: the loop, the average of the weights, the loss by noise level, checkpoints."""
 
-from .checkpoint import load, read_extra, read_state, save, save_fitted
+from .checkpoint import State, load, read_extra, read_state, save, save_fitted
 from .ema import power_average
 from .loop import Interrupted, build_model, fit, train
 from .objective import Objective
@@ -15,6 +15,7 @@ __all__ = [
     "CheckpointError",
     "Interrupted",
     "Objective",
+    "State",
     "TrainResult",
     "TrainSettings",
     "TrainingError",

@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 import torch
 
-from sde_gen.metrics import memorised_fraction, mode_fractions, neighbours, precision_recall
+from sde_gen.metrics import (
+    memorised_fraction,
+    memorised_of,
+    mode_fractions,
+    nearest_distances,
+    neighbour_ratio,
+    neighbours,
+    precision_recall,
+)
 
 
 def normal(n, d, seed, shift=0.0):
@@ -77,6 +85,43 @@ def test_the_error_of_the_memorised_fraction_is_its_spread():
     assert stated / np.std([e.value for e in found]) == pytest.approx(1, abs=0.3)
 
 
+def test_nearest_distances_are_those_of_all_pairs_and_give_the_memorised_fraction(monkeypatch):
+    monkeypatch.setattr(neighbours, "_CHUNK", 1000)  # many chunks
+    x, train, fresh = normal(40, 6, 0).reshape(40, 2, 3), normal(90, 6, 1).reshape(90, 2, 3), normal(50, 6, 2).reshape(50, 2, 3)
+    near, held_out = nearest_distances(x, train), nearest_distances(fresh, train)
+    torch.testing.assert_close(near, torch.cdist(x.flatten(1), train.flatten(1)).amin(1))
+    assert memorised_of(near, held_out, 0.2) == memorised_fraction(x, train, fresh, 0.2)
+
+
+def test_the_neighbour_ratio_of_copies_fresh_and_distant_samples():
+    train, held_out = normal(400, 3, 0), nearest_distances(normal(2000, 3, 1), normal(400, 3, 0))
+
+    def ratio(x):
+        return neighbour_ratio(nearest_distances(x, train), held_out)
+
+    assert ratio(train[:100]).value < 1e-6
+    assert ratio(train[:100] + 0.5 * (normal(100, 3, 5) * 1e-3)).value < 0.01
+    fresh = ratio(normal(2000, 3, 4))
+    assert abs(fresh.value - 1) < 3 * fresh.std_error < 0.15
+    assert ratio(normal(100, 3, 3, 50.0)).value > 10
+    by_hand = neighbour_ratio(torch.tensor([1.0, 3.0]), torch.tensor([4.0, 4.0, 4.0]))
+    assert (by_hand.value, by_hand.std_error) == pytest.approx((0.5, 1 / 4))
+
+
+def test_the_error_of_the_neighbour_ratio_is_its_spread():
+    train = normal(300, 2, 10_000)
+    near = [nearest_distances(normal(100 + 60 * (i % 2), 2, i), train) for i in range(400)]
+    found = [neighbour_ratio(*near[2 * i : 2 * i + 2]) for i in range(200)]
+    stated = np.sqrt(np.mean([e.std_error**2 for e in found]))
+    assert stated / np.std([e.value for e in found]) == pytest.approx(1, abs=0.15)
+
+
+def test_the_neighbour_ratio_where_there_is_nothing_to_compare():
+    assert np.isnan(neighbour_ratio(torch.ones(3), torch.zeros(3)).value)
+    alone = neighbour_ratio(torch.ones(1), torch.tensor([2.0, 2.0]))
+    assert alone.value == 0.5 and np.isnan(alone.std_error)
+
+
 def test_mode_fractions():
     centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
     samples = torch.cat([normal(50, 2, 0).float() + centres[0], normal(150, 2, 1).float() + centres[1]])
@@ -96,6 +141,10 @@ def test_mode_fractions():
         (lambda: memorised_fraction(normal(9, 2, 0), normal(9, 2, 0), normal(9, 2, 0), quantile=5), "quantile 5"),
         (lambda: memorised_fraction(normal(9, 2, 0) / 0, normal(9, 2, 0), normal(9, 2, 0)), "samples holds"),
         (lambda: mode_fractions(normal(9, 2, 0), normal(3, 2, 0), radius=0), "radius 0"),
+        (lambda: nearest_distances(normal(9, 2, 0), normal(3, 3, 0)), "points 3"),
+        (lambda: neighbour_ratio(torch.ones(0), torch.ones(3)), "near of shape"),
+        (lambda: neighbour_ratio(torch.ones(3), torch.ones(3, 2)), "held_out of shape"),
+        (lambda: neighbour_ratio(torch.ones(3) / 0, torch.ones(3)), "finite distances"),
     ],
 )
 def test_bad_input_is_refused(call, message):

@@ -49,6 +49,18 @@ class TestLoss:
         earlier = [line for name, line in lines.items() if name.startswith("network") and line is not bold]
         assert len(earlier) == 4 and all(line.get_linewidth() < bold.get_linewidth() for line in earlier)
 
+    def test_the_best_on_the_training_data_is_cut_off_where_the_others_end(self):
+        best = BASELINES | {"levels": [-4.0, 4.0], "best": [1.0, 0.0]}
+        right = loss_figure(history(), best).axes[1]
+        line = self.lines(right)["best possible on the training data"]
+        bottom = right.get_ylim()[0]
+        assert right.get_yscale() == "log" and bottom > 0.01
+        assert line.get_ydata()[0] == pytest.approx(0.5) and 0 < line.get_ydata()[1] < bottom
+        flat = [{"step": 1, "loss": 1.0, "levels": [-1.0, 1.0], "level_loss": [0.9, 0.8]}]
+        right = loss_figure(flat, {"levels": [-1.0, 1.0], "best": [0.7, 0.0]}).axes[1]
+        assert right.get_yscale() == "linear" and right.get_ylim()[0] <= 0
+        assert self.lines(right)["best possible on the training data"].get_ydata().tolist() == pytest.approx([0.7, 0.0])
+
     def test_without_zero_the_losses_are_relative_already(self):
         right = loss_figure(history()).axes[1]
         assert self.lines(right)["network, step 1,990"].get_ydata().tolist() == pytest.approx([0.1 + 1 / 199, 0.4, 0.9])
