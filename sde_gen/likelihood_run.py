@@ -106,7 +106,7 @@ def likelihood_run(run: Run, settings: LikelihoodSettings, say: Callable[[str], 
     report.plot_likelihoods(values, place / "histogram.png", unit)
     files = ["histogram.png"]
     if discrete:
-        chains = {name: bound for name, bound in bounds.items() if name != "continuous"}
+        chains = {name: bound for name, bound in bounds.items() if name != "continuous" and "fixed_large" not in name}
         report.plot_terms(chains, place / "terms.png", bounds["continuous"])
         files.append("terms.png")
     x = parts[measured][0]
@@ -176,7 +176,9 @@ def _bounds(run: Run, x: Tensor, labels: Tensor | None, settings: LikelihoodSett
     bounds = {}
     for steps, terms in CHAINS.items():
         chain = DiscreteChain.from_sde(model.sde, steps, "half_log_snr", t)
-        bounds[f"chain of {steps} steps"] = elbo(model, x.long(), chain, run.data.levels, terms=terms, **common)
+        for variance in ("fixed_small",) if getattr(model, "variance", None) is None else ("fixed_small", "fixed_large", "learned"):
+            name = f"chain of {steps} steps" + (f", {variance}" if variance != "fixed_small" else "")
+            bounds[name] = elbo(model, x.long(), chain, run.data.levels, variance=variance, terms=terms, **common)
     bounds["continuous"] = elbo_continuous(model, x.long(), run.data.levels, t, CONTINUOUS_TERMS, **common)
     return bounds
 

@@ -34,6 +34,16 @@ def test_digits_are_measured_in_bits_with_error_bars(sde_gen_command: Command, t
     assert len(saved["parts"]["held-out"]["each"]) == 8 and saved["parts"]["held-out, uniform"]["dequantization"] == "uniform"
 
 
+def test_a_learned_variance_is_measured_beside_the_fixed_ones(sde_gen_command: Command, tmp_path: Path) -> None:
+    run = tmp_path / "mine"
+    assert sde_gen_command("run", *TINY_RUN, "--learned-variance", "--solver", "ancestral", "--out", str(run))[0] == 0
+    code, out, err = sde_gen_command("likelihood", "--run", str(run), "--images", "4", "--tolerance", "1e-2", "--divergence", "hutchinson")
+    assert (code, err) == (0, [])
+    for steps in (1000, 50):
+        for ending in ("", ", fixed_large", ", learned"):
+            assert sum(line.endswith(f"chain of {steps} steps{ending}") for line in out) == 1
+
+
 def test_continuous_data_is_measured_in_nats(sde_gen_command: Command, tmp_path: Path) -> None:
     run = tmp_path / "points"
     assert sde_gen_command("run", *TINY_RUN, "--data", "gaussians8", "--out", str(run))[0] == 0
