@@ -1,14 +1,21 @@
 import json
+import os
+import signal
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 from toys import Command
 
+from sde_gen import load
 from sde_gen.sdes import SDES
 from sde_gen.solvers import SOLVERS
+from sde_gen.training.store import newest
+from sde_gen.training.trainer import Trainer
 
 QUICK = [
     *("--train-steps", "12", "--batch", "16", "--samples", "32", "--no-progress"),
@@ -27,7 +34,7 @@ def test_a_run_leaves_what_it_says_and_a_second_one_only_samples(command: Comman
     code, out, err = command(*QUICK, *steps, "--solver", "pc")
     assert (code, err) == (0, [])
     run = tmp_path / "runs" / "digits-vp"
-    for name in ("config.yaml", "checkpoint/weights.safetensors", "checkpoint/model.json", "metrics.json", "history.json"):
+    for name in ("config.yaml", "checkpoint/00000001/weights.safetensors", "metrics.json", "history.json", "history.jsonl"):
         assert (run / name).stat().st_size > 0, name
     for name in ("samples.png", "denoising.gif", "forward.png", "loss.png", "solvers/pc/samples.png"):
         with Image.open(run / name) as image:
@@ -39,23 +46,23 @@ def test_a_run_leaves_what_it_says_and_a_second_one_only_samples(command: Comman
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["solvers"]["pc"]["network_calls"] == 11
     assert metrics["solvers"]["pc"]["frechet_distance"]["std_error"] > 0
-    first = (run / "checkpoint" / "weights.safetensors").read_bytes()
+    first = (newest(run / "checkpoint") / "weights.safetensors").read_bytes()
 
     code, out, err = command(*QUICK, "--network", "mlp", "--solver", "ancestral", "--steps", "4")
     assert (code, err) == (0, [])
     assert out[0].startswith("reusing   the network in runs/digits-vp/checkpoint (12 steps")
-    assert (run / "checkpoint" / "weights.safetensors").read_bytes() == first
+    assert (newest(run / "checkpoint") / "weights.safetensors").read_bytes() == first
     assert set(json.loads((run / "metrics.json").read_text())["solvers"]) == {"pc", "ancestral"}
     assert (run / "solvers" / "pc" / "samples.png").exists() and (run / "solvers" / "ancestral" / "samples.png").exists()
 
     code, out, err = command(*QUICK, *steps, "--lr", "0.5")
     assert code == 2 and len(err) == 1
     assert "training.lr" in err[0] and "-> 0.5" in err[0] and "--retrain" in err[0]
-    assert (run / "checkpoint" / "weights.safetensors").read_bytes() == first
+    assert (newest(run / "checkpoint") / "weights.safetensors").read_bytes() == first
 
     code, out, err = command(*QUICK, *steps, "--lr", "0.5", "--retrain")
     assert (code, err) == (0, [])
-    assert (run / "checkpoint" / "weights.safetensors").read_bytes() != first
+    assert (newest(run / "checkpoint") / "weights.safetensors").read_bytes() != first
     assert set(json.loads((run / "metrics.json").read_text())["solvers"]) == {"pc"}
 
 
@@ -67,7 +74,7 @@ def test_a_fitted_grid_is_kept_with_the_checkpoint(command: Command, tmp_path: P
     text = "\n".join(out)
     assert "fitted    angle at 3 steps: distance to the exact flow" in text and "(fitted in" in text
     assert "sampled   64 with angle, fitted grid: 4 network calls per sample" in text
-    (kept,) = json.loads((tmp_path / "runs" / "gaussians8-vp" / "checkpoint" / "model.json").read_text())["fitted"]
+    (kept,) = json.loads((newest(tmp_path / "runs" / "gaussians8-vp" / "checkpoint") / "model.json").read_text())["fitted"]
     assert (kept["solver"], kept["steps"], len(kept["times"])) == ("angle", 3, 4) and kept["error"] <= kept["default_error"]
 
     code, out, err = command(*QUICK, *data, "--grid", "fitted")
@@ -99,16 +106,31 @@ def test_dry_run_prints_what_config_reads_and_writes_nothing(command: Command, t
     assert yaml.safe_load("\n".join(over))["training"]["lr"] == 0.25
 
 
-def test_an_interrupted_network_is_not_taken_for_a_trained_one(command: Command, tmp_path: Path) -> None:
+def test_an_interrupted_run_goes_on_to_the_same_network(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = [*QUICK, "--data", "gaussians8", "--solver", "em", "--steps", "3"]
-    assert command(*arguments)[0] == 0
-    about = tmp_path / "runs" / "gaussians8-vp" / "checkpoint" / "model.json"
-    content = json.loads(about.read_text())
-    content["extra"]["complete"] = False
-    about.write_text(json.dumps(content))
-    code, out, _ = command(*arguments)
-    assert code == 0
-    assert "interrupted at step 12" in out[0] and any(line.startswith("trained") for line in out)
+    assert command(*arguments, "--out", "whole")[0] == 0
+    advance = Trainer.advance
+
+    def interrupted(self: Trainer) -> Any:
+        if self.step == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+        return advance(self)
+
+    monkeypatch.setattr(Trainer, "advance", interrupted)
+    code, _, err = command(*arguments, "--out", "parts")
+    assert code == 130 and err == ["sde-gen: interrupted at step 7 of 12; the same command goes on from there"]
+    monkeypatch.setattr(Trainer, "advance", advance)
+    code, _, err = command(*arguments, "--out", "parts", "--lr", "0.25")
+    assert code == 2 and "training.lr" in err[0]
+    code, out, err = command(*arguments, "--out", "parts")
+    assert (code, err) == (0, []) and "resuming" in out[0] and "at step 7 of 12" in out[0]
+    whole, parts = (load(tmp_path / name / "checkpoint") for name in ("whole", "parts"))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
+    steps = [
+        [json.loads(line)["step"] for line in (tmp_path / name / "history.jsonl").read_text().splitlines()] for name in ("whole", "parts")
+    ]
+    assert steps[0] == steps[1] == list(range(1, 13))
+    assert "reusing" in command(*arguments, "--out", "parts")[1][0]
 
 
 BAD: dict[str, tuple[list[str], str]] = {
@@ -173,7 +195,7 @@ def test_out_below_a_file_is_refused(command: Command, tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_one_line(command: Command, tmp_path: Path) -> None:
     arguments = [*QUICK, "--data", "gaussians8", "--solver", "em", "--steps", "3", "--out", "here"]
     assert command(*arguments)[0] == 0
-    weights = tmp_path / "here" / "checkpoint" / "weights.safetensors"
+    (weights,) = (tmp_path / "here" / "checkpoint").glob("*/weights.safetensors")
     weights.write_bytes(weights.read_bytes()[:100])
     code, _, err = command(*arguments)
     assert code == 2 and len(err) == 1 and "here/checkpoint" in err[0] and "--retrain" in err[0]
