@@ -128,7 +128,7 @@ def plot_terms(chains: Mapping[str, Terms], path: str | os.PathLike[str], contin
     fig.style(
         right, f"The same for a unit of λ: areas are {unit}", "← noise       half log-SNR  λ = log(α/σ)       data →", f"{unit} a unit of λ"
     )
-    right.set_ylim(bottom=0)
+    right.set_ylim(0, 1.3 * right.get_ylim()[1])  # room for the legend
     fig.legend(left)
     fig.legend(right)
     return fig.save_figure(figure, path)
