@@ -3,7 +3,9 @@
 from .bits import BitsPerDim, bits_per_dim
 from .data import Dataset, Normalizer, load_dataset
 from .discrete import DiscreteChain, elbo, elbo_continuous, make_chain
+from .doctor import diagnose
 from .empirical import empirical_score
+from .findings import Finding
 from .fitting import FittedGrid, fit_grid
 from .latents import encode, interpolate, mix
 from .likelihood import LogLikelihood, log_likelihood
@@ -28,6 +30,7 @@ __all__ = [
     "Dataset",
     "Denoiser",
     "DiscreteChain",
+    "Finding",
     "FittedGrid",
     "LogLikelihood",
     "Moments",
@@ -39,6 +42,7 @@ __all__ = [
     "SolverError",
     "SubVPSDE",
     "bits_per_dim",
+    "diagnose",
     "dsm_loss",
     "elbo",
     "elbo_continuous",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .integer_data import check_levels, short
-from .likelihood import log_likelihood
+from .likelihood import log_likelihood, log_likelihood_together
 from .randomness import NoiseStream, check_seed
 from .score import Denoiser
 
@@ -62,6 +62,7 @@ def bits_per_dim(
     scale: float = 1.0,
     shift: float = 0.0,
     seed: int = 0,
+    together: bool = False,
     **options: Any,
 ) -> BitsPerDim:
     """Bits per dimension of discrete data, images (B, *) of integers 0 .. levels - 1.
@@ -79,6 +80,7 @@ def bits_per_dim(
         2023, arXiv:2305.03935, section 4.2), for a Denoiser alone.
     draws: of u for each image; importance: -log2 of the mean of p/q over the draws, a tighter bound (Burda et al. 2016,
         arXiv:1509.00519) that needs an exact divergence: with an estimated one it is too small by about half the variance.
+    together: whether all processes of a torchrun call this and share the images out (see `log_likelihood_together`).
     options: for `log_likelihood`.
 
     Raises TypeError for data that is not of integers (their density is in nats: `log_likelihood`), ValueError for values out of
@@ -97,6 +99,7 @@ def bits_per_dim(
         options = {"t": t} | options
     elif dequantization == "truncated_normal" or options:
         raise ValueError("a function as the model takes uniform dequantisation and no options: the rest is for a Denoiser")
+    density = log_likelihood_together if together else log_likelihood
     noise = NoiseStream(seed ^ _OTHER_SEED, 0, count, images.shape[1:], torch.float64, torch.device("cpu"))
     weights, variances, solver, calls, good = [], [], [], [], []
     for draw in range(draws):
@@ -112,7 +115,7 @@ def bits_per_dim(
             constant = -dim * (0.5 * math.log(2 * math.pi) + math.log(sigma) + math.log(edge))
             log_q = constant - 0.5 * z.square().flatten(1).sum(1)
         if isinstance(model, Denoiser):
-            found = log_likelihood(model, u, seed=seed, index_offset=draw * count, **options)
+            found = density(model, u, seed=seed, index_offset=draw * count, **options)
             log_p, ok = found.log_prob, found.converged
             variances.append(found.std_error**2)
             solver.append(found.solver_error)

@@ -15,18 +15,20 @@ import yaml
 from . import parallel
 from .bits import DEQUANTISATIONS
 from .comparison import CALLS, CompareSettings, check_compare, compare_run
-from .config import ConfigError, RunConfig, parse_seconds, read_config, resolve
+from .config import ConfigError, RunConfig, parse_seconds, read_config, read_yaml, resolve
 from .data import DATASETS, PATHS, SOURCES
 from .divergence import DIVERGENCES
+from .doctor_run import doctor_run
 from .evaluation import report_lines, sample_run
 from .likelihood import EXACT_UP_TO
 from .likelihood_run import LikelihoodSettings, check_settings, likelihood_run
 from .networks import NETWORKS
-from .runs import Run, check, choose_device, default_directory, fetch_data, load_data, open_run
+from .runs import Run, check, check_world, choose_device, default_directory, fetch_data, load_data, open_run
 from .sampling import SolverError
 from .sdes import SDES
 from .solvers import GRIDS, SOLVERS
-from .training import OBJECTIVES, CheckpointError, Interrupted, TrainingError
+from .suggest import AUTO, resolve_ends, warnings_of_ends
+from .training import OBJECTIVES, SHARDINGS, CheckpointError, Interrupted, TrainingError
 
 RUN_EXAMPLES = """examples:
   %(prog)s                                        train on digits with VP, sample with PC
@@ -47,6 +49,9 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "label_column": ("data", "label_column"),
     "image_size": ("data", "size"),
     "sde": ("sde", "name"),
+    "sigma_min": ("sde", "settings", "sigma_min"),
+    "sigma_max": ("sde", "settings", "sigma_max"),
+    "beta_max": ("sde", "settings", "beta_max"),
     "network": ("model", "network"),
     "train_steps": ("training", "steps"),
     "objective": ("training", "objective"),
@@ -57,6 +62,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "accumulate": ("training", "accumulate"),
     "micro_batch": ("training", "micro_batch"),
     "workers": ("training", "workers"),
+    "shard": ("training", "shard"),
     "solver": ("sampling", "solver"),
     "steps": ("sampling", "steps"),
     "grid": ("sampling", "grid"),
@@ -64,11 +70,18 @@ FLAGS: dict[str, tuple[str, ...]] = {
 }
 
 
+def _complain(message: str, name: str = "sde-gen") -> None:
+    """One line on stderr; what befalls all processes of a torchrun is said by one of them."""
+    line = " ".join(message.split())
+    if parallel.once(line):
+        print(f"{name}: {line}", file=sys.stderr, flush=True)
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, like every other error of the command line."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message}; --help lists what is allowed", file=sys.stderr)
+        _complain(f"{message}; --help lists what is allowed", self.prog)
         sys.exit(2)
 
 
@@ -83,6 +96,9 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--label-column", metavar="COLUMN", help="of a table: the column of class labels, by name or number from 0")
     what.add_argument("--image-size", metavar="N", type=int, help="resize images from files: shorter side to N, middle square")
     what.add_argument("--sde", metavar="NAME", help=f"forward process: {', '.join(names['sde'])} (default vp)")
+    what.add_argument("--sigma-min", metavar="X", type=_number_or_auto, help="smallest noise of VE, in normalised units, or auto")
+    what.add_argument("--sigma-max", metavar="X", type=_number_or_auto, help="largest noise of VE, or auto: chosen from the data")
+    what.add_argument("--beta-max", metavar="X", type=_number_or_auto, help="last beta of VP and sub-VP, or auto")
     what.add_argument("--network", metavar="NAME", help=f"network: {', '.join(names['network'])}")
     what.add_argument("--train-steps", metavar="N", type=int, help="optimiser steps")
     what.add_argument("--batch", metavar="N", type=int, help="training batch")
@@ -94,6 +110,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--accumulate", metavar="N", type=int, help="compute each batch in N parts: less memory, the same gradients")
     what.add_argument("--micro-batch", metavar="N", type=int, help="compute each batch N samples at a time")
     what.add_argument("--workers", metavar="N", type=int, help="processes that read data larger than memory ahead")
+    what.add_argument("--shard", metavar="NAME", help=f"spread a large network over torchrun's processes: {', '.join(SHARDINGS)}")
     what.add_argument("--solver", metavar="NAME", help=f"sampler: {', '.join(names['solver'])} (default pc)")
     what.add_argument("--steps", metavar="N", type=int, help="solver steps (ode: the most that a sample may take)")
     what.add_argument("--grid", metavar="NAME", help=f"time grid: {', '.join(names['grid'])}, or fitted (default: the solver's)")
@@ -111,17 +128,30 @@ def add_machine_flags(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--download", action="store_true", help=f"first fetch what --data-root lacks of {', '.join(SOURCES)}")
     how.add_argument("--retrain", action="store_true", help="train again even where the directory holds a trained network")
     how.add_argument("--checkpoint-every", metavar="TIME", default="60s", help="save during training: 30s, 5m (default 60s)")
+    how.add_argument("--tensorboard", action="store_true", help="event files of the training in tensorboard/ (pip install tensorboard)")
     how.add_argument("--no-progress", action="store_true", help="no progress bars (there are none where stderr is not a terminal)")
     how.add_argument("--dry-run", action="store_true", help="check everything, print the resolved configuration and stop")
+
+
+def _number_or_auto(text: str) -> float | str:
+    if text == AUTO:
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a number or auto is needed, got {text!r}") from None
 
 
 def layers(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """What the command line asks for, as configuration layers: the file, then the flags, then --set."""
     asked: dict[str, Any] = {}
-    for flag, (section, key) in FLAGS.items():
+    for flag, (*sections, key) in FLAGS.items():
         value = getattr(arguments, flag)
         if value is not None:
-            asked.setdefault(section, {})[key] = value
+            inner = asked
+            for section in sections:
+                inner = inner.setdefault(section, {})
+            inner[key] = value
     if arguments.learned_variance:
         asked.setdefault("model", {})["variance"] = "learned_range"
         asked.setdefault("training", {}).setdefault("objective", "hybrid")
@@ -139,9 +169,9 @@ def _setting(text: str) -> dict[str, Any]:
     if not equals or not all(key.split(".")):
         raise ConfigError(f"--set takes KEY=VALUE, as in sde.settings.beta_max=15, got {text!r}")
     try:
-        nested: Any = yaml.safe_load(value)
+        nested: Any = read_yaml(value)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {key}: cannot read the value {value!r}") from error
+        raise ConfigError(f"--set {key}: cannot read the value {value[:80]!r}") from error
     if isinstance(nested, str):
         with contextlib.suppress(ValueError):
             nested = float(nested)  # YAML reads 1e-3 as text
@@ -160,13 +190,19 @@ def run(arguments: argparse.Namespace) -> None:
 def _run(arguments: argparse.Namespace, config: RunConfig, device: torch.device) -> None:
     seconds = parse_seconds(arguments.checkpoint_every)
     if arguments.download:
-        fetch_data(config, say)
+        with parallel.first_alone():
+            fetch_data(config, say)
     if arguments.dry_run:
-        check(config, load_data(config))
-        print(f"# {arguments.out or default_directory(config)} on {device}")
-        print(config.to_yaml(), end="")
+        data = load_data(config)
+        config, evidence = resolve_ends(config, data)
+        check(config, data)
+        check_world(config)
+        say(f"# {arguments.out or default_directory(config)} on {device}")
+        for line in (*evidence, *warnings_of_ends(config, data)):
+            say(f"# noise: {line}")
+        say(config.to_yaml().rstrip("\n"))
         return
-    opened = open_run(config, arguments.out, device, arguments.retrain, not arguments.no_progress, seconds, say)
+    opened = open_run(config, arguments.out, device, arguments.retrain, not arguments.no_progress, seconds, say, arguments.tensorboard)
     scores = sample_run(opened, device, not arguments.no_progress)
     if parallel.rank() == 0:
         for line in report_lines(opened, scores):
@@ -201,10 +237,11 @@ def likelihood(arguments: argparse.Namespace) -> None:
     """Score the data of a run."""
     settings = LikelihoodSettings(**{name: getattr(arguments, name) for name in LikelihoodSettings.__dataclass_fields__})
     check_settings(settings)
-    try:
-        likelihood_run(_named_run(arguments), settings, say)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    with parallel.processes(choose_device(arguments.device)) as device:
+        try:
+            likelihood_run(_named_run(arguments, device), settings, say)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
 
 COMPARE_EXAMPLES = """examples:
@@ -236,7 +273,27 @@ def compare(arguments: argparse.Namespace) -> None:
     solvers = tuple(name.strip() for name in arguments.solvers.split(","))
     settings = CompareSettings(solvers, calls, arguments.samples, arguments.seed, arguments.batch)
     check_compare(settings)
-    compare_run(_named_run(arguments), settings, say)
+    with parallel.processes(choose_device(arguments.device)) as device:
+        compare_run(_named_run(arguments, device), settings, say)
+
+
+DOCTOR_EXAMPLES = """examples:
+  %(prog)s                                        the default run's network
+  %(prog)s --run runs/digits-ve --samples 0       without drawing samples: seconds, but nothing is said of the solver's steps
+
+Prints each cause with its numbers and what to do, keeps them in doctor.json, and exits with 1; with 0 where nothing wrong is found."""
+
+
+def add_doctor_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `doctor`."""
+    add_named_run_flags(parser)
+    parser.add_argument("--samples", metavar="N", type=int, help="drawn to judge the solver's steps, 0 for none (default: by their cost)")
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    """Why the samples of a run are bad: 1 where a cause is found."""
+    directory = arguments.run if arguments.run is not None else default_directory(resolve())
+    return int(bool(doctor_run(directory, choose_device(arguments.device), arguments.samples, say)))
 
 
 def add_named_run_flags(parser: argparse.ArgumentParser) -> None:
@@ -246,14 +303,14 @@ def add_named_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-progress", action="store_true", help="no progress bars where a network is trained")
 
 
-def _named_run(arguments: argparse.Namespace) -> Run:
+def _named_run(arguments: argparse.Namespace, device: torch.device) -> Run:
     layer = []
     if arguments.run is not None:
         file = arguments.run / "config.yaml"
         if not file.is_file():
             raise ConfigError(f"{arguments.run} is not a run directory: it has no config.yaml")
         layer = [read_config(file)]
-    return open_run(resolve(*layer), arguments.run, choose_device(arguments.device), progress=not arguments.no_progress, say=say)
+    return open_run(resolve(*layer), arguments.run, device, progress=not arguments.no_progress, say=say)
 
 
 def say(line: str) -> None:
@@ -294,22 +351,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_compare_flags(command)
     command.set_defaults(function=compare)
+    command = commands.add_parser(
+        "doctor",
+        help="why the samples of a run are bad",
+        description="Examine a run's network, data and sampling settings, and name the causes of bad samples.",
+        epilog=DOCTOR_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_doctor_flags(command)
+    command.set_defaults(function=doctor)
     arguments = parser.parse_args(argv)
     try:
-        arguments.function(arguments)
+        code = arguments.function(arguments)
     except (ConfigError, CheckpointError, OSError) as error:
-        print(f"sde-gen: {' '.join(str(error).split())}", file=sys.stderr)
+        _complain(str(error))
         return 2
     except (TrainingError, SolverError) as error:
-        print(f"sde-gen: {' '.join(str(error).split())}", file=sys.stderr)
+        _complain(str(error))
         return 1
     except Interrupted as error:
-        print(f"sde-gen: {error}; the same command goes on from there", file=sys.stderr)
+        _complain(f"{error}; the same command goes on from there")
         return 130
     except KeyboardInterrupt:
-        print("sde-gen: interrupted", file=sys.stderr)
+        _complain("interrupted")
         return 130
-    return 0
+    except RuntimeError as error:
+        if not parallel.lost(error):
+            raise
+        _complain("another process of this run has ended, and this one with it; the same command goes on from the last checkpoint")
+        return 1
+    return code or 0
 
 
 if __name__ == "__main__":

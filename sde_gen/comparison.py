@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import report
+from . import parallel, report
 from .config import ConfigError
 from .evaluation import Judge
+from .randomness import check_seed
 from .registry import lookup
 from .runs import Run, class_labels, write_text
-from .sampling import sample
+from .sampling import sample_together
 from .solvers import SOLVERS, make_solver
 
 CALLS = (5, 10, 20, 50, 100)
@@ -50,6 +51,7 @@ def check_compare(settings: CompareSettings) -> None:
         for label, value, least in (("samples", settings.samples, 20), ("batch", settings.batch, 1)):
             if value < least:
                 raise ValueError(f"{label} must be a whole number of at least {least}, got {value!r}")
+        check_seed(settings.seed)
         if settings.calls is not None and (not settings.calls or min(settings.calls) < 2):
             raise ValueError(f"calls must be whole numbers of at least 2, got {','.join(map(str, settings.calls))!r}")
     except ValueError as error:
@@ -58,7 +60,10 @@ def check_compare(settings: CompareSettings) -> None:
 
 def compare_run(run: Run, settings: CompareSettings, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Sample with every solver at every budget, measure, and leave compare/ in the run directory: table.md, compare.json,
-    distance.png, samples.png. The last line printed answers how many calls ancestral sampling needs to match the flow at 20."""
+    distance.png, samples.png. The last line printed answers how many calls ancestral sampling needs to match the flow at 20.
+
+    Under torchrun all processes call this and share out the samples, their features and nearest neighbours; the rest and the files are
+    the first one's alone, and the others get an empty dictionary."""
     if run.data.train_labels is None and len(run.data.shape) > 1:
         raise ConfigError(f"data {run.data.name!r} has no labels, and so no features to measure distances with")
     place = run.directory / "compare"
@@ -73,11 +78,14 @@ def compare_run(run: Run, settings: CompareSettings, say: Callable[[str], None] 
         for options in budgets(name, settings.calls):
             row, x = _point(run, settings, name, options, judge, key)
             rows.append(row)
-            say(_line(row))
+            if parallel.rank() == 0:
+                say(_line(row))
             # A row of the picture is at the budget that the question asks about, or the nearest there is.
             if name not in shown or abs(row["calls"] - ASKED) < abs(shown[name][0] - ASKED):
                 shown[name] = (row["calls"], x[:SHOWN])
     real = _real(run, settings, judge, key)
+    if parallel.rank() > 0:
+        return {}
     if real is not None:
         say(_line(real))
     answer_line = answer(rows)
@@ -118,7 +126,7 @@ def _point(
     common: dict[str, Any] = {"seed": settings.seed, "progress": False, "batch_size": settings.batch, "on_failure": "mask"}
     device = next(run.model.parameters()).device
     began = time.monotonic()
-    out = sample(run.model, shape, name, cond=class_labels(run.model, settings.samples), **common, **options)
+    out = sample_together(run.model, shape, solver=name, cond=class_labels(run.model, settings.samples), **common, **options)
     if device.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.monotonic() - began
@@ -140,6 +148,8 @@ def _real(run: Run, settings: CompareSettings, judge: Judge, key: str) -> dict[s
 
 def _scores(scores: dict[str, Any], key: str) -> dict[str, Any]:
     names = ("precision", "recall", "memorised_fraction", "neighbour_ratio")
+    if not scores:
+        return {}
     return {"distance": scores[key]} | {name: scores[name] for name in names if name in scores}
 
 

@@ -79,7 +79,7 @@ class RunConfig(_Section):
     def identity(self) -> dict[str, Any]:
         """The part that decides what network comes out: two runs with the same one can share it."""
         found = {key: value for key, value in self.model_dump(mode="json").items() if key != "sampling"}
-        for name in ("micro_batch", "workers"):  # how, not what
+        for name in ("micro_batch", "workers", "shard"):  # how, not what
             del found["training"][name]
         return found
 
@@ -128,6 +128,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """What each data set starts from; a configuration file and then flags override it."""
 SMALL_IMAGE = 12
+MOST_CONFIG = 1 << 20
+"""Bytes of a configuration file beyond which it is not read."""
 
 
 def shape_recipe(shape: Sequence[int] | None) -> dict[str, Any]:
@@ -151,10 +153,33 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """YAML of plain values alone: an alias is refused, since a few lines of them can stand for more than any memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"aliases are not allowed, got *{self.peek_event().anchor}")
+        return super().compose_node(parent, index)
+
+
+def read_yaml(text: str) -> Any:
+    """The plain value of a YAML text; yaml.YAMLError for one with aliases, tags of objects, or too many levels."""
+    try:
+        return yaml.load(text, _PlainLoader)  # a SafeLoader: nothing is executed
+    except RecursionError:
+        raise yaml.YAMLError("too many levels") from None
+    except ValueError as error:  # of a date that is none, say
+        raise yaml.YAMLError(str(error)) from error
+
+
 def read_config(path: str | Path) -> dict[str, Any]:
     """A YAML configuration file as nested dictionaries. ConfigError where it cannot be read."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        with Path(path).open("rb") as file:
+            text = file.read(MOST_CONFIG + 1)
+        if len(text) > MOST_CONFIG:
+            raise ConfigError(f"cannot read the configuration {path}: it has more than {MOST_CONFIG} bytes")
+        content = read_yaml(text.decode("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {' '.join(str(error).split())[:200]}") from error
     if content is None:
@@ -192,7 +217,7 @@ def _first(error: ValidationError) -> str:
         names = section.model_fields if hasattr(section, "model_fields") else section.__dataclass_fields__
         return f"unknown key {place}; choose from {', '.join(names)}"
     message = fault["msg"].removeprefix("Value error, ")
-    seen = "" if ", got " in message else f", got {fault['input']!r}"
+    seen = "" if ", got " in message or message.startswith("unknown ") else f", got {fault['input']!r}"
     return f"{place}: {message}{seen}".replace("\n", " ")
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from torch import Tensor
 
 from . import metrics, parallel, report
 from .data import Dataset
-from .fitting import fit_grid
+from .fitting import FittedGrid, fit_grid
 from .runs import FILM, Run, class_labels, shown_state, write_text
 from .sampling import sample, sample_together
 from .solvers import make_solver
 from .training import save_fitted
+from .training.words import words
 
 FRAMES = 40
 CALIBRATION = 96
@@ -30,6 +32,8 @@ MOST_REFERENCE, MOST_HELD_OUT = 10_000, 2_000
 def sample_run(run: Run, device: torch.device | str = "cpu", progress: bool = True) -> dict[str, Any]:
     """Sample with the configuration's solver, draw the pictures and measure: the metrics, also written as JSON.
 
+    Under torchrun all processes call this: each draws its share of the samples and works out its share of their features and nearest
+    neighbours; the rest of the metrics, the film and the files are the first one's alone, and the others get an empty dictionary.
     Pictures and metrics stand in solvers/<solver>; samples.png, denoising.gif and metrics.json in the run directory show
     the last solver's and all solvers'.
     """
@@ -49,14 +53,14 @@ def sample_run(run: Run, device: torch.device | str = "cpu", progress: bool = Tr
     if out.x.device.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.monotonic() - began
+    x = out.x.cpu()
+    scores = measure(run.data, x, run.directory, settings.seed)
     if parallel.rank() > 0:
         return {}
     place = run.directory / "solvers" / settings.solver
     place.mkdir(parents=True, exist_ok=True)
     _film(run, place / "denoising.gif", common)
-    x = out.x.cpu()
     report.picture_samples(x, place / "samples.png", run.data.train, run.data.value_range)
-    scores = measure(run.data, x, run.directory, settings.seed)
     scores |= {
         "samples": settings.samples,
         "network_calls": float(out.nfe.double().mean()),
@@ -82,8 +86,11 @@ def _fit(run: Run) -> str:
     known = run.model.fitted.get((settings.solver, steps))
     how = "stored with the checkpoint"
     if known is None:
-        known = fit_grid(run.model, settings.solver, steps, run.data.shape, CALIBRATION, cond=class_labels(run.model, CALIBRATION))
-        save_fitted(run.model, run.directory / "checkpoint")
+        if parallel.rank() == 0:
+            known = fit_grid(run.model, settings.solver, steps, run.data.shape, CALIBRATION, cond=class_labels(run.model, CALIBRATION))
+            save_fitted(run.model, run.directory / "checkpoint")
+        known = FittedGrid.from_config(json.loads(parallel.told("" if known is None else json.dumps(asdict(known)))))
+        run.model.fitted[settings.solver, steps] = known
         how = f"fitted in {time.monotonic() - began:.0f} s"
     return f"{settings.solver} at {steps} steps: distance to the exact flow {known.default_error:.2g} -> {known.error:.2g} ({how})"
 
@@ -107,7 +114,8 @@ def _film(run: Run, path: Path, common: dict[str, Any]) -> None:
 class Judge:
     """Distances of samples to a run's training data; what depends on the data alone is worked out once, at its first use.
 
-    data: the run's; directory: where the feature network is kept; seed: of the error bars' splits.
+    data: the run's; directory: where the feature network is kept; seed: of the error bars' splits. Under torchrun all processes
+    ask it the same and share out features and nearest neighbours; what it answers stands in the first.
     """
 
     def __init__(self, data: Dataset, directory: Path, seed: int = 0) -> None:
@@ -115,11 +123,20 @@ class Judge:
 
     @cached_property
     def features(self) -> metrics.FeatureNet:
-        return metrics.cached_features(self.data, self.directory / "features")
+        with parallel.first_alone():  # it fits the network, the others read it
+            return metrics.cached_features(self.data, self.directory / "features")
 
     @cached_property
     def of_train(self) -> Tensor:
-        return self.features.features(self.data.train)
+        return self.features_of(self.data.train)
+
+    def features_of(self, x: Tensor) -> Tensor:
+        """(N, 64) of items (N, *shape)."""
+        return parallel.by_shares(self.features.features, x)
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """Distances (N,) of items (N, *shape) to the nearest training item."""
+        return parallel.by_shares(lambda part: metrics.nearest_distances(part, self.data.train), x)
 
     @cached_property
     def of_held_out(self) -> dict[str, Any]:
@@ -128,39 +145,50 @@ class Judge:
         if held is None:
             return {}
         if len(self.data.shape) == 1:
+            if parallel.rank() > 0:
+                return {}
             return {"held_out_sliced_wasserstein": _numbers(metrics.sliced_wasserstein(held, self.data.train, seed=self.seed))}
         if self.data.train_labels is None:
             return {}
-        distance = metrics.frechet_distance(self.features.features(held), self.of_train, seed=self.seed)
+        theirs, of_train = self.features_of(held), self.of_train
+        if parallel.rank() > 0:
+            return {}
+        distance = metrics.frechet_distance(theirs, of_train, seed=self.seed)
         return {"held_out_frechet_distance": _numbers(distance)}
 
     @cached_property
     def held_out_near(self) -> Tensor | None:
         """Distance of held-out items to the nearest training item; None where there are none."""
         held = self.data.test
-        return None if held is None or len(held) < 2 else metrics.nearest_distances(held[:MOST_HELD_OUT], self.data.train)
+        return None if held is None or len(held) < 2 else self.nearest(held[:MOST_HELD_OUT])
 
     def __call__(self, x: Tensor) -> dict[str, Any]:
         """The metrics of samples (N, *shape) in the data's own units, N >= 20, by name: {"value", "std_error"} each."""
         data, seed = self.data, self.seed
         scores: dict[str, Any] = {}
-        if len(data.shape) == 1:
+        images = len(data.shape) > 1
+        # What all processes do comes first.
+        ours = self.features_of(x) if images and data.train_labels is not None else None
+        of_train = None if ours is None else self.of_train
+        nearest = self.nearest(x) if images and self.held_out_near is not None else None
+        if parallel.rank() > 0:
+            return {}
+        if not images:
             scores["sliced_wasserstein"] = _numbers(metrics.sliced_wasserstein(x, data.train, seed=seed))
             if data.modes is not None:
                 scores["mode_fractions"] = [_numbers(fraction) for fraction in metrics.mode_fractions(x, data.modes)]
             return scores
-        if data.train_labels is not None:
-            ours, accuracy = self.features.features(x), self.features.accuracy
+        if ours is not None and of_train is not None:
+            accuracy = self.features.accuracy
             scores["features"] = f"{type(self.features).__name__} trained on the labels of {data.name}: {accuracy:.1%} held-out accuracy"
-            near = self.of_train[:MOST_REFERENCE]
-            scores["frechet_distance"] = _numbers(metrics.frechet_distance(ours, self.of_train, seed=seed))
+            near = of_train[:MOST_REFERENCE]
+            scores["frechet_distance"] = _numbers(metrics.frechet_distance(ours, of_train, seed=seed))
             scores["kernel_distance"] = _numbers(metrics.kernel_distance(ours, near))
             precision, recall = metrics.precision_recall(ours, near)
             scores |= {"precision": _numbers(precision), "recall": _numbers(recall)}
-        if self.held_out_near is not None:
-            near = metrics.nearest_distances(x, data.train)
-            scores["memorised_fraction"] = _numbers(metrics.memorised_of(near, self.held_out_near))
-            scores["neighbour_ratio"] = _numbers(metrics.neighbour_ratio(near, self.held_out_near))
+        if nearest is not None and self.held_out_near is not None:
+            scores["memorised_fraction"] = _numbers(metrics.memorised_of(nearest, self.held_out_near))
+            scores["neighbour_ratio"] = _numbers(metrics.neighbour_ratio(nearest, self.held_out_near))
         return scores
 
 
@@ -218,9 +246,19 @@ def report_lines(run: Run, scores: dict[str, Any]) -> Sequence[str]:
             f"          nearest-neighbour ratio {number('neighbour_ratio')}: distance to the nearest training item over held-out data's "
             "(1: like new data, 0: copies)"
         )
+    lines += _learned(run, scores)
     lines += [
         f"pictures  {place / 'samples.png'}, {place / 'denoising.gif'}",
         f"          {run.directory / 'forward.png'}, {run.directory / 'loss.png'}, {run.directory / 'snapshots'}/",
         f"numbers   {run.directory / 'metrics.json'}, {run.directory / 'config.yaml'}, {run.directory / 'checkpoint'}/",
     ]
     return lines
+
+
+def _learned(run: Run, scores: dict[str, Any]) -> list[str]:
+    """What the training's loss by noise level says in words, where the run directory has it."""
+    try:
+        found = json.loads((run.directory / "history.json").read_text(encoding="utf-8"))
+        return words(found["history"], found["linear"] | found.get("items", {}), scores.get("neighbour_ratio", {}).get("value"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return []

@@ -54,7 +54,8 @@ class FittedGrid:
     def make(self) -> FixedStepSolver:
         """The solver, ready to run along `times`."""
         solver = make_solver(self.solver, **self.options)
-        assert isinstance(solver, FixedStepSolver)
+        if not isinstance(solver, FixedStepSolver):
+            raise ValueError(f"a fitted grid is for solvers of fixed steps, got {self.solver!r}")
         solver.shifts = self.shifts
         return solver
 

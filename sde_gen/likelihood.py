@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import parallel
 from .adams import Scale, integrate
 from .divergence import DIVERGENCES, PROBES, Divergence
 from .moments import moments_of
@@ -142,6 +144,19 @@ def log_likelihood(
         warnings.warn(f"{lost} of {len(x)} log-likelihoods did not converge: their log_prob is NaN", stacklevel=2)
     _warn_of_prior(model, part.shape[1:])
     return result
+
+
+def log_likelihood_together(
+    model: Denoiser, x: Tensor, cond: dict[str, Tensor] | None = None, index_offset: int = 0, **options: Any
+) -> LogLikelihood:
+    """`log_likelihood` by all processes of a torchrun, each with its share of x: every one of them gets all of it, the same that one
+    process alone would get. Without torchrun it is `log_likelihood`. All processes must call it."""
+    if len(x) < parallel.world() or parallel.world() == 1:
+        return log_likelihood(model, x, cond=cond, index_offset=index_offset, **options)
+    rows = parallel.share(len(x))
+    mine = None if cond is None else {name: value[rows] for name, value in cond.items()}
+    found = log_likelihood(model, x[rows], cond=mine, index_offset=index_offset + rows.start, **options)
+    return LogLikelihood(*(parallel.gather_rows(getattr(found, name)) for name in LogLikelihood.__dataclass_fields__))
 
 
 def _check(

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import report
+from . import parallel, report
 from .bits import DEQUANTISATIONS, BitsPerDim, bits_per_dim, matching_time
 from .config import ConfigError
 from .discrete import DiscreteChain, Elbo, elbo, elbo_continuous
 from .divergence import DIVERGENCES
-from .likelihood import log_likelihood, prior_mismatch
+from .likelihood import log_likelihood_together, prior_mismatch
 from .randomness import check_seed
 from .registry import lookup
 from .runs import Run, write_text
@@ -69,7 +69,8 @@ def likelihood_run(run: Run, settings: LikelihoodSettings, say: Callable[[str], 
 
     likelihood/ in the run directory gets likelihood.json, histogram.png and, for images, extremes.png. Data of integers (the data set
     has `levels`) are measured in bits per dimension by both dequantisations and by the bounds of the discrete view and its limit, with
-    terms.png; others by their density in nats per dimension.
+    terms.png; others by their density in nats per dimension. Under torchrun all processes call this and share the data out; every one
+    of them gets the results, the first one writes and draws.
     """
     place = run.directory / "likelihood"
     place.mkdir(parents=True, exist_ok=True)
@@ -102,6 +103,14 @@ def likelihood_run(run: Run, settings: LikelihoodSettings, say: Callable[[str], 
         blur = math.exp(-float(run.model.sde.half_log_snr(run.model.sde.t_min)))
         say(f"{'density':<10}of the data blurred by {blur:.2g} of their standard deviation, the noise at t_min")
     say(f"{'prior':<10}{mismatch:.1g} nats from the data's own Gaussian at t_max")
+    result = {
+        "unit": unit,
+        "settings": vars(settings),
+        "prior_mismatch_nats": mismatch,
+        "parts": {name: {k: v.tolist() if isinstance(v, Tensor) else v for k, v in value.items()} for name, (value, _) in found.items()},
+    }
+    if parallel.rank() > 0:
+        return result
     values = {name: each for name, (_, each) in found.items() if name in parts}
     report.plot_likelihoods(values, place / "histogram.png", unit)
     files = ["histogram.png"]
@@ -113,12 +122,6 @@ def likelihood_run(run: Run, settings: LikelihoodSettings, say: Callable[[str], 
     if x.ndim == 4:
         report.picture_extremes(x, found[measured][1], place / "extremes.png", run.data.value_range, unit, discrete)
         files.append("extremes.png")
-    result = {
-        "unit": unit,
-        "settings": vars(settings),
-        "prior_mismatch_nats": mismatch,
-        "parts": {name: {k: v.tolist() if isinstance(v, Tensor) else v for k, v in value.items()} for name, (value, _) in found.items()},
-    }
     write_text(place / "likelihood.json", json.dumps(result, indent=1))
     say(f"pictures  {', '.join(str(place / name) for name in files)}")
     say(f"numbers   {place / 'likelihood.json'}")
@@ -158,7 +161,7 @@ def _bits(
 ) -> tuple[dict[str, Any], Tensor]:
     kind = settings.dequantization if dequantization is None else dequantization
     found: BitsPerDim = bits_per_dim(
-        run.model, x.long(), run.data.levels, kind, settings.draws, cond=_cond(run, labels), **_options(settings)
+        run.model, x.long(), run.data.levels, kind, settings.draws, together=True, cond=_cond(run, labels), **_options(settings)
     )
     fields = dict(vars(found))
     return fields | {"line": str(found), "dequantization": kind, "images": len(x)}, found.each
@@ -172,7 +175,7 @@ def _bounds(run: Run, x: Tensor, labels: Tensor | None, settings: LikelihoodSett
         t = matching_time(model, x.shape[1:], 1.0)[0]
     except ValueError:  # channels of different scales have no such time
         t = model.sde.t_min
-    common: dict[str, Any] = {"seed": settings.seed, "cond": _cond(run, labels), "batch_size": settings.batch}
+    common: dict[str, Any] = {"seed": settings.seed, "cond": _cond(run, labels), "batch_size": settings.batch, "together": True}
     bounds = {}
     for steps, terms in CHAINS.items():
         chain = DiscreteChain.from_sde(model.sde, steps, "half_log_snr", t)
@@ -195,7 +198,7 @@ def _fields(bound: Elbo) -> dict[str, Any]:
 
 
 def _nats(run: Run, x: Tensor, labels: Tensor | None, settings: LikelihoodSettings) -> tuple[dict[str, Any], Tensor]:
-    found = log_likelihood(run.model, x, cond=_cond(run, labels), **_options(settings))
+    found = log_likelihood_together(run.model, x, cond=_cond(run, labels), **_options(settings))
     used, dim = found.converged, x[0].numel()
     each = (found.log_prob / dim).double().cpu()
     count = int(used.sum())

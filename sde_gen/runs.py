@@ -15,15 +15,18 @@ from torch import Tensor
 
 from . import parallel, report
 from .config import ConfigError, RunConfig
-from .data import Dataset, download, load_dataset
+from .data import SOURCES, Dataset, download, load_dataset
 from .empirical import best_level_loss
 from .fitting import check_fit
 from .networks import summary
+from .report.events import EventWriter, require_tensorboard
 from .report.files import atomic_path
 from .sampling import sample
 from .score import ScoreModel
 from .solvers import GRIDS, make_solver
-from .training import CheckpointError, Objective, State, TrainResult, build_model, fit, load, read_extra, read_state, save
+from .suggest import resolve_ends, warnings_of_ends
+from .training import CheckpointError, Objective, State, TrainResult, build_model, check_processes, fit, load, read_extra, read_state, save
+from .training.words import measure_levels
 
 FILM = 100
 Say = Callable[[str], None]
@@ -67,6 +70,8 @@ def load_data(config: RunConfig) -> Dataset:
     """The configuration's data set; ConfigError where it is missing, unreadable or cannot be trained on."""
     try:
         chosen = config.data
+        if chosen.root is not None and chosen.name not in SOURCES:
+            raise ValueError(f"data.root is for {', '.join(SOURCES)}, whose files it holds; {chosen.name!r} reads none from there")
         column = None if chosen.label_column is None else str(chosen.label_column)
         return load_dataset(chosen.name, chosen.root, config.training.seed, chosen.limit, chosen.size, column)
     except ValueError as error:
@@ -116,19 +121,25 @@ def open_run(
     progress: bool = True,
     checkpoint_seconds: float | None = None,
     say: Say = print,
+    tensorboard: bool = False,
 ) -> Run:
     """The run of `config`: its trained network is reused where the directory holds it, a training that was stopped goes on, else
     it is trained now.
 
-    ConfigError where the directory holds a network of other training settings and `retrain` is not set.
+    `tensorboard`: a training writes event files in tensorboard/ too. ConfigError where the directory holds a network of other training
+    settings and `retrain` is not set, or tensorboard is not installed.
     """
     directory = default_directory(config) if directory is None else directory
     checkpoint = directory / "checkpoint"
     data = load_data(config)
     for note in data.notes:
         say(f"data      {note}")
+    config, evidence = resolve_ends(config, data)
+    for line in evidence:
+        say(f"noise     {line}")
     model = check(config, data)
-    _check_directory(directory)
+    if parallel.rank() == 0:
+        _check_directory(directory)
     resume = None
     if (checkpoint.exists() or (directory / "config.yaml").exists()) and not retrain:
         trained, resume = _reusable(checkpoint, config)
@@ -136,14 +147,24 @@ def open_run(
             extra = read_extra(checkpoint)
             spent = f"{extra['steps']} steps, {extra['seconds']:.0f} s of training"
             say(f"reusing   the network in {checkpoint} ({spent}); --retrain trains again")
+            parallel.wait()
             return Run(directory, config, data, trained.to(device))
         say(f"resuming  the training in {checkpoint} at step {resume[1]['step']} of {config.training.steps}; --retrain starts again")
+    check_world(config)
+    if tensorboard:
+        try:
+            require_tensorboard()
+        except ImportError as error:
+            raise ConfigError(str(error)) from error
+    parallel.wait()  # until all have seen the directory as it was
     assert isinstance(model.network, torch.nn.Module)
+    for line in warnings_of_ends(config, data):
+        say(f"warning   {line}")
     say(f"network   {summary(model.network, data.shape)}")
     if parallel.rank() == 0:
         directory.mkdir(parents=True, exist_ok=True)
         write_text(directory / "config.yaml", config.to_yaml())
-    result = _train(model, data, config, directory, device, progress, checkpoint_seconds, resume)
+    result = _train(model, data, config, directory, device, progress, checkpoint_seconds, resume, tensorboard)
     rate = result.steps * config.training.batch / result.seconds
     skipped = f", {result.skipped} steps skipped as not finite" if result.skipped else ""
     together = f", {parallel.world()} processes" if parallel.world() > 1 else ""
@@ -163,14 +184,26 @@ def _check_directory(directory: Path) -> None:
         raise ConfigError(f"cannot write to {directory}: {error.strerror}") from error
 
 
+def check_world(config: RunConfig) -> None:
+    """ConfigError for training settings that the processes at hand cannot train with."""
+    try:
+        check_processes(config.training, parallel.world())
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
 def _reusable(checkpoint: Path, config: RunConfig) -> tuple[ScoreModel, State | None]:
     """The trained network of a run directory, and, where its training has not ended, the state that it goes on from."""
     try:
         extra = read_extra(checkpoint)
         model = load(checkpoint)
         resume = None if extra.get("complete") else read_state(checkpoint)
+        if not isinstance(extra.get("steps"), int) or not isinstance(extra.get("seconds"), int | float):
+            raise CheckpointError(f"the checkpoint at {checkpoint} does not say how long it was trained")
     except CheckpointError as error:
         raise ConfigError(f"{error}; --retrain replaces it, --out DIR trains beside it") from error
+    if resume is not None and not _is_state(resume[1]):
+        raise ConfigError(f"the state of the training in {checkpoint} is no such state; --retrain replaces it, --out DIR trains beside it")
     different = _differences(_with_new_settings(extra.get("identity", {})), config.identity())
     if different:
         shown = "; ".join(f"{key} {json.dumps(old)} -> {json.dumps(new)}" for key, old, new in different[:3])
@@ -178,6 +211,11 @@ def _reusable(checkpoint: Path, config: RunConfig) -> tuple[ScoreModel, State | 
     if not extra.get("complete") and resume is None:
         raise ConfigError(f"{checkpoint} was left at step {extra.get('steps')} with no state to go on from: --retrain trains again")
     return model, resume
+
+
+def _is_state(values: dict[str, Any]) -> bool:
+    history = values.get("history")
+    return isinstance(values.get("step"), int) and isinstance(history, list) and all(isinstance(entry, dict) for entry in history)
 
 
 def _with_new_settings(identity: dict[str, Any]) -> dict[str, Any]:
@@ -203,6 +241,7 @@ def _train(
     progress: bool,
     checkpoint_seconds: float | None,
     resume: State | None,
+    tensorboard: bool,
 ) -> TrainResult:
     def evaluated(step: int, result: TrainResult) -> None:
         count = 1000 if len(data.shape) == 1 else 25
@@ -223,6 +262,8 @@ def _train(
     def note(entry: dict[str, Any]) -> None:
         with log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
+        if events is not None:
+            events.add(entry)
 
     snapshots, log = directory / "snapshots", directory / "history.jsonl"
     first = parallel.rank() == 0
@@ -230,32 +271,39 @@ def _train(
         if resume is None:
             shutil.rmtree(snapshots, ignore_errors=True)
             shutil.rmtree(directory / "solvers", ignore_errors=True)  # made by the network that is being replaced
+            shutil.rmtree(directory / "tensorboard", ignore_errors=True)
         snapshots.mkdir(exist_ok=True)
         lines = [] if resume is None else resume[1]["history"]
         write_text(log, "".join(json.dumps(entry) + "\n" for entry in lines))
     items, labels = data.training
-    result = fit(
-        model,
-        items,
-        config.training,
-        labels if config.data.labels else None,
-        held_out=data.test,
-        levels=data.levels,
-        device=device,
-        progress=progress,
-        on_evaluate=evaluated,
-        on_checkpoint=keep,
-        checkpoint_seconds=checkpoint_seconds,
-        on_log=note,
-        resume=resume,
-    )
+    with contextlib.ExitStack() as stack:
+        events = None
+        if tensorboard and first:
+            step = 0 if resume is None else int(resume[1]["step"])
+            events = stack.enter_context(EventWriter(directory / "tensorboard", config.training.batch, step))
+        result = fit(
+            model,
+            items,
+            config.training,
+            labels if config.data.labels else None,
+            held_out=data.test,
+            levels=data.levels,
+            device=device,
+            progress=progress,
+            on_evaluate=evaluated,
+            on_checkpoint=keep,
+            checkpoint_seconds=checkpoint_seconds,
+            on_log=note,
+            resume=resume,
+        )
     if not first:
         return result
     keep(result.steps, result, complete=True)
     training = {"steps": result.steps, "seconds": result.seconds, "skipped": result.skipped}
     of_labels = data.train_labels if config.data.labels else None
     linear = result.linear | {"best": best_level_loss(result.model, data.train, result.linear["levels"], of_labels)}
-    write_text(directory / "history.json", json.dumps({"history": result.history, "linear": linear}, indent=1))
+    items_loss = measure_levels(result.model, data.train, data.test, config.training.seed)
+    write_text(directory / "history.json", json.dumps({"history": result.history, "linear": linear, "items": items_loss}, indent=1))
     write_text(directory / "metrics.json", json.dumps({"training": training, "solvers": {}}, indent=2))
     report.plot_loss(result.history, directory / "loss.png", linear)
     _forward_picture(result.model, data, directory / "forward.png")

@@ -248,21 +248,24 @@ def sample(
 
 def sample_together(model: Denoiser, shape: Sequence[int], cond: dict[str, Tensor] | None = None, **options: Any) -> Samples:
     """`sample` by all processes of a torchrun, each drawing its share: every one of them gets all the samples, the same that one
-    process alone would draw. Without torchrun it is `sample`. x_init, trajectory and batch-wise arguments are those of `sample`."""
-    if parallel.world() == 1:
+    process alone would draw. Without torchrun it is `sample`, whose arguments it takes but for trajectory and step_hook. All processes
+    must call it."""
+    if shape[0] < parallel.world() or parallel.world() == 1:
         return sample(model, shape, cond=cond, **options)
     if options.get("trajectory") is not None or options.get("step_hook") is not None:
         raise ValueError("sample_together keeps no trajectory and calls no step_hook: use sample in one process")
-    rows = parallel.shares(shape[0])[parallel.rank()]
-    if rows.stop == rows.start:
-        raise ValueError(f"{parallel.world()} processes need at least as many samples, got {shape[0]}")
+    rows = parallel.share(shape[0])
     mine = {key: value[rows] for key, value in (cond or {}).items()}
     if options.get("x_init") is not None:
         options["x_init"] = options["x_init"][rows]
     options["index_offset"] = options.get("index_offset", 0) + rows.start
-    out = sample(model, (rows.stop - rows.start, *shape[1:]), cond=mine, **options)
-    x, nfe, failed = (parallel.gather_rows(value) for value in (out.x, out.nfe, out.failed.to(torch.int64)))
-    return replace(out, x=x, nfe=nfe, failed=failed.bool())
+    options["progress"] = options.get("progress", True) and parallel.rank() == 0
+    try:
+        out = sample(model, (rows.stop - rows.start, *shape[1:]), cond=mine, **options)
+    except SolverError as error:
+        raise SolverError(error.solver, error.time, error.step, error.failed + rows.start, error.healthy + rows.start, error.x) from None
+    x, nfe, failed = (parallel.gather_rows(rows) for rows in (out.x, out.nfe, out.failed))
+    return replace(out, x=x, nfe=nfe, failed=failed)
 
 
 def _check_shape(shape: Sequence[int]) -> tuple[int, tuple[int, ...]]:

@@ -173,6 +173,36 @@ BAD: dict[str, tuple[list[str], str]] = {
     "missing directory": (["--data", "mnist", "--data-root", "nowhere"], "nowhere"),
     "one item": (["--set", "data.limit=1"], "data.limit"),
     "labels of data without any": (["--data", "checkerboard", "--labels"], "no labels"),
+    "size of data without files": (["--image-size", "8"], "data 'digits' takes no size and no label_column"),
+    "root of data without files": (["--data-root", "mine"], "data.root is for mnist, fashion_mnist, cifar10"),
+    "key of data": (["--set", "data.path=x"], "unknown key data.path; choose from name, root, limit"),
+    "section as a word": (["--set", "sde=ve"], "sde: Input should be a valid dictionary or instance of SDEConfig, got 've'"),
+    "beta as a word": (["--set", "sde.settings.beta_max=big"], "beta_max must be a number, got 'big'"),
+    "flag of beta": (["--beta-max", "big"], "--beta-max: a number or auto is needed, got 'big'"),
+    "auto of another SDE": (
+        ["--sigma-max", "auto"],
+        "sde.settings.sigma_max of SDE 'vp' cannot be auto; of its settings these can: beta_min",
+    ),
+    "auto of a chain": (["--sde", "ddpm", "--beta-max", "auto"], "cannot be auto; of its settings these can: none"),
+    "lambda order": (["--sde", "cosine", "--set", "sde.settings.lambda_min=9"], "below lambda_max = 6.0, got 9"),
+    "normaliser": (["--set", "model.normalizer=minmax"], "normalisation 'minmax' is unknown; allowed: standard, range, identity"),
+    "prior": (["--set", "model.prior=gauss"], "unknown prior 'gauss'; choose from sde, matched"),
+    "width": (["--set", "model.options.width=0"], "width must be an integer of at least 2, got 0"),
+    "heads": (["--set", "model.options.heads=7"], "heads must divide the channels of the levels with attention ([32, 64]), got 7"),
+    "levels with attention": (["--set", "model.options.attention=[7]"], "attention must name levels in 0..1, got [7]"),
+    "dropout": (["--set", "model.options.dropout=1.5"], "dropout must be a number in [0, 1), got 1.5"),
+    "weighting": (["--set", "training.weighting=snr"], "unknown weighting 'snr'; choose from simple, likelihood, edm, min_snr"),
+    "times": (["--set", "training.times=log"], "unknown time sampler 'log'; choose from uniform, stratified"),
+    "parts of a batch": (["--accumulate", "5"], "batch must be a multiple of accumulate, got 64 and 5"),
+    "parts twice": (["--accumulate", "2", "--micro-batch", "4"], "give accumulate or micro_batch, not both, got 2 and 4"),
+    "averaging": (["--set", "training.ema_width=2"], "ema_width must be above 0 and below 0.28, got 2"),
+    "half a step": (["--steps", "2.5"], "argument --steps: invalid int value: '2.5'"),
+    "few samples": (["--samples", "5"], "sampling.samples: Input should be greater than or equal to 16, got 5"),
+    "seed": (["--seed", "-1"], "seed: Input should be greater than or equal to 0, got -1"),
+    "value of a solver's option": (["--set", "sampling.options.snr=-1"], "snr must be positive and finite, got -1"),
+    "no time": (["--checkpoint-every", "0s"], "a time must look like 30s, 5m or 1h and be positive, got '0s'"),
+    "directory as a configuration": (["--config", "."], "cannot read the configuration ."),
+    "word too many": (["extra"], "unrecognized arguments: extra"),
 }
 
 
@@ -183,6 +213,38 @@ def test_bad_input_is_one_line_and_exit_code_2_before_any_work(fault: str, comma
     assert code == 2
     assert len(err) == 1 and message in err[0], err
     assert out == [] and list(tmp_path.iterdir()) == []
+
+
+BAD_OF_OTHERS: dict[str, tuple[list[str], str]] = {
+    "no command": ([], "the following arguments are required: COMMAND"),
+    "unknown command": (["train"], "invalid choice: 'train' (choose from 'run', 'likelihood', 'compare'"),
+    "images": (["likelihood", "--images", "0"], "images must be a whole number of at least 1, got 0"),
+    "draws": (["likelihood", "--draws", "x"], "argument --draws: invalid int value: 'x'"),
+    "dequantization": (
+        ["likelihood", "--dequantization", "gauss"],
+        "unknown dequantization 'gauss'; choose from uniform, truncated_normal",
+    ),
+    "divergence": (["likelihood", "--divergence", "trace"], "unknown divergence 'trace'; choose from exact, hutchinson"),
+    "tolerance": (["likelihood", "--tolerance", "-1"], "tolerance must be positive and finite, got -1.0"),
+    "run of likelihood": (["likelihood", "--run", "none"], "none is not a run directory: it has no config.yaml"),
+    "solvers": (["compare", "--solvers", "rk45"], "unknown solver 'rk45'; choose from em, pc"),
+    "solver twice": (["compare", "--solvers", "ddim,ddim"], "solvers must be different names, got 'ddim,ddim'"),
+    "calls as a word": (["compare", "--calls", "few"], "--calls takes whole numbers separated by commas, got 'few'"),
+    "one call": (["compare", "--calls", "1"], "calls must be whole numbers of at least 2, got '1'"),
+    "samples of compare": (["compare", "--samples", "5"], "samples must be a whole number of at least 20, got 5"),
+    "seed of compare": (["compare", "--seed", "-1"], "seed must be in [0, 2^63), got -1"),
+    "run of compare": (["compare", "--run", "none"], "none is not a run directory"),
+    "run of doctor": (["doctor", "--run", "none"], "none is not a run directory"),
+    "device of doctor": (["doctor", "--device", "tpu"], "unknown device 'tpu'; try cpu, cuda or cuda:0"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_OF_OTHERS)
+def test_bad_input_of_the_other_commands(fault: str, sde_gen_command: Command, tmp_path: Path) -> None:
+    arguments, message = BAD_OF_OTHERS[fault]
+    code, out, err = sde_gen_command(*arguments)
+    assert (code, out, len(err)) == (2, [], 1) and message in err[0], err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_out_below_a_file_is_refused(command: Command, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -114,11 +115,17 @@ def _checked(name: str, array: np.ndarray) -> np.ndarray:
     return array
 
 
+_BROKEN = (
+    *(OSError, EOFError, ValueError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile),
+    *(NotImplementedError, RuntimeError, MemoryError, OverflowError),
+)
+
+
 def _guarded(path: Path, member: str, action: Callable[[], np.ndarray]) -> np.ndarray:
     where = f"{path.name}: {member}" if member else path.name
     try:
         return action()
-    except (OSError, EOFError, ValueError, SyntaxError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    except _BROKEN as error:
         raise ValueError(f"{where} cannot be read ({one_line(error)}); a complete .npy array of numbers is needed") from error
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import parallel
 from ..integer_data import check_batch, check_levels, short
 from ..randomness import NoiseStream, check_seed
 from ..score import Denoiser
@@ -82,6 +83,7 @@ class Task:
         index_offset: int,
         cond: dict[str, Tensor] | None,
         dtype: torch.dtype | None,
+        together: bool,
     ) -> None:
         for name, value, least in (("draws", draws, 1), ("batch_size", batch_size, 1), ("index_offset", index_offset, 0)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
@@ -96,6 +98,7 @@ class Task:
             if len(column) != len(images):
                 raise ValueError(f"condition {name!r} must have {len(images)} rows, one for each image, got {len(column)}")
         self.size = len(images) if batch_size is None else batch_size
+        self.together = together
         self.dim = images[0].numel()
         parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
         own = torch.float64 if parameter is None else parameter.dtype
@@ -103,8 +106,10 @@ class Task:
         self.device = images.device if parameter is None else parameter.device
 
     def batches(self, terms: int) -> Iterator[Batch]:
-        for first in range(0, len(self.images), self.size):
-            yield Batch(self, slice(first, min(first + self.size, len(self.images))), terms)
+        """Of all images or, together with other processes, of this one's share."""
+        mine = parallel.share(len(self.images)) if self.together else slice(0, len(self.images))
+        for first in range(mine.start, mine.stop, self.size):
+            yield Batch(self, slice(first, min(first + self.size, mine.stop)), terms)
 
     def decode(self, batch: Batch, denoised: Tensor, std: Tensor) -> Tensor:
         """-log P(values | x at the first time), (B,) nats; `std` in normalised units, a scalar or of the shape of `denoised`."""
@@ -188,6 +193,9 @@ class Table:
 
     def collect(self, times: Tensor, edges: Tensor, nfe: int) -> Elbo:
         task = self.task
+        if task.together:  # each process has filled in its own images
+            for table in (self.decoder, self.diffusion, self.prior, self.count, self.sum, self.square):
+                parallel.summed(table)
         unit = 1 / (task.dim * (1.0 if task.levels is None else math.log(2)))
         drawn = unit * (self.decoder + self.diffusion + self.prior)
         each = drawn.mean(0)

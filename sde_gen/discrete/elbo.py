@@ -31,6 +31,7 @@ def elbo(
     cond: dict[str, Tensor] | None = None,
     dtype: torch.dtype | None = None,
     rao_blackwell: bool = True,
+    together: bool = False,
 ) -> Elbo:
     """The chain's bound on -log2 P(image), in bits/dim:
 
@@ -55,6 +56,7 @@ def elbo(
     cond: keyword tensors for the model, first dimension B. dtype: of the network's input (None: the model's parameters').
     rao_blackwell: False replaces each KL by the log-ratio at one drawn x_{i-1} (`step_log_ratio`), at the same x_i: the same mean with
         more noise, there to measure how much.
+    together: whether all processes of a torchrun call this and share the images out; each gets the same bound.
 
     Raises ValueError or TypeError for bad arguments. Ho et al. 2020, arXiv:2006.11239, equations 5 and 13; Nichol and Dhariwal 2021,
     arXiv:2102.09672; sampling of terms after Kingma et al. 2021, arXiv:2107.00630, appendix I.
@@ -76,7 +78,7 @@ def elbo(
         raise ValueError(f"terms must be 'all' or a whole number of at least 1, got {terms!r}")
     else:
         picks = None if steps == 1 else terms
-    task = Task(model, images, levels, draws, scale, shift, seed, batch_size, index_offset, cond, dtype)
+    task = Task(model, images, levels, draws, scale, shift, seed, batch_size, index_offset, cond, dtype, together)
     # Where the steps end on the way from first to last index in half log-SNR: a draw falls on one in proportion to its length.
     edges = (chain.lambda_[0] - chain.lambda_) / (chain.lambda_[0] - chain.lambda_[-1])
     known = variance_alone(chain, variance) * task.dim
@@ -128,6 +130,7 @@ def elbo_continuous(
     index_offset: int = 0,
     cond: dict[str, Tensor] | None = None,
     dtype: torch.dtype | None = None,
+    together: bool = False,
 ) -> Elbo:
     """The limit of `elbo` for chains of ever shorter steps from t_min to the SDE's t_max, in bits/dim:
 
@@ -143,7 +146,7 @@ def elbo_continuous(
         raise ValueError(f"t_min must be in [t_min, t_max) = [{sde.t_min:.6g}, {sde.t_max:.6g}), got {t_min!r}")
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
         raise ValueError(f"samples must be a whole number of at least 1, got {samples!r}")
-    task = Task(model, images, levels, draws, scale, shift, seed, batch_size, index_offset, cond, dtype)
+    task = Task(model, images, levels, draws, scale, shift, seed, batch_size, index_offset, cond, dtype, together)
     ends = torch.tensor([first, sde.t_max], dtype=torch.float64)
     alpha, sigma = sde.marginal(ends)
     high, low = sde.half_log_snr(ends).tolist()

@@ -4,7 +4,7 @@ from .checkpoint import State, load, read_extra, read_state, save, save_fitted
 from .ema import power_average
 from .loop import Interrupted, build_model, fit, train
 from .objective import Objective
-from .settings import DECAYS, OBJECTIVES, TrainSettings
+from .settings import DECAYS, OBJECTIVES, SHARDINGS, TrainSettings, check_processes
 from .store import CheckpointError
 from .trainer import TrainingError, TrainResult
 from .validation import Validation
@@ -12,6 +12,7 @@ from .validation import Validation
 __all__ = [
     "DECAYS",
     "OBJECTIVES",
+    "SHARDINGS",
     "CheckpointError",
     "Interrupted",
     "Objective",
@@ -21,6 +22,7 @@ __all__ = [
     "TrainingError",
     "Validation",
     "build_model",
+    "check_processes",
     "fit",
     "load",
     "power_average",

@@ -29,6 +29,8 @@ WEIGHTS, DESCRIPTION = "weights.safetensors", "model.json"
 STATE, STATE_VALUES = "training.safetensors", "training.json"
 MOST_VALUES = 1 << 26
 """Bytes of a JSON file beyond which it is not read."""
+MOST_OF_ANYTHING = 1 << 16
+"""The largest whole number in a checkpoint's settings of a process or options of a network."""
 State = tuple[dict[str, Tensor], dict[str, Any]]
 
 
@@ -187,9 +189,17 @@ def load(path: str | os.PathLike[str], ema: bool = True, device: torch.device | 
     description = _read_description(version)
     try:
         tensors = load_file(version / WEIGHTS, device=str(device))
+        _check_size(description["sde"])
+        _check_size(description["network"]["options"])
         sde = make_sde(description["sde"]["name"], **description["sde"]["settings"])
         about = description["network"]
-        network = make_network(about["name"], about["shape"], about["classes"], about["out_channels"], **about["options"]).to(device)
+        arguments = (about["name"], about["shape"], about["classes"], about["out_channels"])
+        with torch.device("meta"):  # nothing is allocated before the file is known to hold as much
+            expected = make_network(*arguments, **about["options"]).state_dict()
+        for key, value in expected.items():
+            if tensors[f"network.{key}"].shape != value.shape:
+                raise ValueError(f"network.{key} has shape {tuple(tensors[f'network.{key}'].shape)}, not {tuple(value.shape)}")
+        network = make_network(*arguments, **about["options"]).to(device)
         parts: dict[str, dict[str, Tensor]] = {"network": {}, "ema": {}, "normalizer": {}, "moments": {}}
         for key, value in tensors.items():
             part, _, rest = key.partition(".")
@@ -203,10 +213,18 @@ def load(path: str | os.PathLike[str], ema: bool = True, device: torch.device | 
         model = ScoreModel(network, sde, **description["model"], normalizer=normalizer, moments=moments)
         fitted = [FittedGrid.from_config(values) for values in description.get("fitted", [])]
         model.fitted = {(grid.solver, grid.steps): grid for grid in fitted}
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (OSError, SafetensorError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"cannot load the checkpoint at {path}: {type(error).__name__}: {reason[:300]}") from error
     return model.eval().requires_grad_(False)
+
+
+def _check_size(values: Any) -> None:
+    """ValueError where a description asks for more of anything than a network or process can have."""
+    for value in values.values() if isinstance(values, dict) else values if isinstance(values, list) else ():
+        if isinstance(value, int) and value > MOST_OF_ANYTHING:
+            raise ValueError(f"{value} is more than the {MOST_OF_ANYTHING} of anything that a checkpoint may ask for")
+        _check_size(value)
 
 
 def _moments(state: dict[str, Tensor]) -> Moments:

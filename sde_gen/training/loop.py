@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .. import parallel
 from ..data import Normalizer, Source
 from ..networks import make_network
 from ..prior import Moments
 from ..score import ScoreModel
 from ..sdes import SDE, make_sde
-from .checkpoint import State
+from .checkpoint import CheckpointError, State
 from .settings import TrainSettings
 from .trainer import Trainer, TrainResult
 
@@ -104,7 +105,11 @@ def fit(
     trainer = Trainer(model, data, settings or TrainSettings(), labels, held_out, levels, device)
     result = trainer.result
     if resume is not None:
-        trainer.restore(resume)
+        try:
+            trainer.restore(resume)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise CheckpointError(f"cannot go on with this training from its checkpoint: {type(error).__name__}: {reason}") from error
     first = trainer.rank == 0
     saved = trainer.seconds
     total = trainer.settings.steps
@@ -118,21 +123,27 @@ def fit(
             bar.update()
             if entry is not None:
                 bar.set_postfix({"loss": f"{entry['loss']:.4f}", "samples/s": f"{trainer.rate:.0f}"}, refresh=False)
-                due = trainer.evaluation_due
-                if due and first:
-                    trainer.evaluate(entry)
-                    if on_evaluate is not None:
-                        on_evaluate(trainer.step, result)
+                if trainer.evaluation_due:
+                    with trainer.together():
+                        if first:
+                            trainer.evaluate(entry)
+                        if first and on_evaluate is not None:
+                            on_evaluate(trainer.step, result)
                 if on_log is not None and first:
                     on_log(entry)
-            stop = bool(asked) and not trainer.done
-            timed = checkpoint_seconds is not None and trainer.seconds - saved >= checkpoint_seconds and not trainer.done
-            if on_checkpoint is not None and first and (stop or timed):
-                on_checkpoint(trainer.step, result)
+            if trainer.done:
+                break
+            timed = first and checkpoint_seconds is not None and trainer.seconds - saved >= checkpoint_seconds
+            stop, timed = parallel.anywhere(bool(asked), timed)
+            if on_checkpoint is not None and (stop or timed):
+                with trainer.together(state=True):
+                    if first:
+                        on_checkpoint(trainer.step, result)
                 saved = trainer.seconds
             if stop:
                 raise Interrupted(trainer.step, total)
-    model.eval()
+    with trainer.together(last=True):
+        model.eval()
     return result
 
 

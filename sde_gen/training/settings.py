@@ -13,6 +13,7 @@ from ..registry import lookup
 from .ema import MOST_WIDTH
 
 OBJECTIVES = ("dsm", *OF_CHAIN)
+SHARDINGS = ("fsdp",)
 DECAYS: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
     "linear": lambda progress: 1.0 - progress,
@@ -25,7 +26,8 @@ class TrainSettings:
     """How to train.
 
     steps, batch: optimiser steps and samples for each. accumulate: parts that a batch is computed in; micro_batch: the size of a
-    part instead: the same gradients in less memory. workers: processes that read data larger than memory ahead.
+    part instead: the same gradients in less memory. workers: processes that read data larger than memory ahead. shard: "fsdp"
+    spreads the weights, their gradients and averages and the optimiser's state over torchrun's processes; None: each has all of them.
     lr, warmup (steps), decay (to zero at the end: "constant", "linear" or "cosine"), weight_decay, clip (of the gradient's
     norm): AdamW. ema_width: relative width of the weights' average (see `power_average`).
     objective: "dsm", denoising score matching in continuous time with `weighting` and `times` (see `dsm_loss`); or the discrete
@@ -40,6 +42,7 @@ class TrainSettings:
     accumulate: int = 1
     micro_batch: int | None = None
     workers: int = 0
+    shard: str | None = None
     lr: float = 1e-3
     warmup: int = 100
     decay: str = "cosine"
@@ -86,6 +89,8 @@ class TrainSettings:
         for what, name, known in (("objective", self.objective, OBJECTIVES), ("index sampler", self.indices, INDEX_SAMPLERS)):
             if name not in known:
                 raise ValueError(f"unknown {what} {name!r}; choose from {', '.join(known)}")
+        if self.shard is not None and self.shard not in SHARDINGS:
+            raise ValueError(f"unknown shard {self.shard!r}; choose from {', '.join(SHARDINGS)}, or leave it out")
         lookup(DECAYS, "decay", self.decay)
         lookup(WEIGHTINGS, "weighting", self.weighting)
         lookup(TIME_SAMPLERS, "time sampler", self.times)
@@ -94,3 +99,15 @@ class TrainSettings:
     def part(self) -> int:
         """Samples that are computed at a time."""
         return self.batch // self.accumulate if self.micro_batch is None else min(self.micro_batch, self.batch)
+
+
+def check_processes(settings: TrainSettings, processes: int) -> None:
+    """ValueError for settings that so many processes cannot train with."""
+    if settings.shard is not None and processes == 1:
+        raise ValueError(
+            f"shard {settings.shard!r} spreads a network over several processes: start them by torchrun --nproc_per_node=N, got 1"
+        )
+    if settings.batch < processes:
+        raise ValueError(f"batch must be at least the number of processes, {processes}, got {settings.batch}")
+    if settings.shard is not None and settings.batch % processes:
+        raise ValueError(f"batch must be a multiple of the {processes} processes with shard {settings.shard!r}, got {settings.batch}")

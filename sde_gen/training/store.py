@@ -15,6 +15,8 @@ from pathlib import Path
 MANIFEST = "manifest.json"
 KEPT = 2
 """Versions that stay: the newest, and the one before it, should the newest turn out to be damaged."""
+MOST_MANIFEST = 1 << 20
+"""Bytes of a manifest beyond which it is not read."""
 _PART = ".part-"
 
 
@@ -82,12 +84,18 @@ def newest(path: Path) -> Path:
 def fault(version: Path) -> str | None:
     """What is wrong with a version, or None."""
     try:
+        if not (version / MANIFEST).is_file():  # a pipe would be waited for
+            return f"{MANIFEST} is not there or no plain file"
+        if (version / MANIFEST).stat().st_size > MOST_MANIFEST:
+            return f"{MANIFEST} has more than {MOST_MANIFEST} bytes"
         sums = json.loads((version / MANIFEST).read_text(encoding="utf-8"))["files"]
         if not sums:
             return f"{MANIFEST} lists no file"
         for name, known in sums.items():
             if Path(name).name != name:
                 return f"{MANIFEST} names a file elsewhere"
+            if (version / name).exists() and not (version / name).is_file():
+                return f"{name} is no plain file"
             if (version / name).stat().st_size != known["bytes"]:
                 return f"{name} has {(version / name).stat().st_size} bytes of {known['bytes']}"
             if _digest(version / name) != known["sha256"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import time
 import warnings
@@ -23,7 +24,8 @@ from ..score import ScoreModel
 from .checkpoint import State
 from .ema import power_average
 from .objective import Draw, Objective
-from .settings import DECAYS, TrainSettings
+from .settings import DECAYS, TrainSettings, check_processes
+from .sharding import collect_gradients, in_shares, load_whole, put_together, shard, whole
 from .validation import Validation
 
 MOST_SKIPPED = 10
@@ -73,10 +75,13 @@ class Trainer:
     ) -> None:
         self.settings, self.device = settings, torch.device(device)
         self.rank, self.world = parallel.rank(), parallel.world()
+        check_processes(settings, self.world)
+        self.sharded = settings.shard is not None
         self.model = model = model.to(self.device)
         normalizer, network = model.normalizer, model.network
         assert normalizer is not None and isinstance(network, nn.Module)
-        self.network: nn.Module = network
+        # The network that is trained: the model's own or, in shares, a copy of it.
+        self.network: nn.Module = copy.deepcopy(network) if self.sharded else network
         self.x = normalizer.encode(data.to(self.device)) if isinstance(data, Tensor) else data
         self.encode = normalizer.encode
         self.label = None if labels is None else labels.to(self.device)
@@ -88,15 +93,23 @@ class Trainer:
         self.validation = Validation.prepare(model, held, moments, seed=settings.seed)
         self.objective = Objective(settings, model, levels)
         self.average = power_average(network, settings.ema_width)
-        self.result = TrainResult(model.with_network(self.average.module).eval().requires_grad_(False), model, self)
+        averaged = copy.deepcopy(network) if self.sharded else self.average.module
+        self.result = TrainResult(model.with_network(averaged).eval().requires_grad_(False), model, self)
+        self.plain: dict[str, nn.Module] = {}  # of a network in shares: the result's whole ones, which wait on the host
+        if self.sharded:
+            self.plain = {"raw": network.cpu(), "averaged": averaged.cpu()}
+            shard(self.network, self.device)
+            shard(self.average.module, self.device)
         self.result.linear = {"levels": self.validation.levels, "linear": self.validation.linear}
         self.optimizer = torch.optim.AdamW(
-            network.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay, fused=True
+            self.network.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay, fused=True
         )
-        self.parameters = list(network.parameters())
+        self.parameters = list(self.network.parameters())
         self.generator = torch.Generator(self.device).manual_seed(settings.seed)
         self.parallel: ScoreModel = model
-        if self.world > 1:
+        if self.sharded:
+            self.parallel = model.with_network(self.network)
+        elif self.world > 1:
             ids = [self.device] if self.device.type == "cuda" else None
             self.parallel = model.with_network(DistributedDataParallel(network, device_ids=ids))
         self.part = settings.part
@@ -106,19 +119,26 @@ class Trainer:
         self.before = 0.0  # seconds of the runs that this one goes on from
         self.began = time.monotonic()
         self.random: Tensor | None = None  # the global generator's state at the start of `running`, for dropout
+        self.of_others: dict[str, Tensor] = {}  # what `state` needs of the other processes, between `together` and its end
         self.batches: Iterator[tuple[Tensor, Tensor]] | None = None
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """The steps happen in here: torch's global generator, which dropout uses, is this training's own meanwhile."""
-        with torch.random.fork_rng(devices=[] if self.device.type == "cpu" else [self.device]):
-            torch.manual_seed(self.settings.seed + self.rank)
+        with torch.random.fork_rng(devices=[] if self.device.type == "cpu" else [self.device]), warnings.catch_warnings():
+            if self.sharded:  # nothing here writes into the network's result
+                warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+            torch.manual_seed(self.settings.seed + (self.rank + self.step if self.rank else 0))
             if self.random is not None:
                 torch.set_rng_state(self.random)
             self.model.train()
+            self.network.train()
             self.batches = self._read()
             self.began = time.monotonic()
-            yield
+            try:
+                yield
+            finally:
+                self.batches = None  # ends the processes that read ahead
 
     @property
     def seconds(self) -> float:
@@ -143,12 +163,30 @@ class Trainer:
         by_time = 0.0 if settings.max_seconds is None else min(1.0, self.result.seconds / settings.max_seconds)
         return max(self.taken / settings.steps, by_time)
 
-    def _rows(self, count: int) -> slice:
-        return slice(count * self.rank // self.world, count * (self.rank + 1) // self.world)
+    @contextlib.contextmanager
+    def together(self, state: bool = False, last: bool = False) -> Iterator[None]:
+        """In here `result` holds the whole networks, which lie in shares otherwise, and, where `state` is set, `state` works in the first
+        process; all processes come here together. `last`: the whole networks stay."""
+        if self.sharded:
+            put_together(self.plain["raw"], self.network)
+            put_together(self.plain["averaged"], self.average.module)
+            self.plain["averaged"].to(self.device)
+        if state and self.world > 1:
+            for number, random in enumerate(parallel.gather_rows(torch.get_rng_state()[None])):
+                self.of_others[f"random.{number}"] = random
+            for number, values in self.optimizer.state_dict()["state"].items() if self.sharded else ():
+                for name, value in values.items():
+                    full = whole(value)
+                    if self.rank == 0:
+                        self.of_others[f"optimizer.{number}.{name}"] = full.cpu()
+        yield
+        self.of_others.clear()
+        for network in self.plain.values():
+            network.to(self.device if last else "cpu")
 
     def _read(self) -> Iterator[tuple[Tensor, Tensor]]:
         """From the present step on, this process's items of each batch, normalised, with their numbers."""
-        rows = self._rows(self.settings.batch)
+        rows = parallel.share(self.settings.batch)
         order = (index[rows] for index in batch_order(self.x.shape[0], self.settings.batch, self.settings.seed, self.step))
         if isinstance(self.x, Tensor) and not self.settings.workers:
             for index in order:
@@ -172,15 +210,16 @@ class Trainer:
         """One step; the new entry of the history where one is due."""
         settings, result = self.settings, self.result
         if settings.max_seconds is not None:
-            result.seconds = parallel.agreed(self.seconds, self.device)
+            result.seconds = parallel.agreed(self.seconds)
         rate = settings.lr * min(1.0, (self.taken + 1) / max(1, settings.warmup)) * DECAYS[settings.decay](self.share)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         assert self.batches is not None
         index, x = next(self.batches)
-        whole = self.objective.draw(self.model, (settings.batch, *x.shape[1:]), self.generator)
-        loss = self._gradients(x, whole.part(self._rows(settings.batch)), None if self.label is None else self.label[index], whole)
-        norm = nn.utils.clip_grad_norm_(self.parameters, settings.clip, foreach=True)
+        drawn = self.objective.draw(self.model, (settings.batch, *x.shape[1:]), self.generator)
+        mine = drawn.part(parallel.share(settings.batch))
+        loss = self._gradients(x, mine, None if self.label is None else self.label[index], drawn)
+        norm = whole(nn.utils.clip_grad_norm_(self.parameters, settings.clip, foreach=True))
         self.step += 1
         if bool(torch.isfinite(norm)):
             self.optimizer.step()
@@ -195,7 +234,7 @@ class Trainer:
                 raise TrainingError(f"loss or gradients were not finite for {self.in_a_row} steps in a row, up to step {self.step}")
         self.optimizer.zero_grad(set_to_none=True)
         result.steps = self.step
-        result.seconds = self.seconds if settings.max_seconds is None else parallel.agreed(self.seconds, self.device)
+        result.seconds = self.seconds if settings.max_seconds is None else parallel.agreed(self.seconds)
         if not self.recent or (self.step % self.log_every and not self.done):
             return None
         entry = {"step": self.step, "seconds": result.seconds, "loss": float(torch.stack(self.recent).mean())}
@@ -203,12 +242,12 @@ class Trainer:
         result.history.append(entry)
         return entry
 
-    def _gradients(self, x: Tensor, draw: Draw, label: Tensor | None, whole: Draw) -> Tensor:
-        """The gradients of the batch's mean loss, in parts that fit the memory; the loss."""
+    def _gradients(self, x: Tensor, draw: Draw, label: Tensor | None, drawn: Draw) -> Tensor:
+        """The gradients of the batch's mean loss, in parts that fit the memory, this process's of them from what is `drawn`; the loss."""
         while True:
             random = torch.get_rng_state()
             try:
-                return self._backward(x, draw, label, whole)
+                return self._backward(x, draw, label, drawn)
             except (RuntimeError, MemoryError) as error:
                 if not memory.out_of_memory(error):
                     raise
@@ -222,7 +261,7 @@ class Trainer:
             self.part = math.ceil(self.part / 2)
             warnings.warn(f"out of memory: going on with {self.part} samples at a time (--micro-batch {self.part} starts so)", stacklevel=2)
 
-    def _backward(self, x: Tensor, draw: Draw, label: Tensor | None, whole: Draw) -> Tensor:
+    def _backward(self, x: Tensor, draw: Draw, label: Tensor | None, drawn: Draw) -> Tensor:
         settings = self.settings
         parts = [slice(start, start + self.part) for start in range(0, len(x), self.part)]
         total = torch.zeros((), device=self.device)
@@ -232,6 +271,8 @@ class Trainer:
             of_part = draw.part(rows)
             last = number + 1 == len(parts)
             network = self.parallel.network
+            if self.sharded:
+                collect_gradients(network, last)
             alone = network.no_sync() if isinstance(network, DistributedDataParallel) and not last else contextlib.nullcontext()
             with alone:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.bfloat16):
@@ -241,7 +282,7 @@ class Trainer:
             total += loss.detach()
             seen.append(losses.detach())
         if self.objective.learns:
-            self.objective.observe(whole, parallel.gather_rows(torch.cat(seen)))
+            self.objective.observe(drawn, parallel.gather_rows(torch.cat(seen)))
         return parallel.summed(total)
 
     @property
@@ -259,9 +300,13 @@ class Trainer:
         entry |= {"validation": float(np.mean(level_loss)), "levels": self.validation.levels, "level_loss": level_loss}
 
     def state(self) -> State:
-        """Tensors and plain values that `restore` takes, with the weights that `save` writes beside them."""
+        """Tensors and plain values that `restore` takes, with the weights that `save` writes beside them; of a network in shares only
+        while all processes are `together`."""
+        if self.sharded and not self.of_others:
+            raise ValueError("the state of a training in shares is put together for on_checkpoint alone: ask for it there")
         tensors = {"generator": self.generator.get_state(), "random": torch.get_rng_state(), "averaged": self.average.n_averaged}
-        for number, values in self.optimizer.state_dict()["state"].items():
+        tensors |= self.of_others
+        for number, values in () if self.sharded else self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
         tensors |= {f"objective.{name}": value for name, value in self.objective.state_dict().items()}
         if self.recent:
@@ -280,20 +325,25 @@ class Trainer:
         for key, value in tensors.items():
             part, _, rest = key.partition(".")
             of.setdefault(part, {})[rest] = value
-        self.network.load_state_dict(of["network"])
-        self.average.module.load_state_dict(of["ema"])
+        load_whole(self.network, of["network"])
+        load_whole(self.average.module, of["ema"])
         self.average.n_averaged.copy_(tensors["averaged"])
         of_parameters: dict[int, dict[str, Tensor]] = {}
         for key, value in of.get("optimizer", {}).items():
             number, _, name = key.partition(".")
+            value = value if name == "step" else in_shares(value, self.parameters[int(number)])
+            if name != "step" and value.shape != self.parameters[int(number)].shape:  # the optimiser itself does not look
+                raise ValueError(f"{key} of shape {tuple(value.shape)} for a parameter of {tuple(self.parameters[int(number)].shape)}")
             of_parameters.setdefault(int(number), {})[name] = value
         self.optimizer.load_state_dict({"state": of_parameters, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.objective.load_state_dict(of.get("objective", {}))
         self.generator.set_state(tensors["generator"].cpu())
-        self.random = tensors["random"].cpu() if self.rank == 0 else None
+        self.random = tensors["random"].cpu() if self.rank == 0 else of.get("random", {}).get(str(self.rank))
         self.recent = list(tensors["recent"].to(self.device).unbind()) if "recent" in tensors else []
         self.step, self.taken, self.in_a_row, self.evaluated = (int(values[k]) for k in ("step", "taken", "in_a_row", "evaluated"))
         self.part, self.before = int(values["part"]), float(values["seconds"])
+        if min(self.step, self.taken, self.in_a_row, self.evaluated) < 0 or self.part < 1 or not 0 <= self.before < math.inf:
+            raise ValueError(f"counts that cannot be: step {self.step}, taken {self.taken}, part {self.part}, seconds {self.before}")
         result = self.result
         result.steps, result.seconds, result.skipped = self.step, self.before, int(values["skipped"])
         result.history[:] = values["history"]

@@ -12,7 +12,7 @@ from toys import TINY_RUN, Command
 
 import sde_gen
 from sde_gen.config import RECIPES, SIGNALS, read_config, resolve, shape_recipe
-from sde_gen.data.toys import SINES_CYCLES
+from sde_gen.data.toys import SINES_CYCLES, blob
 
 RNG = np.random.default_rng(0)
 
@@ -102,6 +102,52 @@ def test_the_table_keeps_its_correlations_and_its_two_modes() -> None:
     torch.testing.assert_close(x.std(0), data.test.std(0), atol=0, rtol=0.15)
     age = x[:, 3]
     assert 0.4 < float((age < 40).float().mean()) < 0.6 and float(((age > 33) & (age < 47)).float().mean()) < 0.05
+
+
+def away_from_a_ball(volumes: torch.Tensor) -> torch.Tensor:
+    """Relative error (N,) of the soft ball that fits each volume best, by least squares over its centre."""
+    x = volumes.double()
+    mass = x.clamp_min(0)[:, 0] ** 2
+    place, total = torch.arange(x.shape[-1]).double(), mass.sum((1, 2, 3)).clamp_min(1e-9)
+    centres = torch.stack([(mass.sum(other) * place).sum(1) / total for other in ((2, 3), (1, 3), (1, 2))], dim=1).requires_grad_()
+    search = torch.optim.LBFGS([centres], max_iter=60, line_search_fn="strong_wolfe")
+
+    def misfit() -> torch.Tensor:
+        search.zero_grad()
+        loss = (blob(centres) - x).square().sum()
+        loss.backward()
+        return loss
+
+    search.step(misfit)  # type: ignore[arg-type]
+    ball = blob(centres.detach())
+    return (x - ball).flatten(1).norm(dim=1) / ball.flatten(1).norm(dim=1)
+
+
+def test_volumes_are_soft_balls() -> None:
+    """The claim of experiments/configs/blobs3d.yaml, at small size."""
+    config = resolve(read_config(Path(__file__).parents[2] / "experiments" / "configs" / "blobs3d.yaml"))
+    data = sde_gen.load_dataset("blobs3d")
+    assert data.test is not None and float(away_from_a_ball(data.test[:20]).max()) < 1e-6
+    noise = torch.randn(20, *data.shape, generator=torch.Generator().manual_seed(0))
+    assert float(away_from_a_ball(data.test[:20] + 0.1 * noise).min()) > 0.1
+    model = sde_gen.train(
+        data.train,
+        network="unet",
+        steps=150,
+        batch=16,
+        lr=2e-3,
+        warmup=50,
+        network_options=config.model.options | {"width": 32},
+        prediction=config.model.prediction,
+        weighting=config.training.weighting,
+        progress=False,
+        device="cpu",
+    )
+    x = sde_gen.sample(model, (16, *data.shape), "heun", steps=12, progress=False).x
+    error = away_from_a_ball(x)
+    assert float(error.median()) < 0.2 and float(error.max()) < 0.4, error
+    peak = x.flatten(1).argmax(1)
+    assert len(set(peak.tolist())) > 8, "at different places"
 
 
 def test_the_examples_are_there() -> None:

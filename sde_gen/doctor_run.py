@@ -1,0 +1,43 @@
+"""The doctor on a run directory, as it lies there: nothing is trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from .config import ConfigError, read_config, resolve
+from .doctor import Finding, diagnose
+from .runs import load_data, write_text
+from .training import load
+
+
+def doctor_run(
+    directory: Path, device: torch.device | str = "cpu", samples: int | None = None, say: Callable[[str], None] = print
+) -> list[Finding]:
+    """Diagnose the network in `directory` with its data, its averaged and last weights and its own sampling settings; say what is found
+    and keep it in doctor.json. `samples`: as in `diagnose`. ConfigError or CheckpointError where there is no run to examine."""
+    file = directory / "config.yaml"
+    if not file.is_file():
+        raise ConfigError(f"{directory} is not a run directory: it has no config.yaml")
+    if samples is not None and samples != 0 and samples < 32:
+        raise ConfigError(f"samples must be 0 or a whole number of at least 32, got {samples!r}")
+    config = resolve(read_config(file))
+    model, raw = (load(directory / "checkpoint", ema, device) for ema in (True, False))
+    data = load_data(config)
+    chosen = config.sampling
+    sampling = {"solver": chosen.solver, "steps": chosen.steps, "grid": chosen.grid, **chosen.options}
+    try:
+        findings = diagnose(model, data, raw, sampling, chosen.seed, samples)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    for finding in findings:
+        for line in str(finding).splitlines():
+            say(line)
+    if not findings:
+        say(f"nothing wrong found in {directory}: weights, data range, learning, meaning of the output, prior and solver steps")
+    write_text(directory / "doctor.json", json.dumps([asdict(finding) for finding in findings], indent=1))
+    return findings

@@ -1,0 +1,109 @@
+"""What the doctor looks at beside the network: where sampling starts, and whether it takes enough steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .findings import SURE, Finding, std_error
+from .metrics import Estimate, sliced_wasserstein
+from .prior import MatchedPrior
+from .probe import Probe
+from .sampling import sample
+from .score import ScoreModel
+from .solvers import FixedStepSolver, make_solver
+
+PRIOR_NATS = 0.02
+"""KL of the data at t_max to the prior that counts: by Pinsker's inequality a tenth of the samples could be misplaced."""
+LEAST_ALPHA = 0.5
+"""Of a process that explodes rather than fades: its noise alone must mix the data."""
+STEP_FACTOR, PERMUTATIONS, CALLS = 4, 40, 40_000
+"""How many times more steps to compare with, permutations of the test, network evaluations that it may take."""
+
+
+def check_prior(model: ScoreModel, probe: Probe) -> list[Finding]:
+    """Whether the prior stands for the data at t_max."""
+    alpha, sigma = probe.marginal(model.sde.t_max)
+    data = MatchedPrior(probe.moments, alpha, sigma)
+    generator = torch.Generator().manual_seed(probe.seed)
+    z = torch.randn(1024, *probe.items.shape[1:], generator=generator, dtype=torch.float64).to(probe.items.device)
+    x = data.from_noise(z)
+    each = data.log_prob(x) - model.prior.log_prob(x)
+    nats = Estimate(float(each.mean()), std_error(each))
+    flat = probe.reference[:512].flatten(1).double()
+    widest = float(torch.cdist(flat, flat).max())
+    reach = sigma / alpha
+    numbers = {"nats": nats.value, "nats_error": nats.std_error, "sigma_over_alpha": reach, "largest_distance": widest}
+    advice = f"a larger sigma_max or beta_max (sigma/alpha of at least {widest:.3g}, the largest pairwise distance)"
+    if nats.value - SURE * nats.std_error > PRIOR_NATS:
+        text = (
+            f"at t_max the data is {nats} nats ({nats.value / flat.shape[1]:.2g} a dimension) from the prior that "
+            f"sampling starts in; sigma/alpha is {reach:.3g} there"
+        )
+        return [Finding("sigma_max too small", "fault", text, f"{advice}, prior='matched', or data normalised to unit spread", numbers)]
+    if alpha > LEAST_ALPHA and reach < widest:
+        text = (
+            f"sigma/alpha at t_max is {reach:.3g}, and items lie up to {widest:.3g} apart (normalised units): the noise does not mix them"
+        )
+        return [Finding("sigma_max too small", "warning", text, advice, numbers)]
+    return []
+
+
+def check_steps(model: ScoreModel, reference: Tensor, sampling: dict[str, Any], seed: int, samples: int | None) -> list[Finding]:
+    """Samples as they are drawn against those of many more steps of the same solver."""
+    name, steps, grid = sampling.pop("solver", "pc"), sampling.pop("steps", None), sampling.pop("grid", None)
+    method = make_solver(name, **sampling) if isinstance(name, str) else name
+    steps = method.default_steps if steps is None else steps
+    many = STEP_FACTOR * steps
+    fixed = isinstance(method, FixedStepSolver)
+    count = max(32, min(1000, CALLS // ((steps + many) * (method.calls or 1)))) if samples is None else samples
+    shape = (count, *reference.shape[1:])
+    classes = getattr(model.network, "classes", None)
+    cond = None if classes is None else {"label": torch.arange(count, device=reference.device) % classes}
+    common: dict[str, Any] = {"cond": cond, "on_failure": "mask", "progress": False, "batch_size": min(count, 256)}
+    options = sampling if isinstance(name, str) else {}
+    few = sample(model, shape, name, steps, seed, grid=grid, **common, **options)
+    lost = float(few.failed.double().mean())
+    if lost > 0:
+        text = f"{lost:.0%} of {count} samples of solver {name!r} with {steps} steps are not finite, grew absurdly or met the step cap"
+        return [
+            Finding(
+                "too few solver steps", "fault", text, "more --steps; for an adaptive solver a larger cap or tolerance", {"failed": lost}
+            )
+        ]
+    if not fixed:
+        return []
+    fine = sample(
+        model, shape, name, many, seed + 1, grid=None if grid == "fitted" or isinstance(grid, Tensor) else grid, **common, **options
+    )
+    encode = model.normalizer.encode if model.normalizer is not None else lambda x: x
+    a, b = (encode(out.x[~out.failed]).cpu().double().flatten(1) for out in (few, fine))
+    if len(b) < 32:
+        return []
+    distance, null = permuted_distance(a, b, seed)
+    data = reference.cpu().double().flatten(1)[:count]
+    off = [sliced_wasserstein(part, data, bootstrap=2, seed=seed).value for part in (a, b)]
+    if not (distance - null.value > SURE * null.std_error and off[0] > off[1]):
+        return []
+    text = (
+        f"{count} samples with {steps} steps lie {distance:.3g} (sliced Wasserstein, normalised units) from as many with {many}, "
+        f"where chance is {null}; to the data {off[0]:.3g} and {off[1]:.3g}"
+    )
+    advice = f"--steps {many} or a solver of higher order (angle, dpm, unipc), or --grid fitted; see `sde-gen compare`"
+    numbers = {"distance": distance, "chance": null.value, "chance_error": null.std_error, "to_data": off[0], "fine_to_data": off[1]}
+    return [Finding("too few solver steps", "fault", text, advice, numbers)]
+
+
+def permuted_distance(a: Tensor, b: Tensor, seed: int = 0) -> tuple[float, Estimate]:
+    """Sliced Wasserstein distance of two sets of samples (N, D), and its mean and standard deviation where the items of both are dealt
+    out anew at random: what two sets of one distribution have."""
+    pooled, generator = torch.cat((a, b)), torch.Generator().manual_seed(seed)
+    found = sliced_wasserstein(a, b, bootstrap=2, seed=seed).value
+    dealt = []
+    for _ in range(PERMUTATIONS):
+        order = torch.randperm(len(pooled), generator=generator)
+        dealt.append(sliced_wasserstein(pooled[order[: len(a)]], pooled[order[len(a) :]], bootstrap=2, seed=seed).value)
+    values = torch.tensor(dealt, dtype=torch.float64)
+    return found, Estimate(float(values.mean()), float(values.std()))

@@ -1,0 +1,242 @@
+"""What the processes that `test_parallel.py` starts do: the same work alone and together, and how far the two are apart; or failures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sde_gen import parallel
+from sde_gen.bits import bits_per_dim
+from sde_gen.cli import main
+from sde_gen.comparison import CompareSettings, compare_run
+from sde_gen.config import RunConfig
+from sde_gen.data import Dataset, Source
+from sde_gen.discrete import DiscreteChain, elbo, elbo_continuous
+from sde_gen.evaluation import Judge
+from sde_gen.likelihood import log_likelihood, log_likelihood_together
+from sde_gen.likelihood_run import LikelihoodSettings, likelihood_run
+from sde_gen.runs import Run
+from sde_gen.sampling import SolverError, sample, sample_together
+from sde_gen.score import ScoreModel
+from sde_gen.training import TrainResult, TrainSettings, build_model, fit, load, read_state, save
+from sde_gen.training.trainer import Trainer
+
+CPU = torch.device("cpu")
+BASE = TrainSettings(steps=10, batch=18, warmup=2, ema_width=0.2, chain_steps=20, evaluations=2)
+TRAININGS: dict[str, TrainSettings] = {
+    "dsm": BASE,
+    "dsm in parts": dataclasses.replace(BASE, micro_batch=4),
+    "dsm, odd batch": dataclasses.replace(BASE, batch=17, micro_batch=8),
+    "simple": dataclasses.replace(BASE, objective="simple"),
+    "simple in parts": dataclasses.replace(BASE, objective="simple", accumulate=3),
+    "vlb, importance": dataclasses.replace(BASE, objective="vlb", indices="importance", chain_steps=2, steps=14),
+}
+SHARDED = ("dsm", "dsm in parts", "vlb, importance")
+
+
+def data() -> Tensor:
+    return 3.0 + 2.0 * torch.randn(100, 5, generator=torch.Generator().manual_seed(0))
+
+
+def fresh(x: Tensor | None = None, dropout: float = 0.0) -> ScoreModel:
+    """A model whose last layer is not zero, so that every parameter has a gradient from the first step on."""
+    options = {"width": 16, "depth": 2, "dropout": dropout}
+    model = build_model(data() if x is None else x, network="mlp", network_options=options)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def first_gradients(settings: TrainSettings) -> list[Tensor]:
+    trainer = Trainer(fresh(), data(), dataclasses.replace(settings, clip=1e9), None, None, None, CPU)
+    kept: list[Tensor] = []
+    trainer.optimizer.register_step_pre_hook(lambda *_: kept.extend(p.grad.clone() for p in trainer.parameters if p.grad is not None))
+    with trainer.running():
+        trainer.advance()
+    return [gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient for gradient in kept]
+
+
+def weights_of(model: ScoreModel) -> list[Tensor]:
+    assert isinstance(model.network, nn.Module)
+    return [parameter.detach().clone() for parameter in model.network.parameters()]
+
+
+def trained(settings: TrainSettings) -> dict[str, Any]:
+    result = fit(fresh(), data(), settings, progress=False)
+    losses = [entry["loss"] for entry in result.history]
+    return {"weights": weights_of(result.raw), "averaged": weights_of(result.model), "losses": losses}
+
+
+def resumed(settings: TrainSettings, place: Path) -> float:
+    """How far a training that goes on from a checkpoint is from one that never stopped, dropout and all."""
+    whole = fit(fresh(dropout=0.3), data(), settings, progress=False)
+
+    def keep(step: int, result: TrainResult) -> None:
+        if step == 4:
+            assert isinstance(result.model.network, nn.Module)
+            save(result.raw, place, ema=result.model.network, state=result.state())
+
+    fit(fresh(dropout=0.3), data(), settings, progress=False, on_checkpoint=keep, checkpoint_seconds=1e-9)
+    parallel.wait()
+    state = read_state(place)
+    assert state is not None and state[1]["step"] == 4
+    again = fit(fresh(dropout=0.3), data(), settings, progress=False, resume=state)
+    load(place)  # as any other, whatever wrote it
+    return apart(weights_of(whole.raw), weights_of(again.raw))
+
+
+def tiny_run() -> Run:
+    """Labelled images of whole numbers and a network that has not learned them."""
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.arange(64) % 2
+    images = (torch.randint(0, 4, (64, 1, 4, 4), generator=generator) + 4 * labels[:, None, None, None]).float()
+    dataset = Dataset("tiny", images[:40], images[40:], labels[:40], labels[40:], 2, 8)
+    directory = Path("alone" + os.environ["RANK"] if parallel.world() == 1 else "together")
+    return Run(directory, RunConfig(), dataset, fresh(dataset.train).eval())
+
+
+def measures() -> dict[str, Callable[[bool], Any]]:
+    """By name: what a function gives alone (False) and together (True)."""
+    model = fresh().eval()
+    images = torch.randint(0, 8, (7, 5), generator=torch.Generator().manual_seed(2))
+
+    def samples(together: bool, count: int = 9, **options: Any) -> list[Tensor]:
+        out = (sample_together if together else sample)(model, (count, 5), progress=False, **options)
+        return [out.x, out.nfe, out.failed]
+
+    def density(together: bool) -> list[Tensor]:
+        score = log_likelihood_together if together else log_likelihood
+        out = score(model, data()[:5], divergence="hutchinson", rtol=1e-3, atol=1e-3)
+        return [out.log_prob, out.std_error, out.nfe, out.latent, out.converged]
+
+    def bits(together: bool) -> list[Any]:
+        out = bits_per_dim(model, images, 8, draws=2, together=together, divergence="resampled", rtol=1e-3, atol=1e-3)
+        return [out.value, out.std_error, out.each]
+
+    def bounds(together: bool) -> list[Any]:
+        chain = DiscreteChain.from_sde(model.sde, 12)
+        a = elbo(model, images, chain, 8, terms=3, draws=2, batch_size=2, together=together)
+        b = elbo_continuous(model, images, 8, samples=4, together=together)
+        return [a.value, a.std_error, a.each, a.terms.nan_to_num(0.0), a.counts, b.value, b.each, b.terms, b.term_errors]
+
+    def judged(together: bool) -> Any:
+        run = tiny_run()
+        judge = Judge(run.data, run.directory)
+        return numbers({**judge(run.data.train[:21] + 0.5), **judge.of_held_out})
+
+    def compared(together: bool) -> Any:
+        rows = compare_run(tiny_run(), CompareSettings(("ddim", "ancestral"), (3,), 21), lambda line: None).get("rows", [])
+        return [numbers(row | {"seconds": 0.0}) for row in rows]
+
+    def scored(together: bool) -> Any:
+        settings = LikelihoodSettings(images=5, divergence="hutchinson", tolerance=1e-2)
+        return numbers(likelihood_run(tiny_run(), settings, lambda line: None)["parts"])
+
+    return {
+        "samples, em": lambda together: samples(together, solver="em", steps=4),
+        "samples, ode": lambda together: samples(together, solver="ode", steps=50),
+        "samples in batches": lambda together: samples(together, solver="dpm", steps=3, batch_size=2),
+        "samples from data": lambda together: samples(together, 5, solver="ddim", steps=3, x_init=data()[:5], t_start=0.5, index_offset=3),
+        "one sample": lambda together: samples(together, 1, solver="em", steps=2),
+        "likelihood": density,
+        "bits": bits,
+        "bounds": bounds,
+        "judge": judged,
+        "compare": compared,
+        "likelihood run": scored,
+    }
+
+
+def numbers(values: Any) -> list[float]:
+    """All finite numbers in nested dictionaries and lists."""
+    if isinstance(values, dict):
+        values = list(values.values())
+    if isinstance(values, list | tuple):
+        return [number for value in values for number in numbers(value)]
+    return [float(values)] if isinstance(values, int | float) and np.isfinite(values) else []
+
+
+def apart(a: Any, b: Any) -> float:
+    """The largest difference, over the largest number where that is above 1."""
+    if isinstance(a, dict):
+        return max(apart(a[name], b[name]) for name in a)
+    if isinstance(a, list) and any(isinstance(value, Tensor | list) for value in a):
+        return max(apart(x, y) for x, y in zip(a, b, strict=True))
+    a, b = (torch.as_tensor(value).double() for value in (a, b))
+    assert a.shape == b.shape and a.numel()
+    return float((a - b).abs().max()) / max(1.0, float(a.abs().max()))
+
+
+def failed_sample() -> list[int]:
+    """The samples that a failure in the second process names."""
+    x = data()[:6]
+    x[4] = torch.nan
+    try:
+        sample_together(fresh().eval(), (6, 5), solver="ddim", steps=2, x_init=x, t_start=0.5, progress=False, on_failure="raise")
+    except SolverError as error:
+        return [int(index) for index in error.failed]
+    return []
+
+
+def equal(place: str) -> None:
+    """Everything alone, then together; the differences go to `place`."""
+    alone = {name: {"gradients": first_gradients(settings), **trained(settings)} for name, settings in TRAININGS.items()}
+    measured = {name: function(False) for name, function in measures().items()}
+    found: dict[str, Any] = {}
+    with parallel.processes(CPU):
+        assert parallel.world() == 2
+        for name, settings in TRAININGS.items():
+            for shard in (None, "fsdp") if name in SHARDED else (None,):
+                chosen = dataclasses.replace(settings, shard=shard)
+                mine = {"gradients": first_gradients(chosen), **trained(chosen)}
+                found[f"training: {name}, {shard}"] = {part: apart(alone[name][part], mine[part]) for part in mine}
+        for name, function in measures().items():
+            together = function(True)
+            if parallel.rank() == 0:
+                found[name] = apart(measured[name], together)
+        for shard in (None, "fsdp"):
+            found[f"resumed, {shard}"] = resumed(dataclasses.replace(BASE, shard=shard), Path(f"checkpoint-{shard}"))
+        told = parallel.told("déjà " + str(parallel.rank()))
+        found["told"] = [told, parallel.agreed(parallel.rank()), parallel.anywhere(parallel.rank() == 1, False)]
+        if parallel.rank() == 0:
+            Path(place).write_text(json.dumps(found, indent=1))
+
+
+def fails(how: str) -> None:
+    """A training whose data fails in the second process."""
+    x, reads = data(), 0
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        nonlocal reads
+        reads += 1
+        if parallel.rank() == 1 and reads == 20:
+            if how == "exit":
+                os._exit(3)
+            raise OSError("the second disk is gone")
+        return x[rows].numpy()
+
+    with parallel.processes(CPU):
+        source = Source("x", (5,), read, np.arange(len(x)))
+        fit(fresh(), source, dataclasses.replace(BASE, steps=100_000), held_out=x[:20], progress=False)
+
+
+def commands(lines: str) -> None:
+    """The command lines of a JSON list, one after the other, and their exit codes."""
+    codes = [main(line) for line in json.loads(lines)]
+    Path(f"codes{os.environ['RANK']}.json").write_text(json.dumps(codes))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    {"equal": equal, "fails": fails, "commands": commands}[sys.argv[1]](sys.argv[2])

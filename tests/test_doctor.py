@@ -1,0 +1,267 @@
+"""Every fault is planted in a model that is silent without it, and named alone."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from closed_forms import GaussianData, MixtureData, RingData
+from torch import Tensor, nn
+from toys import TINY_RUN, Command
+
+from sde_gen import SDE, Dataset, ScoreModel, diagnose, load, load_dataset, make_sde, save
+from sde_gen.doctor_sampling import permuted_distance
+from sde_gen.training import TrainSettings, build_model, fit
+
+DDIM = {"solver": "ddim", "steps": 50}
+LAWS: dict[str, MixtureData] = {
+    "ring": RingData(),
+    "gaussian": GaussianData.correlated(),
+    "white": GaussianData(torch.zeros(3), torch.eye(3)),
+}
+
+
+def names(findings: list[Any]) -> list[str]:
+    return [finding.name for finding in findings]
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return load_dataset("gaussians8")
+
+
+def train(data: Dataset, sde: str, prediction: str, labels: bool = False) -> tuple[ScoreModel, ScoreModel]:
+    classes = data.classes if labels else None
+    model = build_model(data.train, sde, "mlp", prediction, network_options={"width": 48, "depth": 2}, classes=classes)
+    settings = TrainSettings(steps=350, batch=256, lr=3e-3, evaluations=1)
+    result = fit(model, data.train, settings, data.train_labels if labels else None, held_out=data.test, progress=False)
+    return result.model, result.raw
+
+
+@pytest.fixture(scope="module")
+def conditional(data: Dataset) -> tuple[ScoreModel, ScoreModel]:
+    return train(data, "vp", "edm", labels=True)
+
+
+@pytest.fixture(scope="module")
+def plain(data: Dataset) -> tuple[ScoreModel, ScoreModel]:
+    return train(data, "ve", "v")
+
+
+def wrapped(model: ScoreModel, network: Callable[..., Tensor]) -> ScoreModel:
+    """The model around another callable, which is as conditional as the one that it had."""
+
+    class Wrapper(nn.Module):
+        classes = getattr(model.network, "classes", None)
+
+        def forward(self, x: Tensor, c: Tensor, **cond: Any) -> Tensor:
+            return network(x, c, **cond)
+
+    return model.with_network(Wrapper())
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("sde", ["vp", "ve"])
+def test_silent_on_exact_models(sde: str, law: str) -> None:
+    exact = LAWS[law]
+    assert diagnose(exact.model(make_sde(sde)), exact.sample(1000, 1).float(), sampling=DDIM, samples=100) == []
+
+
+def test_silent_on_trained_models(data: Dataset, conditional: tuple[ScoreModel, ScoreModel], plain: tuple[ScoreModel, ScoreModel]) -> None:
+    for model, raw in (conditional, plain):
+        assert diagnose(model, data, raw, sampling=DDIM) == []
+
+
+def test_average_too_young(data: Dataset, plain: tuple[ScoreModel, ScoreModel]) -> None:
+    model, raw = plain
+    young = copy.deepcopy(raw.network)
+    fresh = build_model(data.train, "ve", "mlp", "v", network_options={"width": 48, "depth": 2}).network
+    with torch.no_grad():  # an average with nine tenths of its weight on the first step
+        for mine, first in zip(young.parameters(), fresh.parameters(), strict=True):
+            mine.lerp_(first, 0.9)
+    found = diagnose(model.with_network(young), data, raw)
+    assert names(found) == ["EMA too young"] and found[0].numbers["averaged"] < 0.5 < found[0].numbers["raw"]
+    assert names(diagnose(model.with_network(young), data)) == ["not learned"]
+
+
+def test_nan_weights(data: Dataset, conditional: tuple[ScoreModel, ScoreModel]) -> None:
+    model, raw = conditional
+    broken = copy.deepcopy(raw.network)
+    with torch.no_grad():
+        next(broken.parameters()).flatten()[3] = float("nan")
+    found = diagnose(model.with_network(broken), data, raw)
+    assert names(found) == ["NaN weights"] and found[0].numbers["values"] == 1 and "averaged" in found[0].evidence
+    found = diagnose(model, data, raw.with_network(broken))
+    assert names(found) == ["NaN weights"] and found[0].severity == "warning"
+    assert names(diagnose(wrapped(model, lambda x, c, **cond: x * float("inf")), data)) == ["NaN answers"]
+
+
+@pytest.mark.parametrize("law", ["ring", "gaussian"])  # on VE minus the score of white data is its denoiser: nobody could tell
+@pytest.mark.parametrize("sde", ["vp", "ve"])
+def test_flipped_sign_of_the_score(sde: str, law: str) -> None:
+    exact = LAWS[law]
+    model = exact.model(make_sde(sde))
+    score = model.network
+    found = diagnose(model.with_network(lambda x, c: -score(x, c)), exact.sample(1000, 1).float(), sampling=DDIM)
+    assert names(found) == ["flipped sign"] and found[0].numbers["correlation"] < -0.3
+
+
+def test_flipped_sign_of_a_trained_network(data: Dataset, plain: tuple[ScoreModel, ScoreModel]) -> None:
+    network = plain[0].network
+    assert names(diagnose(wrapped(plain[0], lambda x, c: -network(x, c)), data)) == ["flipped sign"]
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("1000 times", lambda c: c / 1000),
+        ("0.001 times", lambda c: c * 1000),
+        ("'half_log_snr' +", lambda c: c - 3),
+        ("'half_log_snr' -", lambda c: c + 3),
+        ("-1 times", lambda c: -c),
+    ],
+)
+def test_wrong_time_scale(data: Dataset, conditional: tuple[ScoreModel, ScoreModel], said: str, told: Callable[[Tensor], Tensor]) -> None:
+    network = conditional[0].network
+    found = diagnose(wrapped(conditional[0], lambda x, c, **cond: network(x, told(c), **cond)), data)
+    assert names(found) == ["wrong time scale"] and said in found[0].evidence
+
+
+def test_a_network_told_time_in_the_place_of_the_log_snr(data: Dataset, plain: tuple[ScoreModel, ScoreModel]) -> None:
+    model = plain[0]
+    settings = model.settings() | {"clock": "time"}
+    wrong = ScoreModel(model.network, model.sde, **settings, normalizer=model.normalizer, moments=model.moments)
+    found = diagnose(wrong, data)
+    assert names(found) == ["wrong time scale"] and "'half_log_snr'" in found[0].advice
+
+
+def test_wrong_data_range(data: Dataset, plain: tuple[ScoreModel, ScoreModel]) -> None:
+    def shown(change: Callable[[Tensor], Tensor]) -> list[Any]:
+        assert data.test is not None
+        return diagnose(plain[0], replace(data, train=change(data.train), test=change(data.test)), sampling=DDIM)
+
+    low, high = float(data.train.min()), float(data.train.max())
+    assert names(shown(lambda x: (x - low) / (high - low) * 255)) == ["wrong data range"]
+    assert names(shown(lambda x: x / high)) == ["wrong data range"]
+    clipped = shown(lambda x: x.clamp(-1, 1))
+    assert names(clipped) == ["wrong data range"] and "clipped" in clipped[0].evidence
+    assert names(shown(lambda x: x + 3 * high)) == ["wrong data range"]
+
+
+@pytest.mark.parametrize("sde", ["vp", "ve"])
+def test_wrong_data_range_is_seen_by_the_network_alone(sde: str) -> None:
+    exact = GaussianData.correlated()
+    model = ScoreModel(exact.score(make_sde(sde)), make_sde(sde), prediction="score")
+    x = exact.sample(1000, 1).float()
+    assert diagnose(model, x) == []
+    found = diagnose(model, 127.5 + 127.5 * x)
+    assert names(found) == ["wrong data range"] and found[0].numbers["std_ratio"] == pytest.approx(127.5, rel=0.2)
+
+
+@pytest.mark.parametrize("sde", ["vp", "ve"])
+def test_too_few_solver_steps(sde: str) -> None:
+    ring = RingData()
+    model, x = ring.model(make_sde(sde)), ring.sample(1000, 1).float()
+    found = diagnose(model, x, sampling={"solver": "ddim", "steps": 2}, samples=800)
+    assert names(found) == ["too few solver steps"] and found[0].numbers["to_data"] > 1.5 * found[0].numbers["fine_to_data"]
+    assert diagnose(model, x, sampling={"solver": "ode"}, samples=64) == []
+    assert names(diagnose(model, x, sampling={"solver": "ode", "steps": 3}, samples=64)) == ["too few solver steps"]  # the cap
+    assert diagnose(model, x, sampling={"solver": "ddim", "steps": 3}, samples=0) == []
+
+
+@pytest.mark.parametrize("prior", ["sde", "matched"])
+def test_sigma_max_too_small(prior: str) -> None:
+    ring = RingData()
+    x = ring.sample(1000, 1).float()
+    found = diagnose(ring.model(make_sde("ve", sigma_max=1.0), prior), x)
+    assert names(found) == ["sigma_max too small"] and found[0].numbers["largest_distance"] == pytest.approx(3.2, rel=0.1)
+    assert found[0].severity == ("fault" if prior == "sde" else "warning")
+    assert diagnose(ring.model(make_sde("ve", sigma_max=8.0), prior), x) == []
+    assert names(diagnose(ring.model(make_sde("vp", beta_max=2.0), "sde"), x)) == ["sigma_max too small"]
+
+
+def test_conditioning_ignored(data: Dataset, conditional: tuple[ScoreModel, ScoreModel], plain: tuple[ScoreModel, ScoreModel]) -> None:
+    network = conditional[0].network
+    found = diagnose(wrapped(conditional[0], lambda x, c, label=None: network(x, c)), data)
+    assert names(found) == ["conditioning ignored"] and found[0].numbers["gain"] == 0
+    # labels that say nothing cannot be used: no alarm
+    assert data.train_labels is not None and data.test_labels is not None
+    shuffled = replace(data, train_labels=data.train_labels[torch.randperm(len(data.train))], test_labels=data.test_labels.roll(1))
+    assert "conditioning ignored" not in names(diagnose(wrapped(conditional[0], lambda x, c, label=None: network(x, c)), shuffled))
+
+
+def meant(exact: MixtureData, sde: SDE, prediction: str, declared: str) -> ScoreModel:
+    """A network that gives `prediction` exactly, declared as something else."""
+    truth = exact.model(sde)
+    views = {"noise": truth.noise, "data": truth.denoise, "flow": truth.velocity, "score": truth.score}
+
+    def v(x: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = (value[:, None].to(x) for value in sde.marginal(t))
+        return alpha * truth.noise(x, t) - sigma * truth.denoise(x, t)
+
+    return ScoreModel(views.get(prediction, v), sde, prediction=declared, prior="matched", moments=truth.moments)
+
+
+@pytest.mark.parametrize("sde", ["vp", "ve"])
+@pytest.mark.parametrize("prediction", ["noise", "data", "v", "flow", "score"])
+def test_wrong_prediction_type(sde: str, prediction: str) -> None:
+    ring, process = RingData(), make_sde(sde)
+    x = ring.sample(1000, 1).float()
+    kinds = ["noise", "data", "v", "flow", "score"]
+    for step in (1, 3) if sde == "vp" else (2,):
+        declared = kinds[(kinds.index(prediction) + step) % 5]
+        found = diagnose(meant(ring, process, prediction, declared), x)
+        assert names(found) == ["wrong prediction type"] and f"as {prediction!r}" in found[0].evidence, (declared, found)
+
+
+@pytest.mark.parametrize("sde", ["vp", "ve"])
+def test_a_small_noise_loss_that_is_a_large_error_of_the_data(sde: str) -> None:
+    ring, process = RingData(), make_sde(sde)
+    exact = meant(ring, process, "noise", "noise")
+    network, x = exact.network, ring.sample(1000, 1).float()
+    assert diagnose(exact, x) == []
+    found = diagnose(exact.with_network(lambda x, c: network(x, c) + 0.1), x)  # a loss of 0.01 over a perfect network's
+    assert names(found) == ["bad noise levels"] and found[0].numbers["highest"] < 0 and found[0].numbers["worst"] > 5
+
+
+def test_permutations_hold_their_level() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(600, 2, generator=generator, dtype=torch.float64)
+    distance, chance = permuted_distance(x[:300], x[300:])
+    assert abs(distance - chance.value) < 4 * chance.std_error
+    distance, chance = permuted_distance(x[:300], 1.4 * x[300:])
+    assert distance - chance.value > 4 * chance.std_error
+
+
+def test_refuses_what_it_cannot_measure(plain: tuple[ScoreModel, ScoreModel]) -> None:
+    with pytest.raises(ValueError, match="data has 5 items; at least 32"):
+        diagnose(plain[0], torch.randn(5, 2))
+    with pytest.raises(TypeError, match="ScoreModel"):
+        diagnose(plain[0].network, torch.randn(50, 2))  # type: ignore[arg-type]
+
+
+def test_the_command(sde_gen_command: Command, tmp_path: Path, data: Dataset, plain: tuple[ScoreModel, ScoreModel]) -> None:
+    run = tmp_path / "mine"
+    assert (
+        sde_gen_command("run", *TINY_RUN, "--data", "gaussians8", "--sde", "ve", "--solver", "ddim", "--steps", "2", "--out", str(run))[0]
+        == 0
+    )
+    code, out, err = sde_gen_command("doctor", "--run", str(run), "--samples", "0")
+    assert code == 1 and err == [] and any(line.startswith("fault     not learned") for line in out)  # 12 steps of training
+    model, raw = plain
+    save(raw, run / "checkpoint", ema=model.network, extra={"complete": True})  # type: ignore[arg-type]
+    assert load(run / "checkpoint").prediction == "v"
+    code, out, err = sde_gen_command("doctor", "--run", str(run), "--samples", "0")
+    assert (code, err) == (0, []) and out[-1].startswith("nothing wrong found")
+    code, out, err = sde_gen_command("doctor", "--run", str(run), "--samples", "500")
+    assert code == 1 and any(line.startswith("fault     too few solver steps") for line in out)  # the run says 2
+    saved = json.loads((run / "doctor.json").read_text())
+    assert saved[0]["name"] == "too few solver steps" and saved[0]["numbers"]["distance"] > 0
+    code, out, err = sde_gen_command("doctor", "--run", "nowhere")
+    assert code == 2 and len(err) == 1 and "nowhere is not a run directory" in err[0]
