@@ -16,6 +16,8 @@ from ..shapes import expand_as
 
 VARIANCES = ("fixed_large", "fixed_small", "learned")
 Index = int | Tensor
+NEWTON = 12
+"""Steps of the inversion of one piece: Newton needs about five, bisection, where it leaves the bracket, the rest."""
 
 
 def _linear(steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
@@ -283,6 +285,26 @@ class ChainSDE(SDE):
     def half_log_snr(self, t: Tensor | float) -> Tensor:
         t = as_time(t)
         return self._interpolate(t)[1].to(t.dtype)
+
+    def time_of(self, lambda_: Tensor | float) -> Tensor:
+        """The inverse of `half_log_snr`: the piece by search, and the place in it by Newton's method kept in its bracket."""
+        target = as_time(lambda_)
+        exact = target.double()
+        times, values, d = (value.to(exact.device) for value in (self.chain.times, self._columns[1], self._slopes[1]))
+        inside = exact.clamp(values[-1], values[0])
+        left = (torch.searchsorted(-values, -inside.detach().contiguous(), right=True) - 1).clamp(0, len(times) - 2)
+        width, y, rise = times[left + 1] - times[left], values[left], values[left + 1] - values[left]
+        first, second = width * d[left], width * d[left + 1]
+        c2, c3 = 3 * rise - 2 * first - second, first + second - 2 * rise  # y + first u + c2 u^2 + c3 u^3
+        u = (inside - y) / rise
+        low, high = torch.zeros_like(u), torch.ones_like(u)
+        for _ in range(NEWTON):
+            excess = y + u * (first + u * (c2 + u * c3)) - inside
+            low, high = torch.where(excess > 0, u, low), torch.where(excess > 0, high, u)
+            step = u - excess / (first + u * (2 * c2 + 3 * c3 * u))
+            u = torch.where((step >= low) & (step <= high), step, 0.5 * (low + high))
+        beyond = torch.where(exact > values[0], (exact - values[0]) / d[0], torch.where(exact < values[-1], (exact - values[-1]) / d[-1], 0.0))
+        return (times[left] + width * u + beyond).to(target.dtype)
 
     @property
     def prior_std(self) -> float:

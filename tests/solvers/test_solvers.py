@@ -276,7 +276,7 @@ def test_the_recursion_of_moments_knows_multistep_tables():
         ("pc", {"predictor": "nope"}, ValueError, "unknown solver 'nope'"),
         ("ode", {"rtol": 0.0}, ValueError, "rtol must be positive and finite"),
         ("ode", {"atol": float("inf")}, ValueError, "atol must be positive and finite"),
-        ("ancestral", {"variance": "medium"}, ValueError, "unknown variance 'medium'; choose from small, large"),
+        ("ancestral", {"variance": "medium"}, ValueError, "unknown variance 'medium'; choose from fixed_large, fixed_small, learned"),
     ],
 )
 def test_make_solver_says_what_is_wrong(name, options, error, match):
