@@ -303,7 +303,9 @@ class ChainSDE(SDE):
             low, high = torch.where(excess > 0, u, low), torch.where(excess > 0, high, u)
             step = u - excess / (first + u * (2 * c2 + 3 * c3 * u))
             u = torch.where((step >= low) & (step <= high), step, 0.5 * (low + high))
-        beyond = torch.where(exact > values[0], (exact - values[0]) / d[0], torch.where(exact < values[-1], (exact - values[-1]) / d[-1], 0.0))
+        beyond = torch.where(
+            exact > values[0], (exact - values[0]) / d[0], torch.where(exact < values[-1], (exact - values[-1]) / d[-1], 0.0)
+        )
         return (times[left] + width * u + beyond).to(target.dtype)
 
     @property
