@@ -137,9 +137,9 @@ def _loss_by_level(axes: Axes, history: Sequence[Mapping[str, Any]], baselines: 
         axes.plot(base["levels"], linear, color=GREEN, linewidth=1.8, linestyle=(0, (6, 2)), label="optimal linear denoiser")
     axes.axhline(1.0, color="black", linewidth=1.3, linestyle=":", label="zero predictor")
     _scale_y(axes, np.concatenate(values))
-    if "best" in base:  # falls to nothing: the other curves keep the window, a little wider below
+    if "best" in base:  # falls to nothing: the other curves keep the window, a little wider below, and above for the legend
         bottom, top = axes.get_ylim()
-        bottom = bottom / 2 if axes.get_yscale() == "log" else min(0.0, bottom)
+        bottom, top = (bottom / 2, 6 * top) if axes.get_yscale() == "log" else (min(0.0, bottom), 1.75 * top)
         best = np.maximum(over_zero(base["levels"], base["best"]), 0.1 * bottom)
         axes.plot(base["levels"], best, color=PURPLE, linewidth=1.8, linestyle=(0, (1, 1)), label="best possible on the training data")
         axes.set_ylim(bottom, top)
