@@ -12,15 +12,10 @@ from torch import Tensor
 
 from .config import ConfigError, RunConfig
 from .data import Dataset, Normalizer
-from .sdes import SDE, make_sde
+from .sdes import SDE, SDES, make_sde
 
 AUTO = "auto"
-SUGGESTED: dict[str, tuple[str, ...]] = {
-    "ve": ("sigma_min", "sigma_max"),
-    "vp": ("beta_min", "beta_max", "lambda_max"),
-    "subvp": ("beta_max", "lambda_max"),
-    "cosine": ("lambda_min", "lambda_max"),
-}
+SUGGESTED: dict[str, tuple[str, ...]] = {name: kind.auto for name, kind in SDES.items() if kind.auto}
 """The settings that may be `auto`, by SDE."""
 MOST_ITEMS = 2000
 MOST_PRODUCTS = 10**10
@@ -131,30 +126,22 @@ def suggest_ends(z: Tensor, sde_name: str, settings: Mapping[str, Any] | None = 
         raise ValueError(f"the {found.items:,} items that were compared are equal: choose the settings of the SDE, not auto")
     low, why_low = smallest_noise(z, found)
     far = f"largest pairwise distance {found.largest:.3g} among {found.items:,} items"
-    if sde_name == "ve":
-        chosen = {"sigma_min": (low, why_low), "sigma_max": (found.largest, f"{far} (Song and Ermon 2020)")}
-        return _suggestion(chosen)
-    snr, mismatch = _last_log_snr(sde_name, found)
-    why_far = f"{far} becomes {math.exp(snr) * found.largest:.2g} of the noise, at most {mismatch:.1g} nats a dimension from the prior"
-    chosen = {"lambda_max": (-math.log(low), f"noise {low:.3g} at the end: {why_low}")}
-    if sde_name == "cosine":
-        return _suggestion({"lambda_min": (snr, why_far)} | chosen)
-    start = {"beta_min": make_sde(sde_name).settings["beta_min"], **(settings or {})}["beta_min"]
-    if sde_name == "vp" and (settings is None or start == AUTO):
-        start = _digits(min(1.0, max(0.01, 1000 * low**2)))
-        chosen["beta_min"] = (
-            start,
-            f"the first of a thousand steps adds noise {math.sqrt(start / 1000):.3g}, for the reason of lambda_max",
-        )
-    if not isinstance(start, int | float) or start <= 0:
-        raise ValueError(f"beta_min must be positive and finite, got {start!r}")
-    beta_max = max(start, -4 * _log_alpha(sde_name, snr) - start)
-    return _suggestion(chosen | {"beta_max": (beta_max, why_far)})
-
-
-def _suggestion(chosen: Mapping[str, tuple[float, str]]) -> Suggestion:
-    settings = {name: _digits(value) for name, (value, _) in chosen.items()}
-    return Suggestion(settings, tuple(f"{name} {settings[name]:g}: {why}" for name, (_, why) in chosen.items()))
+    kind = SDES[sde_name]
+    last, mismatch = _last_log_snr(kind, found)
+    if mismatch is None:
+        why_far = f"{far} (Song and Ermon 2020)"
+    else:
+        why_far = f"{far} becomes {math.exp(last) * found.largest:.2g} of the noise, at most {mismatch:.1g} nats a dimension from the prior"
+    # Where other settings are chosen, those that are not `auto` stay at their defaults.
+    given = {} if settings is None else {k: v for k, v in {**make_sde(sde_name).settings, **settings}.items() if v != AUTO}
+    chosen = {name: _digits(value) for name, value in kind.settings_of_ends(-math.log(low), last, given).items()}
+    why = {
+        "beta_min": "the first of a thousand steps adds noise "
+        f"{math.sqrt(chosen.get('beta_min', 0.0) / 1000):.3g}, for the reason of lambda_max",
+        "lambda_max": f"noise {low:.3g} at the end: {why_low}",
+        "sigma_min": why_low,
+    }
+    return Suggestion(chosen, tuple(f"{name} {value:g}: {why.get(name, why_far)}" for name, value in chosen.items()))
 
 
 def _digits(value: float) -> float:
@@ -162,21 +149,19 @@ def _digits(value: float) -> float:
     return float(f"{value:.3g}")
 
 
-def _log_alpha(sde_name: str, snr: float) -> float:
-    if sde_name == "subvp":
-        return -math.asinh(0.5 * math.exp(-snr))
-    return -0.5 * math.log1p(math.exp(-2 * snr))
-
-
-def _last_log_snr(sde_name: str, found: Distances) -> tuple[float, float]:
-    """The highest half log-SNR at t_max that the distances allow, and the mismatch with N(0, I) there in nats per dimension."""
+def _last_log_snr(kind: type[SDE], found: Distances) -> tuple[float, float | None]:
+    """The highest half log-SNR at t_max that the distances allow, and the mismatch with N(0, I) there in nats per dimension; for a
+    process that does not shrink the data the one at which the noise is the largest distance, and None."""
 
     def mismatch(snr: float) -> float:
-        log_alpha = _log_alpha(sde_name, snr)
+        log_alpha = kind.log_alpha_at(snr)
+        assert log_alpha is not None
         variance = math.exp(2 * (log_alpha - snr))
         signal = math.exp(2 * log_alpha) * found.largest**2 / found.dimensions
         return 0.5 * (signal + variance - 1 - math.log(variance))
 
+    if kind.log_alpha_at(0.0) is None:
+        return -math.log(found.largest), None
     low, high = -40.0, math.log(HIDDEN / found.largest)
     if mismatch(high) > MISMATCH:
         for _ in range(60):

@@ -94,7 +94,7 @@ def test_beta_max_suits_the_beta_min_that_is_given() -> None:
 
 
 def test_what_cannot_be_suggested_is_one_line() -> None:
-    with pytest.raises(ValueError, match="no setting of SDE 'ddpm' can be auto; it is for ve, vp, subvp, cosine"):
+    with pytest.raises(ValueError, match="no setting of SDE 'ddpm' can be auto; it is for vp, subvp, ve, cosine"):
         suggest_ends(normal(), "ddpm")
     with pytest.raises(ValueError, match="are equal"):
         suggest_ends(torch.ones(9, 2), "ve")

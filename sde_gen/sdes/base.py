@@ -49,6 +49,19 @@ class SDE(ABC):
     lambda_min: float = LAMBDA_MIN
     settings: Mapping[str, Any] = MappingProxyType({})
 
+    auto: tuple[str, ...] = ()
+    """The settings that `settings_of_ends` chooses."""
+
+    @classmethod
+    def log_alpha_at(cls, half_log_snr: float) -> float | None:
+        """log alpha where the half log-SNR is this, whatever the settings; None for a process that does not shrink the data."""
+        return None
+
+    @classmethod
+    def settings_of_ends(cls, first: float, last: float, given: Mapping[str, Any]) -> dict[str, float]:
+        """The settings `auto` for which the half log-SNR is `first` at t_min and `last` at t_max, beside those that are `given`."""
+        return {}
+
     @cached_property
     def t_min(self) -> float:
         """The end at the data: where lambda is `lambda_max`, or 0 where it never gets so high."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +21,16 @@ class CosineVPSDE(SDE):
     ValueError where lambda_min >= lambda_max. Nichol and Dhariwal 2021, arXiv:2102.09672; Kingma et al. 2021,
     arXiv:2107.00630.
     """
+
+    auto = ("lambda_min", "lambda_max")
+
+    @classmethod
+    def log_alpha_at(cls, half_log_snr: float) -> float:
+        return -0.5 * math.log1p(math.exp(-2 * half_log_snr))
+
+    @classmethod
+    def settings_of_ends(cls, first: float, last: float, given: Mapping[str, Any]) -> dict[str, float]:
+        return {"lambda_min": last, "lambda_max": first}
 
     def __init__(self, lambda_min: float = -5.0, lambda_max: float = LAMBDA_MAX) -> None:
         if isinstance(lambda_min, bool) or not isinstance(lambda_min, int | float):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,10 @@ class SubVPSDE(LinearBeta):
 
     Arguments and errors as `VPSDE`. Song et al. 2021, arXiv:2011.13456, equation 12.
     """
+
+    @classmethod
+    def log_alpha_at(cls, half_log_snr: float) -> float:
+        return -math.asinh(0.5 * math.exp(-half_log_snr))
 
     def marginal(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
         log_alpha = self.log_alpha(t)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +20,12 @@ class VESDE(SDE):
     `sigma_min`, `sigma_max` in units of the (normalised) data; t = 0 is data blurred by sigma_min. ValueError where one is
     not positive and finite or sigma_min >= sigma_max. Song et al. 2021, arXiv:2011.13456, equations 9 and 30.
     """
+
+    auto = ("sigma_min", "sigma_max")
+
+    @classmethod
+    def settings_of_ends(cls, first: float, last: float, given: Mapping[str, Any]) -> dict[str, float]:
+        return {"sigma_min": math.exp(-first), "sigma_max": math.exp(-last)}
 
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0) -> None:
         self.sigma_min = check_positive("sigma_min", sigma_min)

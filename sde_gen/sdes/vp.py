@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +18,17 @@ class LinearBeta(SDE):
 
     log alpha(t) = -t^2 (beta_max - beta_min)/4 - t beta_min/2.
     """
+
+    auto: tuple[str, ...] = ("beta_max", "lambda_max")
+
+    @classmethod
+    def settings_of_ends(cls, first: float, last: float, given: Mapping[str, Any]) -> dict[str, float]:
+        start = given.get("beta_min", 0.1)
+        if not isinstance(start, int | float) or start <= 0:
+            raise ValueError(f"beta_min must be positive and finite, got {start!r}")
+        log_alpha = cls.log_alpha_at(last)
+        assert log_alpha is not None
+        return {"lambda_max": first, "beta_max": max(start, -4 * log_alpha - start)}
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, lambda_max: float = LAMBDA_MAX) -> None:
         self.beta_min = check_positive("beta_min", beta_min)
@@ -56,6 +71,20 @@ class VPSDE(LinearBeta):
     `beta_min`, `beta_max` in 1/time; `lambda_max` is the half log-SNR at t_min. ValueError where one is not positive and
     finite or beta_min > beta_max. Song et al. 2021, arXiv:2011.13456, equation 11; Ho et al. 2020, arXiv:2006.11239.
     """
+
+    auto = ("beta_min", "beta_max", "lambda_max")
+
+    @classmethod
+    def log_alpha_at(cls, half_log_snr: float) -> float:
+        return -0.5 * math.log1p(math.exp(-2 * half_log_snr))
+
+    @classmethod
+    def settings_of_ends(cls, first: float, last: float, given: Mapping[str, Any]) -> dict[str, float]:
+        if "beta_min" in given:
+            return super().settings_of_ends(first, last, given)
+        # The first of a thousand steps adds the noise of t_min, as in DDPM; three digits, for beta_max follows from it.
+        start = float(f"{min(1.0, max(0.01, 1000 * math.exp(-2 * first))):.3g}")
+        return {**super().settings_of_ends(first, last, {"beta_min": start}), "beta_min": start}
 
     def marginal(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
         log_alpha = self.log_alpha(t)
