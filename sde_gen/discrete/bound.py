@@ -17,7 +17,7 @@ from ..randomness import NoiseStream, check_seed
 from ..score import Denoiser
 from ..shapes import expand_as
 from .chain import Index
-from .terms import discretized_log_prob
+from .terms import decoder_nll
 
 _OTHER_SEED, _STEP_SEED = 1 << 60, 1 << 61
 """So that the choice of times, the noise at them and that of a step from them, all functions of one seed, are independent."""
@@ -113,17 +113,7 @@ class Task:
 
     def decode(self, batch: Batch, denoised: Tensor, std: Tensor) -> Tensor:
         """-log P(values | x at the first time), (B,) nats; `std` in normalised units, a scalar or of the shape of `denoised`."""
-        normalizer = self.model.normalizer
-        std = std.expand_as(denoised)
-        if normalizer is not None:
-            zero = normalizer.decode(torch.zeros_like(denoised[:1]))
-            std = std * (normalizer.decode(torch.ones_like(denoised[:1])) - zero)
-            denoised = normalizer.decode(denoised)
-        if self.levels is None:
-            log_prob = -0.5 * ((batch.values - denoised) / std) ** 2 - torch.log(std) - 0.5 * math.log(2 * math.pi)
-        else:
-            log_prob = discretized_log_prob(batch.values, denoised, std, self.levels, self.scale, self.shift)
-        return -log_prob.flatten(1).sum(1)
+        return decoder_nll(self.model.normalizer, batch.values, denoised, std, self.levels, self.scale, self.shift)
 
 
 class Batch:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..score import Denoiser
 from ..shapes import expand_as
 from .chain import DiscreteChain
-from .terms import discretized_log_prob, step_kl
+from .terms import decoder_nll, step_kl
 
 OBJECTIVES = ("simple", "vlb", "hybrid")
 INDEX_SAMPLERS = ("uniform", "importance")
@@ -63,25 +63,6 @@ class IndexSampler(nn.Module):
             if math.isfinite(loss):
                 self.losses[index, int(self.seen[index]) % HISTORY] = loss
                 self.seen[index] += 1
-
-
-def decoder_nll(model: Denoiser, x_0: Tensor, denoised: Tensor, std: Tensor, levels: int | None) -> Tensor:
-    """-log P(data | x at the chain's first index) in nats, (B,): x_0, `denoised` (B, *) and `std` in normalised units.
-
-    levels: the data are whole numbers 0 .. levels - 1 in their own units and P is the Gaussian's mass in their bins (Ho et al. 2020,
-    equation 13); None: its density in the data's units.
-    """
-    std = std.expand_as(denoised)
-    values = x_0
-    if model.normalizer is not None:
-        zero = model.normalizer.decode(torch.zeros_like(denoised[:1]))
-        std = std * (model.normalizer.decode(torch.ones_like(denoised[:1])) - zero)
-        denoised, values = model.normalizer.decode(denoised), model.normalizer.decode(x_0)
-    if levels is None:
-        log_prob = -0.5 * ((values - denoised) / std) ** 2 - torch.log(std) - 0.5 * math.log(2 * math.pi)
-    else:
-        log_prob = discretized_log_prob(values.round(), denoised, std, levels)
-    return -log_prob.flatten(1).sum(1)
 
 
 def chain_loss(
@@ -154,5 +135,8 @@ def _bound_term(
         std = (chain.sigma[0] / chain.alpha[0]).to(x_0)
         if fraction is not None:
             std = torch.sqrt(chain.variance(0, "learned", fraction[rows]))
-        terms = terms.index_put((rows,), decoder_nll(model, x_0[rows], denoised[rows], std, levels))
+        units = model.normalizer
+        values = x_0[rows] if units is None else units.decode(x_0[rows])
+        values = values if levels is None else values.round()
+        terms = terms.index_put((rows,), decoder_nll(units, values, denoised[rows], std, levels))
     return terms

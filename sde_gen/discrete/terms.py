@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from ..prior import MatchedPrior, Prior, SDEPrior
+from ..score import UnitMap
 from ..shapes import expand_as
 from .chain import DiscreteChain, Index
 
@@ -28,6 +31,33 @@ def discretized_log_prob(values: Tensor, mean: Tensor, std: Tensor | float, leve
     low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
     of_high = torch.special.log_ndtr(high)
     return of_high + torch.log(-torch.expm1(torch.special.log_ndtr(low) - of_high))
+
+
+def decoder_nll(
+    normalizer: UnitMap | None,
+    values: Tensor,
+    denoised: Tensor,
+    std: Tensor,
+    levels: int | None,
+    scale: float = 1.0,
+    shift: float = 0.0,
+) -> Tensor:
+    """-log P(values | x at the chain's first index) in nats, (B,), of a Gaussian around `denoised` (B, *), which with `std`, a scalar or
+    of its shape, is in normalised units; `values` (B, *) in the data's own.
+
+    levels: the values are whole numbers 0 .. levels - 1 and P the Gaussian's mass in their bins (see `discretized_log_prob`); None:
+    its density in the data's units. Differentiable.
+    """
+    std = std.expand_as(denoised)
+    if normalizer is not None:
+        zero = normalizer.decode(torch.zeros_like(denoised[:1]))
+        std = std * (normalizer.decode(torch.ones_like(denoised[:1])) - zero)
+        denoised = normalizer.decode(denoised)
+    if levels is None:
+        log_prob = -0.5 * ((values - denoised) / std) ** 2 - torch.log(std) - 0.5 * math.log(2 * math.pi)
+    else:
+        log_prob = discretized_log_prob(values, denoised, std, levels, scale, shift)
+    return -log_prob.flatten(1).sum(1)
 
 
 def step_kl(
