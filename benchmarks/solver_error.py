@@ -20,16 +20,13 @@ them that differ then run on everything, with every sigma_min.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import peer_samplers
@@ -38,6 +35,7 @@ from torch import Tensor
 
 import sde_gen
 from sde_gen import VESDE, ScoreModel, make_solver, sample
+from sde_gen.closed_forms import MixtureData
 from sde_gen.config import resolve
 from sde_gen.data import load_dataset
 from sde_gen.runs import open_run
@@ -62,16 +60,6 @@ HEADER = "| {} calls | best peer | error | out of the box | ratio | fitted grid 
 HERE = Path(__file__).resolve().parent
 
 Stats = dict[str, float]
-
-
-def _closed_forms() -> ModuleType:
-    name = "closed_forms"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, HERE.parent / "tests" / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
 
 
 class Levels:
@@ -100,7 +88,7 @@ class Problem:
     final: str = "raw"
 
 
-def mixture(dim: int, seed: int) -> Any:
+def mixture(dim: int, seed: int) -> MixtureData:
     """A `MixtureData`: unequal weights, means of unit variance, each mode's own axes with log-uniform stds in COMPONENT_STDS."""
     options: dict[str, Any] = {"dtype": torch.float64, "generator": torch.Generator().manual_seed(1000 * dim + seed)}
     weights = torch.softmax(0.5 * torch.randn(COMPONENTS, **options), dim=0)
@@ -108,7 +96,7 @@ def mixture(dim: int, seed: int) -> Any:
     low, high = COMPONENT_STDS
     stds = low * (high / low) ** torch.rand(COMPONENTS, dim, **options)
     axes = torch.linalg.qr(torch.randn(COMPONENTS, dim, dim, **options))[0]
-    return _closed_forms().MixtureData(weights, means, torch.einsum("kij,kj,klj->kil", axes, stds**2, axes))
+    return MixtureData(weights, means, torch.einsum("kij,kj,klj->kil", axes, stds**2, axes))
 
 
 def flow(denoiser: Callable[[Tensor, float], Tensor], x: Tensor, first: float, last: float, steps: int) -> Tensor:

@@ -6,10 +6,10 @@ import warnings
 
 import pytest
 import torch
-from closed_forms import MixtureData, marginal
 from toys import all_sdes
 
 from sde_gen import BitsPerDim, Moments, Normalizer, ScoreModel, bits_per_dim, log_likelihood
+from sde_gen.closed_forms import MixtureData, marginal
 
 SDES = all_sdes()
 VP = SDES["vp"]

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from closed_forms import GaussianData, MixtureData, RingData, marginal
 from toys import all_sdes
+
+from sde_gen.closed_forms import GaussianData, MixtureData, RingData, marginal
 
 SDES = all_sdes()
 EYE = torch.eye(2, dtype=torch.float64)

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from closed_forms import MixtureData
 from toys import all_sdes
 
 import sde_gen.divergence
 from sde_gen import log_likelihood
+from sde_gen.closed_forms import MixtureData
 from sde_gen.divergence import DIVERGENCES, Exact
 from sde_gen.randomness import NoiseStream
 

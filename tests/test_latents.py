@@ -1,9 +1,9 @@
 import pytest
 import torch
-from closed_forms import GaussianData, RingData
 from toys import all_sdes
 
 import sde_gen
+from sde_gen.closed_forms import GaussianData, RingData
 from sde_gen.discrete import chain_of
 
 SDES = all_sdes()

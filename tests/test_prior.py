@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from closed_forms import GaussianData, marginal
 from torch.distributions import MultivariateNormal, Normal
 from toys import all_sdes
 
 from sde_gen import Moments, ScoreModel, make_sde
+from sde_gen.closed_forms import GaussianData, marginal
 from sde_gen.prior import MatchedPrior, SDEPrior
 
 SDES = all_sdes()

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torchsde
-from closed_forms import GaussianData, RingData, column, marginal
 from toys import all_sdes
 
 from sde_gen import ReverseSDE, make_sde
+from sde_gen.closed_forms import GaussianData, RingData, column, marginal
 from sde_gen.reverse import coefficients
 
 SDES = all_sdes()

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from closed_forms import GaussianData, MixtureData, column, marginal
 from toys import FREE_CLOCKS, FREE_PREDICTIONS, LinearPath, all_sdes
 
 from sde_gen import Moments, ScoreModel, make_sde
+from sde_gen.closed_forms import GaussianData, MixtureData, column, marginal
 from sde_gen.score import CLOCKS, PREDICTIONS
 
 SDES = all_sdes()

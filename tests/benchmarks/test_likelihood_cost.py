@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from closed_forms import GaussianData, MixtureData
 
 from sde_gen import VPSDE, ScoreModel, log_likelihood
+from sde_gen.closed_forms import GaussianData, MixtureData
 from sde_gen.data import Normalizer
 from sde_gen.divergence import DIVERGENCES
 

@@ -8,12 +8,11 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import closed_forms
 import pytest
 import torch
 from torch import nn
 
-from sde_gen import VPSDE
+from sde_gen import VPSDE, closed_forms
 from sde_gen.metrics import Estimate, frechet_distance
 from sde_gen.solvers import SOLVERS
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from closed_forms import GaussianData
 from torch import nn
 
 from sde_gen import ScoreModel, make_chain, make_sde, sample
+from sde_gen.closed_forms import GaussianData
 from sde_gen.discrete import BETAS, ChainView, chain_of
 from sde_gen.randomness import NoiseStream
 

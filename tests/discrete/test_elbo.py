@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
-from closed_forms import GaussianData, slope
 from toys import all_sdes
 
 from sde_gen import Normalizer, ScoreModel, make_sde
+from sde_gen.closed_forms import GaussianData, slope
 from sde_gen.discrete import DiscreteChain, elbo, elbo_continuous, make_chain, prior_kl, step_kl
 
 SDES = all_sdes()

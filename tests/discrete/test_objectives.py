@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from closed_forms import GaussianData
 from torch import nn
 
 from sde_gen import DiscreteChain, ScoreModel, dsm_loss, elbo, make_sde
+from sde_gen.closed_forms import GaussianData
 from sde_gen.data import Normalizer
 from sde_gen.discrete import OBJECTIVES, IndexSampler, chain_loss, chain_of
 from sde_gen.discrete.objectives import HISTORY

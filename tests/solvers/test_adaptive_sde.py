@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from closed_forms import GaussianData, MixtureData, slope
 from toys import CountingNetwork, FailingNetwork, all_sdes
 
 from sde_gen import ScoreModel, SolverError, make_sde, make_solver, sample
+from sde_gen.closed_forms import GaussianData, MixtureData, slope
 from sde_gen.randomness import NoiseStream
 from sde_gen.solvers import Run, adaptive_sde, make_grid
 

@@ -5,10 +5,10 @@ from itertools import pairwise
 import pytest
 import torch
 import torchsde
-from closed_forms import MixtureData, RingData, slope
 from toys import all_sdes
 
 from sde_gen import ReverseSDE, make_sde, make_solver, sample
+from sde_gen.closed_forms import MixtureData, RingData, slope
 from sde_gen.solvers import Run, make_grid
 
 SDES = all_sdes()

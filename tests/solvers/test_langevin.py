@@ -1,9 +1,9 @@
 import pytest
 import torch
-from closed_forms import GaussianData
 from toys import all_sdes
 
 from sde_gen import make_solver
+from sde_gen.closed_forms import GaussianData
 from sde_gen.solvers.langevin import langevin_steps
 
 SDES = all_sdes()

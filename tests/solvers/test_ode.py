@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from closed_forms import GaussianData, MixtureData, RingData
 from scipy.integrate import solve_ivp
 from toys import CountingNetwork, FailingNetwork, all_sdes
 
 from sde_gen import ScoreModel, SolverError, make_sde, sample
+from sde_gen.closed_forms import GaussianData, MixtureData, RingData
 from sde_gen.solvers.ode import WATCHED, A, Angle, C, E
 
 SDES = all_sdes()

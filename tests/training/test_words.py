@@ -1,9 +1,9 @@
 import math
 
 import torch
-from closed_forms import GaussianData
 
 from sde_gen import empirical_score, make_sde
+from sde_gen.closed_forms import GaussianData
 from sde_gen.empirical import best_level_loss
 from sde_gen.training import build_model
 from sde_gen.training.words import measure_levels, words

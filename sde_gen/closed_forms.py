@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_gen import SDE, Moments, ScoreModel
-from sde_gen.solvers import Update
+from .prior import Moments
+from .score import ScoreModel
+from .sdes import SDE
+from .solvers import Update
 
 Time = Tensor | float
 
@@ -155,7 +157,8 @@ class GaussianData(MixtureData):
         gains, offsets = (value.numpy() for value in self.affine(sde, times))
         for update, gain, offset in zip(updates, gains, offsets, strict=True):
             # Insert the new prediction behind x, act on (x, D_0, D_1, ...), then forget it or the oldest.
-            fresh, p, q = update.t is not None, *(getattr(update, "view", None) or (0.0, 1.0))
+            fresh = update.t is not None
+            p, q = getattr(update, "view", None) or (0.0, 1.0)
             push = np.eye(size)
             if fresh:
                 push = np.insert(push, [d] * d, np.hstack((p * eye + q * gain, np.zeros((d, size - d)))), axis=0)
