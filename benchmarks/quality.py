@@ -24,6 +24,7 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,13 +118,13 @@ def draw_ours(config: RunConfig, directory: Path, stem: Path) -> dict[str, Any]:
     }
 
 
-def peers(args: argparse.Namespace, data: Dataset) -> list[Entry]:
-    """Train and sample each peer in its own interpreter for each learning rate, or reuse its samples."""
+def peers(args: argparse.Namespace, data: Dataset, names: Sequence[str] = PEERS) -> list[Entry]:
+    """Train and sample each peer of `names` in its own interpreter for each learning rate, or reuse its samples."""
     low, high = data.value_range
     train = args.work / "train.npy"
     np.save(train, ((data.train - low) * (2 / (high - low)) - 1).numpy())
     entries = []
-    for peer in PEERS:
+    for peer in names:
         for lr in args.peer_lr:
             entry = Entry(f"{peer}, lr {lr:g}")
             for seed in range(args.seeds):
