@@ -11,7 +11,7 @@ from PIL import Image
 from toys import TINY_RUN, Command
 
 import sde_gen
-from sde_gen.config import RECIPES, SIGNALS, read_config, resolve, shape_recipe
+from sde_gen.config import RECIPES, SIGNALS, VOLUMES, read_config, resolve, shape_recipe
 from sde_gen.data.toys import SINES_CYCLES, blob
 
 RNG = np.random.default_rng(0)
@@ -64,7 +64,7 @@ def test_own_files_start_from_the_recipe_of_their_shape(sde_gen_command: Command
         assert found["model"]["options"] == RECIPES[like]["model"]["options"]
         assert found["training"]["steps"] == RECIPES[like]["training"]["steps"]
     assert shape_recipe((5,)) == RECIPES["table"] and shape_recipe((2, 30)) == SIGNALS
-    assert shape_recipe((1, 4, 4, 4)) == RECIPES["blobs3d"] and shape_recipe(None) == {}
+    assert shape_recipe((1, 4, 4, 4)) == VOLUMES and shape_recipe(None) == {}
     code, out, err = sde_gen_command("run", "--dry-run", "--data", "small.npy", "--set", "model.network=mlp", "--train-steps", "7")
     assert code == 0 and yaml.safe_load("\n".join(out))["training"]["steps"] == 7
 
