@@ -1,73 +1,26 @@
-"""The command line: `sde-gen run ...` and `sde-gen likelihood ...`, which the files in experiments/ call too."""
+"""The command line: `sde-gen run ...` and the other commands, which the files in experiments/ call too."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
-import yaml
 
-from . import parallel
-from .bits import DEQUANTISATIONS
-from .comparison import CALLS, CompareSettings, check_compare, compare_run
-from .config import ConfigError, RunConfig, parse_seconds, read_config, read_yaml, resolve
-from .data import DATASETS, PATHS, SOURCES
-from .divergence import DIVERGENCES
+from . import flags, parallel
+from .comparison import CompareSettings, check_compare, compare_run
+from .config import ConfigError, RunConfig, parse_seconds, read_config, resolve
 from .doctor_run import doctor_run
 from .evaluation import report_lines, sample_run
-from .likelihood import EXACT_UP_TO
 from .likelihood_run import LikelihoodSettings, check_settings, likelihood_run
-from .networks import NETWORKS
+from .report_run import write_report
 from .runs import Run, check, check_world, choose_device, default_directory, fetch_data, load_data, open_run
 from .sampling import SolverError
-from .sdes import SDES
-from .solvers import GRIDS, SOLVERS
-from .suggest import AUTO, resolve_ends, warnings_of_ends
-from .training import OBJECTIVES, SHARDINGS, CheckpointError, Interrupted, TrainingError
-
-RUN_EXAMPLES = """examples:
-  %(prog)s                                        train on digits with VP, sample with PC
-  %(prog)s --sde vp --solver ode                  the same network again, sampled by the probability flow
-  %(prog)s --solver angle --steps 8 --grid fitted   times fitted to the network first, kept in its checkpoint
-  %(prog)s --sde ve --data gaussians8             eight Gaussians with VE
-  %(prog)s --data mnist --data-root DIR           the four MNIST files in DIR
-  %(prog)s --set training.lr=5e-4 --retrain       any key of --dry-run's output
-
-A run directory holds config.yaml, checkpoint/, metrics.json, samples.png, denoising.gif, forward.png, loss.png,
-snapshots/ (a few fixed-seed samples during training) and solvers/<solver>/ with each solver's pictures and numbers.
-A second run with the same training settings reuses the trained network and only samples."""
-
-FLAGS: dict[str, tuple[str, ...]] = {
-    "data": ("data", "name"),
-    "data_root": ("data", "root"),
-    "labels": ("data", "labels"),
-    "label_column": ("data", "label_column"),
-    "image_size": ("data", "size"),
-    "sde": ("sde", "name"),
-    "sigma_min": ("sde", "settings", "sigma_min"),
-    "sigma_max": ("sde", "settings", "sigma_max"),
-    "beta_max": ("sde", "settings", "beta_max"),
-    "network": ("model", "network"),
-    "train_steps": ("training", "steps"),
-    "objective": ("training", "objective"),
-    "chain_steps": ("training", "chain_steps"),
-    "batch": ("training", "batch"),
-    "lr": ("training", "lr"),
-    "max_seconds": ("training", "max_seconds"),
-    "accumulate": ("training", "accumulate"),
-    "micro_batch": ("training", "micro_batch"),
-    "workers": ("training", "workers"),
-    "shard": ("training", "shard"),
-    "solver": ("sampling", "solver"),
-    "steps": ("sampling", "steps"),
-    "grid": ("sampling", "grid"),
-    "samples": ("sampling", "samples"),
-}
+from .suggest import resolve_ends, warnings_of_ends
+from .training import CheckpointError, Interrupted, TrainingError
 
 
 def _complain(message: str, name: str = "sde-gen") -> None:
@@ -85,104 +38,9 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
-def add_run_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that choose a run: everything but where and how it is carried out."""
-    names: dict[str, Iterable[str]] = {"data": DATASETS, "sde": SDES, "network": NETWORKS, "solver": SOLVERS, "grid": GRIDS}
-    what = parser.add_argument_group("what to run")
-    what.add_argument("--config", metavar="FILE", help="YAML file over the data's defaults; flags override it")
-    what.add_argument("--data", metavar="NAME", help=f"data set: {', '.join(names['data'])} (default digits), or your own: {PATHS}")
-    what.add_argument("--data-root", metavar="DIR", help=f"directory of a named set's files ({', '.join(SOURCES)})")
-    what.add_argument("--labels", action="store_true", default=None, help="train a class-conditional network")
-    what.add_argument("--label-column", metavar="COLUMN", help="of a table: the column of class labels, by name or number from 0")
-    what.add_argument("--image-size", metavar="N", type=int, help="resize images from files: shorter side to N, middle square")
-    what.add_argument("--sde", metavar="NAME", help=f"forward process: {', '.join(names['sde'])} (default vp)")
-    what.add_argument("--sigma-min", metavar="X", type=_number_or_auto, help="smallest noise of VE, in normalised units, or auto")
-    what.add_argument("--sigma-max", metavar="X", type=_number_or_auto, help="largest noise of VE, or auto: chosen from the data")
-    what.add_argument("--beta-max", metavar="X", type=_number_or_auto, help="last beta of VP and sub-VP, or auto")
-    what.add_argument("--network", metavar="NAME", help=f"network: {', '.join(names['network'])}")
-    what.add_argument("--train-steps", metavar="N", type=int, help="optimiser steps")
-    what.add_argument("--batch", metavar="N", type=int, help="training batch")
-    what.add_argument("--objective", metavar="NAME", help=f"training loss: {', '.join(OBJECTIVES)} (dsm: continuous, the others: discrete)")
-    what.add_argument("--chain-steps", metavar="N", type=int, help="length of the chain of a discrete objective (default 1000)")
-    what.add_argument("--learned-variance", action="store_true", help="a network that predicts the reverse step's variance too")
-    what.add_argument("--lr", metavar="X", type=float, help="peak learning rate")
-    what.add_argument("--max-seconds", metavar="S", type=float, help="end training after this time, the decay following it")
-    what.add_argument("--accumulate", metavar="N", type=int, help="compute each batch in N parts: less memory, the same gradients")
-    what.add_argument("--micro-batch", metavar="N", type=int, help="compute each batch N samples at a time")
-    what.add_argument("--workers", metavar="N", type=int, help="processes that read data larger than memory ahead")
-    what.add_argument("--shard", metavar="NAME", help=f"spread a large network over torchrun's processes: {', '.join(SHARDINGS)}")
-    what.add_argument("--solver", metavar="NAME", help=f"sampler: {', '.join(names['solver'])} (default pc)")
-    what.add_argument("--steps", metavar="N", type=int, help="solver steps (ode: the most that a sample may take)")
-    what.add_argument("--grid", metavar="NAME", help=f"time grid: {', '.join(names['grid'])}, or fitted (default: the solver's)")
-    what.add_argument("--samples", metavar="N", type=int, help="how many samples are drawn and measured")
-    what.add_argument("--seed", metavar="N", type=int, help="of weights, data order and noise in training, and of sampling")
-    what.add_argument("--sample-seed", metavar="N", type=int, help="of sampling alone: other samples of the same network")
-    what.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="any key, as sde.settings.beta_max=15 (repeatable)")
-
-
-def add_machine_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that say where and how a run is carried out."""
-    how = parser.add_argument_group("where and how")
-    how.add_argument("--out", metavar="DIR", type=Path, help="run directory (default runs/<data>-<sde>)")
-    how.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: cuda where present)")
-    how.add_argument("--download", action="store_true", help=f"first fetch what --data-root lacks of {', '.join(SOURCES)}")
-    how.add_argument("--retrain", action="store_true", help="train again even where the directory holds a trained network")
-    how.add_argument("--checkpoint-every", metavar="TIME", default="60s", help="save during training: 30s, 5m (default 60s)")
-    how.add_argument("--tensorboard", action="store_true", help="event files of the training in tensorboard/ (pip install tensorboard)")
-    how.add_argument("--no-progress", action="store_true", help="no progress bars (there are none where stderr is not a terminal)")
-    how.add_argument("--dry-run", action="store_true", help="check everything, print the resolved configuration and stop")
-
-
-def _number_or_auto(text: str) -> float | str:
-    if text == AUTO:
-        return text
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"a number or auto is needed, got {text!r}") from None
-
-
-def layers(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """What the command line asks for, as configuration layers: the file, then the flags, then --set."""
-    asked: dict[str, Any] = {}
-    for flag, (*sections, key) in FLAGS.items():
-        value = getattr(arguments, flag)
-        if value is not None:
-            inner = asked
-            for section in sections:
-                inner = inner.setdefault(section, {})
-            inner[key] = value
-    if arguments.learned_variance:
-        asked.setdefault("model", {})["variance"] = "learned_range"
-        asked.setdefault("training", {}).setdefault("objective", "hybrid")
-    if arguments.seed is not None:
-        asked.setdefault("training", {})["seed"] = arguments.seed
-        asked.setdefault("sampling", {})["seed"] = arguments.seed
-    if arguments.sample_seed is not None:
-        asked.setdefault("sampling", {})["seed"] = arguments.sample_seed
-    found = [read_config(arguments.config)] if arguments.config else []
-    return [*found, asked, *(_setting(text) for text in arguments.set)]
-
-
-def _setting(text: str) -> dict[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not all(key.split(".")):
-        raise ConfigError(f"--set takes KEY=VALUE, as in sde.settings.beta_max=15, got {text!r}")
-    try:
-        nested: Any = read_yaml(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {key}: cannot read the value {value[:80]!r}") from error
-    if isinstance(nested, str):
-        with contextlib.suppress(ValueError):
-            nested = float(nested)  # YAML reads 1e-3 as text
-    for part in reversed(key.split(".")):
-        nested = {part: nested}
-    return dict(nested)
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Train or reuse, sample, measure, draw, say where everything lies."""
-    config = resolve(*layers(arguments))
+    config = resolve(*flags.layers(arguments))
     with parallel.processes(choose_device(arguments.device)) as device:
         _run(arguments, config, device)
 
@@ -207,30 +65,7 @@ def _run(arguments: argparse.Namespace, config: RunConfig, device: torch.device)
     if parallel.rank() == 0:
         for line in report_lines(opened, scores):
             say(line)
-
-
-LIKELIHOOD_EXAMPLES = """examples:
-  %(prog)s                                        the default run's network (trained now if there is none)
-  %(prog)s --run runs/digits-ve                   the network of that run
-  %(prog)s --images 50 --draws 4                  fewer images, more draws for each: the error of dequantisation is known
-
-likelihood/ in the run directory gets likelihood.json, histogram.png, extremes.png and terms.png (the bound step by step)."""
-
-
-def add_likelihood_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `likelihood`."""
-    default = LikelihoodSettings()
-    add_named_run_flags(parser)
-    parser.add_argument("--images", metavar="N", type=int, default=default.images, help="of training and held-out data (%(default)s)")
-    names = ", ".join(DEQUANTISATIONS)
-    parser.add_argument("--dequantization", metavar="NAME", default=default.dequantization, help=f"{names} (default %(default)s)")
-    parser.add_argument("--draws", metavar="N", type=int, default=default.draws, help="dequantisations of each image (%(default)s)")
-    divergences = f"{', '.join(DIVERGENCES)} (default: exact up to {EXACT_UP_TO} dimensions, else resampled)"
-    parser.add_argument("--divergence", metavar="NAME", help=divergences)
-    parser.add_argument("--probes", metavar="N", type=int, default=default.probes, help="random vectors of a divergence (%(default)s)")
-    parser.add_argument("--tolerance", metavar="X", type=float, default=default.tolerance, help="of the integrator (%(default)s)")
-    parser.add_argument("--seed", metavar="N", type=int, default=default.seed, help="of all draws (%(default)s)")
-    parser.add_argument("--batch", metavar="N", type=int, default=default.batch, help="images at a time (%(default)s)")
+        _report(opened.directory)
 
 
 def likelihood(arguments: argparse.Namespace) -> None:
@@ -238,30 +73,12 @@ def likelihood(arguments: argparse.Namespace) -> None:
     settings = LikelihoodSettings(**{name: getattr(arguments, name) for name in LikelihoodSettings.__dataclass_fields__})
     check_settings(settings)
     with parallel.processes(choose_device(arguments.device)) as device:
+        opened = _named_run(arguments, device)
         try:
-            likelihood_run(_named_run(arguments, device), settings, say)
+            likelihood_run(opened, settings, say)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-
-
-COMPARE_EXAMPLES = """examples:
-  %(prog)s                                        the default run's network (trained now if there is none)
-  %(prog)s --run runs/digits-ve --solvers ancestral,ddim,dpm_sde --calls 10,50
-  %(prog)s --samples 1000                         smaller error bars, in proportion longer
-
-compare/ in the run directory gets table.md, compare.json, distance.png and samples.png."""
-
-
-def add_compare_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `compare`."""
-    default = CompareSettings()
-    add_named_run_flags(parser)
-    parser.add_argument("--solvers", metavar="NAMES", default=",".join(default.solvers), help="separated by commas (default %(default)s)")
-    calls = f"network calls, separated by commas (default {','.join(map(str, CALLS))}; for ancestral 200 and 1000 too)"
-    parser.add_argument("--calls", metavar="NUMBERS", help=calls)
-    parser.add_argument("--samples", metavar="N", type=int, default=default.samples, help="of each solver at each budget (%(default)s)")
-    parser.add_argument("--seed", metavar="N", type=int, default=default.seed, help="the same for every solver (%(default)s)")
-    parser.add_argument("--batch", metavar="N", type=int, default=default.batch, help="samples at a time (%(default)s)")
+        _report(opened.directory)
 
 
 def compare(arguments: argparse.Namespace) -> None:
@@ -274,33 +91,28 @@ def compare(arguments: argparse.Namespace) -> None:
     settings = CompareSettings(solvers, calls, arguments.samples, arguments.seed, arguments.batch)
     check_compare(settings)
     with parallel.processes(choose_device(arguments.device)) as device:
-        compare_run(_named_run(arguments, device), settings, say)
-
-
-DOCTOR_EXAMPLES = """examples:
-  %(prog)s                                        the default run's network
-  %(prog)s --run runs/digits-ve --samples 0       without drawing samples: seconds, but nothing is said of the solver's steps
-
-Prints each cause with its numbers and what to do, keeps them in doctor.json, and exits with 1; with 0 where nothing wrong is found."""
-
-
-def add_doctor_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `doctor`."""
-    add_named_run_flags(parser)
-    parser.add_argument("--samples", metavar="N", type=int, help="drawn to judge the solver's steps, 0 for none (default: by their cost)")
+        opened = _named_run(arguments, device)
+        compare_run(opened, settings, say)
+        _report(opened.directory)
 
 
 def doctor(arguments: argparse.Namespace) -> int:
     """Why the samples of a run are bad: 1 where a cause is found."""
     directory = arguments.run if arguments.run is not None else default_directory(resolve())
-    return int(bool(doctor_run(directory, choose_device(arguments.device), arguments.samples, say)))
+    findings = doctor_run(directory, choose_device(arguments.device), arguments.samples, say)
+    _report(directory)
+    return int(bool(findings))
 
 
-def add_named_run_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that name a run that is there, and where to work on it."""
-    parser.add_argument("--run", metavar="DIR", type=Path, help="run directory (default: the default run's, trained if need be)")
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: cuda where present)")
-    parser.add_argument("--no-progress", action="store_true", help="no progress bars where a network is trained")
+def report(arguments: argparse.Namespace) -> None:
+    """Write the page of the runs named."""
+    say(f"report    {write_report(arguments.runs, arguments.out)}")
+
+
+def _report(directory: Path) -> None:
+    """The page of a run that a command has just added to."""
+    if parallel.rank() == 0:
+        say(f"report    {write_report([directory])}")
 
 
 def _named_run(arguments: argparse.Namespace, device: torch.device) -> Run:
@@ -319,47 +131,58 @@ def say(line: str) -> None:
         print(line, flush=True)
 
 
+Flags = Callable[[argparse.ArgumentParser], None]
+COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], Sequence[Flags], str, str, str]] = {
+    "run": (
+        run,
+        (flags.add_run_flags, flags.add_machine_flags),
+        "train a score network and sample it",
+        "Train a score network (or reuse the trained one), sample it, and leave pictures and numbers in a run directory.",
+        flags.RUN_EXAMPLES,
+    ),
+    "likelihood": (
+        likelihood,
+        (flags.add_likelihood_flags,),
+        "bits per dimension of a run's data, with error bars",
+        "Score a run's training and held-out data, and data unlike it, by the probability flow of its network.",
+        flags.LIKELIHOOD_EXAMPLES,
+    ),
+    "compare": (
+        compare,
+        (flags.add_compare_flags,),
+        "solvers against one another on a run's network",
+        "DDPM ancestral sampling against the flow and the rest on one trained network: the same seeds, distance against calls.",
+        flags.COMPARE_EXAMPLES,
+    ),
+    "doctor": (
+        doctor,
+        (flags.add_doctor_flags,),
+        "why the samples of a run are bad",
+        "Examine a run's network, data and sampling settings, and name the causes of bad samples.",
+        flags.DOCTOR_EXAMPLES,
+    ),
+    "report": (
+        report,
+        (flags.add_report_flags,),
+        "runs on one page, several side by side",
+        "One self-contained HTML file of what run directories hold: numbers, pictures, films, warnings in words.",
+        flags.REPORT_EXAMPLES,
+    ),
+}
+"""Each command: what it does, its flags, a brief word, its description and examples."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The entry point of `sde-gen`: 0, 2 for bad input with one line that says what was wrong, 130 after Ctrl-C."""
     parser = Parser(prog="sde-gen", description="Score-based diffusion models in continuous time.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    command = commands.add_parser(
-        "run",
-        help="train a score network and sample it",
-        description="Train a score network (or reuse the trained one), sample it, and leave pictures and numbers in a run directory.",
-        epilog=RUN_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_run_flags(command)
-    add_machine_flags(command)
-    command.set_defaults(function=run)
-    command = commands.add_parser(
-        "likelihood",
-        help="bits per dimension of a run's data, with error bars",
-        description="Score a run's training and held-out data, and data unlike it, by the probability flow of its network.",
-        epilog=LIKELIHOOD_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_likelihood_flags(command)
-    command.set_defaults(function=likelihood)
-    command = commands.add_parser(
-        "compare",
-        help="solvers against one another on a run's network",
-        description="DDPM ancestral sampling against the flow and the rest on one trained network: the same seeds, distance against calls.",
-        epilog=COMPARE_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_compare_flags(command)
-    command.set_defaults(function=compare)
-    command = commands.add_parser(
-        "doctor",
-        help="why the samples of a run are bad",
-        description="Examine a run's network, data and sampling settings, and name the causes of bad samples.",
-        epilog=DOCTOR_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_doctor_flags(command)
-    command.set_defaults(function=doctor)
+    for name, (function, add_flags, brief, description, examples) in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=brief, description=description, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        for add in add_flags:
+            add(command)
+        command.set_defaults(function=function)
     arguments = parser.parse_args(argv)
     try:
         code = arguments.function(arguments)

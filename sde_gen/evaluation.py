@@ -17,7 +17,7 @@ from torch import Tensor
 from . import metrics, parallel, report
 from .data import Dataset
 from .fitting import FittedGrid, fit_grid
-from .runs import FILM, Run, class_labels, shown_state, write_text
+from .runs import FILM, Run, class_labels, environment, shown_state, write_text
 from .sampling import sample, sample_together
 from .solvers import make_solver
 from .training import save_fitted
@@ -67,6 +67,7 @@ def sample_run(run: Run, device: torch.device | str = "cpu", progress: bool = Tr
         "seconds": seconds,
         "fitted": out.fitted,
         "settings": json.loads(settings.model_dump_json()),
+        "environment": environment(out.x.device),
     }
     if fit_line is not None:
         scores["fit"] = fit_line

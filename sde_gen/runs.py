@@ -27,6 +27,7 @@ from .solvers import GRIDS, make_solver
 from .suggest import resolve_ends, warnings_of_ends
 from .training import CheckpointError, Objective, State, TrainResult, build_model, check_processes, fit, load, read_extra, read_state, save
 from .training.words import measure_levels
+from .version import __version__
 
 FILM = 100
 Say = Callable[[str], None]
@@ -299,7 +300,7 @@ def _train(
     if not first:
         return result
     keep(result.steps, result, complete=True)
-    training = {"steps": result.steps, "seconds": result.seconds, "skipped": result.skipped}
+    training = {"steps": result.steps, "seconds": result.seconds, "skipped": result.skipped, "environment": environment(device)}
     of_labels = data.train_labels if config.data.labels else None
     linear = result.linear | {"best": best_level_loss(result.model, data.train, result.linear["levels"], of_labels)}
     items_loss = measure_levels(result.model, data.train, data.test, config.training.seed)
@@ -325,6 +326,13 @@ def _forward_picture(model: ScoreModel, data: Dataset, path: Path) -> None:
         columns.append(shown_state(model, alpha * z + sigma * noise, float(t)))
         labels.append(report.level_label(float(t), sigma, float(sde.half_log_snr(t))))
     report.picture_forward(torch.stack(columns, dim=1), labels, path, data.value_range)
+
+
+def environment(device: torch.device | str) -> dict[str, Any]:
+    """What numbers were made with: versions, device and threads."""
+    device = torch.device(device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"sde_gen": __version__, "torch": torch.__version__, "device": name, "threads": torch.get_num_threads()}
 
 
 def class_labels(model: ScoreModel, count: int) -> dict[str, Tensor] | None:

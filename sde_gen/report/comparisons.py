@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from torch import Tensor
 
 from . import figures as fig
 from .figures import GREY, TEXT
 from .images import Range, tiles
 
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#666666", "#000000")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#666666", "#882255")
 MARKS = "osD^vP*X"
 
 
@@ -29,24 +30,34 @@ def plot_comparison(
     if not measured:
         raise ValueError("no row has a distance")
     figure = fig.new_figure(10, 4)
-    for axes, key, label in zip(
-        figure.subplots(1, 2, sharey=True), ("calls", "seconds"), ("network calls a sample", "seconds"), strict=True
-    ):
-        for k, name in enumerate(dict.fromkeys(row["solver"] for row in measured)):
-            mine = sorted((row for row in measured if row["solver"] == name), key=lambda row: float(row["calls"]))
-            values, errors = ([row["distance"][part] for row in mine] for part in ("value", "std_error"))
-            places = [max(row[key], 1e-3) for row in mine]
-            look = {"color": COLOURS[k % len(COLOURS)], "marker": MARKS[k % len(MARKS)], "markersize": 5, "capsize": 2.5}
-            axes.errorbar(places, values, errors, label=name, linewidth=1.4, **look)
-        if held_out is not None:
-            value, error = held_out["value"], held_out["std_error"]
-            axes.axhline(value, color=GREY, linewidth=1.3, linestyle=":", label="held-out data")
-            axes.axhspan(max(value - error, 0.5 * value), value + error, color=GREY, alpha=0.15, linewidth=0)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        fig.style(axes, "", label, ylabel if key == "calls" else "")
-    fig.legend(figure.axes[1])
+    left, right = figure.subplots(1, 2, sharey=True)
+    draw_comparison(left, measured, "calls", ylabel, held_out)
+    draw_comparison(right, measured, "seconds", "", held_out)
+    fig.legend(right)
     return fig.save_figure(figure, path)
+
+
+COSTS = {"calls": "network calls a sample", "seconds": "seconds"}
+
+
+def draw_comparison(
+    axes: Axes, rows: Sequence[Mapping[str, Any]], cost: str, ylabel: str, held_out: Mapping[str, float] | None = None
+) -> None:
+    """One panel of `plot_comparison`; cost: a key of `COSTS`. Rows without a distance are left out."""
+    measured = [row for row in rows if "distance" in row]
+    for k, name in enumerate(dict.fromkeys(row["solver"] for row in measured)):
+        mine = sorted((row for row in measured if row["solver"] == name), key=lambda row: float(row["calls"]))
+        values, errors = ([row["distance"][part] for row in mine] for part in ("value", "std_error"))
+        places = [max(row[cost], 1e-3) for row in mine]
+        look: dict[str, Any] = {"color": COLOURS[k % len(COLOURS)], "marker": MARKS[k % len(MARKS)], "markersize": 5, "capsize": 2.5}
+        axes.errorbar(places, values, errors, label=name, linewidth=1.4, **look)
+    if held_out is not None:
+        value, error = held_out["value"], held_out["std_error"]
+        axes.axhline(value, color=GREY, linewidth=1.3, linestyle=":", label="held-out data")
+        axes.axhspan(max(value - error, 0.5 * value), value + error, color=GREY, alpha=0.15, linewidth=0)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    fig.style(axes, "", COSTS[cost], ylabel)
 
 
 def picture_rows(rows: Sequence[Tensor], labels: Sequence[str], path: str | os.PathLike[str], value_range: Range | None) -> Path:

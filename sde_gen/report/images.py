@@ -7,6 +7,7 @@ infinite have no colour, so they are painted in `NOT_FINITE` (a red that is also
 from __future__ import annotations
 
 import io
+import json
 import math
 import os
 from collections.abc import Sequence
@@ -255,13 +256,19 @@ def _with_palette(frames: Sequence[Image.Image], colours: int) -> list[Image.Ima
 
 
 def save_gif(
-    frames: Sequence[Image.Image], path: str | os.PathLike[str], fps: float = 12.0, hold: float = 1.5, max_bytes: int = 2_000_000
+    frames: Sequence[Image.Image],
+    path: str | os.PathLike[str],
+    fps: float = 12.0,
+    hold: float = 1.5,
+    max_bytes: int = 2_000_000,
+    labels: Sequence[str] = (),
 ) -> Path:
     """Write a looping GIF atomically and return its path: `fps` frames a second, the last one shown for `hold` seconds.
 
     All frames share one palette, of 256 colours or of the most among 128, 64, 32 and 16 that keep the file within `max_bytes`; where
     even 16 are too many the file is larger. GIF counts in hundredths of a second, so 0 < fps <= 50 (more and browsers slow it down).
-    Equal neighbours become one frame with the sum of their times.
+    Equal neighbours become one frame with the sum of their times. labels: kept in the file's comment as a JSON list, for readers that
+    cannot see what is drawn.
     """
     path = _checked_suffix(path, ".gif")
     if not frames:
@@ -277,7 +284,8 @@ def save_gif(
     for colours in (256, 128, 64, 32, 16):
         first, *rest = _with_palette(frames, colours)
         buffer = io.BytesIO()
-        first.save(buffer, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0, optimize=True)
+        comment = json.dumps(list(labels)).encode("ascii") if labels else b""
+        first.save(buffer, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0, optimize=True, comment=comment)
         content = buffer.getvalue()
         if len(content) <= max_bytes:
             break

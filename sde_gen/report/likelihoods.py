@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from torch import Tensor
 
 from . import figures as fig
@@ -25,14 +26,19 @@ MOST = 10
 def plot_likelihoods(groups: Mapping[str, Tensor], path: str | os.PathLike[str], unit: str) -> Path:
     """A histogram for each group of values (N,), over one axis, written to `path` (.png). Values that are not finite are left out
     and counted. Raises ValueError where no value is finite."""
+    figure = fig.new_figure(8, 3.6)
+    draw_histogram(figure.subplots(), groups, unit)
+    return fig.save_figure(figure, path)
+
+
+def draw_histogram(axes: Axes, groups: Mapping[str, Tensor], unit: str) -> None:
+    """The panel of `plot_likelihoods`."""
     finite = {name: values[torch.isfinite(values)].double().cpu().numpy() for name, values in groups.items()}
     every = np.concatenate(list(finite.values())) if finite else np.zeros(0)
     if not len(every):
         raise ValueError("no value is finite")
     low, high = float(every.min()), float(every.max())
     edges = np.linspace(low, high if high > low else low + 1e-6, BINS + 1).tolist()
-    figure = fig.new_figure(8, 3.6)
-    axes = figure.subplots()
     for (name, values), colour in zip(finite.items(), (GREY, BLUE, ORANGE, GREEN, PURPLE), strict=False):
         lost = len(groups[name]) - len(values)
         label = f"{name} ({len(values)}" + (f", {lost} not finite)" if lost else ")")
@@ -42,7 +48,16 @@ def plot_likelihoods(groups: Mapping[str, Tensor], path: str | os.PathLike[str],
             axes.hist(values, edges, weights=shares, color=colour, histtype="step", linewidth=1.6, label=label)
     fig.style(axes, "", unit, "share of each group")
     fig.legend(axes)
-    return fig.save_figure(figure, path)
+
+
+def draw_values(axes: Axes, parts: Mapping[str, tuple[float, float]], unit: str) -> None:
+    """A point with its standard error for each named part: (value, std_error), the first one on top; without an error, the point alone."""
+    for k, (value, error) in enumerate(parts.values()):
+        known = error if np.isfinite(error) else None
+        axes.errorbar(value, k, xerr=known, fmt="o", color=BLUE, markersize=6, capsize=4, linewidth=1.8)
+    axes.set_ylim(len(parts) - 0.5, -0.5)
+    fig.style(axes, "", unit, "")
+    axes.set_yticks(range(len(parts)), list(parts))
 
 
 def picture_extremes(

@@ -143,7 +143,7 @@ def picture_film(
     labels: a line under (points, vectors, signals: over) each frame, None for "frame k of n". value_range None shows images in the
     range of the last frame, widened to hold the central 98 % of the frame, so that the noise of a VE process is seen as noise.
     """
-    return save_gif(film_images(frames, value_range, labels), path, fps, hold)
+    return save_gif(film_images(frames, value_range, labels), path, fps, hold, labels=labels or ())
 
 
 def picture_forward(

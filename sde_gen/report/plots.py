@@ -52,8 +52,8 @@ def loss_figure(history: Sequence[Mapping[str, Any]], baselines: Mapping[str, Se
             raise ValueError(f'each entry of history needs "step" and "loss", not only {sorted(entry)}')
     figure = fig.new_figure(10, 4.2)
     left, right = figure.subplots(1, 2)
-    _loss_over_steps(left, history)
-    _loss_by_level(right, history, baselines or {})
+    draw_loss_over_steps(left, history)
+    draw_loss_by_level(right, history, baselines or {})
     return figure
 
 
@@ -78,7 +78,8 @@ def _scale_y(axes: Axes, values: Array) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _loss_over_steps(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
+def draw_loss_over_steps(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
+    """The left panel of `plot_loss`."""
     steps, loss = (np.array([entry[key] for entry in history], dtype=float) for key in ("step", "loss"))
     seconds = history[-1].get("seconds")
     title = "Loss over training" + ("" if seconds is None else f": {steps[-1]:,.0f} steps in {seconds:,.0f} s")
@@ -100,7 +101,8 @@ def _loss_over_steps(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
     fig.legend(axes)
 
 
-def _loss_by_level(axes: Axes, history: Sequence[Mapping[str, Any]], baselines: Mapping[str, Sequence[float]]) -> None:
+def draw_loss_by_level(axes: Axes, history: Sequence[Mapping[str, Any]], baselines: Mapping[str, Sequence[float]]) -> None:
+    """The right panel of `plot_loss`."""
     unknown = baselines.keys() - {"levels", "zero", "linear", "best"}
     if unknown or (baselines and "levels" not in baselines):
         raise ValueError(f'baselines must have "levels" and may have "zero", "linear" and "best", not {sorted(baselines)}')

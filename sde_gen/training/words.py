@@ -103,3 +103,20 @@ def _memory(levels: Sequence[float], linear: Mapping[str, Sequence[float]]) -> s
     numbers = f"{a:.2f} on training data, {b:.2f} on held-out data, {least:.2f} if it were known by heart"
     verdict = "memorises" if share > MOSTLY else "memorises in part" if share > HARDLY else "does not memorise"
     return f"{verdict} ({name}: {numbers})"
+
+
+def warnings_of_words(lines: Sequence[str]) -> list[str]:
+    """Of the lines of `words`, what is wrong with the training, a line each."""
+    found = []
+    for line in lines:
+        text = line[10:]
+        if line.startswith("memory"):
+            found += [f"the network {text}"] if text.startswith("memorises") else []
+            continue
+        parts = text.removeprefix("error over a zero network's, ").split("; ")
+        found += [f"the loss over a zero network's at {part}" for part in parts if part.endswith(BAD)]
+    return found
+
+
+BAD = ("no better than zero", "worse than zero", "not finite")
+"""Verdicts on a range of noise in which the network is of no use."""

@@ -1,0 +1,8 @@
+"""Runs on one page: `python experiments/report.py runs/digits-vp runs/digits-ve`; `--help` says the rest."""
+
+import sys
+
+from sde_gen.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["report", *sys.argv[1:]]))

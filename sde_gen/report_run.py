@@ -1,0 +1,324 @@
+"""report.html: what lies in run directories, on one page.
+
+    run directory: config.yaml, metrics.json, history.json, likelihood/, compare/, doctor.json, pictures
+        -> Found (what could be read) -> sections of blocks -> report.page.render -> one file
+
+Nothing is computed here that a command did not measure and keep.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .comparison import COLUMNS
+from .config import ConfigError
+from .report import charts
+from .report.embed import Embedder
+from .report.page import Block, Cell, Chapter, Code, Facts, Film, Page, Picture, Section, Table, Text, Warnings, render
+from .run_contents import CHANCE, DISTANCES, Found, number, read_run, warnings
+from .runs import write_text
+
+MOST_BYTES = 5_000_000
+FOR_TEXT = 80_000
+"""Of them, kept for each run's tables, texts and settings; the rest is shared out evenly for its pictures."""
+QUALITIES = {"precision": "precision", "recall": "recall", "memorised_fraction": "memorised", "neighbour_ratio": "neighbour ratio"}
+
+
+def write_report(directories: Sequence[Path], out: Path | None = None) -> Path:
+    """report.html of one run in its directory, or of several runs side by side in the directory that holds the first; or at `out`.
+
+    The file is below `MOST_BYTES`: pictures that would not fit are named instead. ConfigError for a directory that is no run.
+    """
+    if not directories:
+        raise ConfigError("a report needs at least one run directory")
+    runs = [read_run(directory) for directory in directories]
+    if out is None:
+        out = (directories[0] if len(runs) == 1 else directories[0].absolute().parent) / "report.html"
+    if not out.parent.is_dir():
+        raise ConfigError(f"cannot write {out}: there is no directory {out.parent}")
+    room = max(0, MOST_BYTES // len(runs) - FOR_TEXT)
+    chapters = [Chapter(run.name, _sections(run, Embedder(room, len(run.solvers)))) for run in runs]
+    if len(runs) == 1:
+        page = Page(runs[0].name, [], chapters)
+    else:
+        warned = [f"{run.name}: {line}" for run in runs for line in warnings(run)]
+        page = Page(f"{len(runs)} runs", [Warnings(warned), _summary(runs)], chapters)
+    write_text(out, render(page))
+    return out
+
+
+def _sections(run: Found, embedder: Embedder) -> list[Section]:
+    parts: Sequence[tuple[str, Callable[[Found, Embedder], list[Block]]]] = (
+        ("At a glance", _glance),
+        ("Samples", _samples),
+        ("What the network learnt", _training),
+        ("Does it memorise?", _memory),
+        ("Solvers compared", _comparison),
+        ("Likelihood", _likelihood),
+        ("How to run it again", _again),
+    )
+    sections = []
+    for title, build in parts:
+        try:
+            blocks = build(run, embedder)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OSError) as error:
+            blocks = [Warnings([f"this part cannot be shown: what the run directory holds is not what the commands write ({error!r})"])]
+        left = embedder.left_out()
+        if left:
+            blocks = [*blocks, Text(f"Left out, to keep this file below {MOST_BYTES / 1e6:g} MB: {', '.join(left)}.")]
+        if blocks:
+            sections.append(Section(title, blocks))
+    return sections
+
+
+# ---------------------------------------------------------------- the parts
+
+
+def _glance(run: Found, embedder: Embedder) -> list[Block]:
+    training, config = run.metrics.get("training", {}), run.config
+    pairs = [
+        ("Data", config.data.name),
+        ("Process", _settings(config.sde.name, config.sde.settings)),
+        ("Network", _settings(config.model.network, config.model.options)),
+        ("Predicts", config.model.prediction),
+    ]
+    if training:
+        pairs.append(("Trained", f"{training['steps']:,} steps of {config.training.batch} in {training['seconds']:,.0f} s"))
+    pairs += [(name, text) for name, text in _environment(training.get("environment", {}))]
+    blocks: list[Block] = [Warnings(warnings(run)), Facts(pairs)]
+    if run.solvers:
+        blocks.append(_summary([run]))
+    return blocks
+
+
+def _summary(runs: Sequence[Found]) -> Table:
+    """A row for each solver of each run."""
+    names = [*DISTANCES.values(), "held-out bits/dim", "held-out nats/dim", *QUALITIES.values()]
+    columns = ["run", "data", "SDE", "solver", "network calls", *names, "samples", "s a sample"]
+    rows = []
+    for run in runs:
+        likelihood = _held_out_likelihood(run)
+        for name, scores in run.solvers.items() or {"–": {}}.items():
+            rate = scores["seconds"] / scores["samples"] if scores.get("samples") else None
+            distances, qualities = ([_estimate(scores.get(key)) for key in keys] for keys in (DISTANCES, QUALITIES))
+            which = [Cell(run.name), Cell(run.config.data.name), Cell(run.config.sde.name), Cell(name), _count(scores.get("network_calls"))]
+            rows.append([*which, *distances, *likelihood, *qualities, _count(scores.get("samples")), _number(rate, 3)])
+    if len(runs) == 1:
+        return Table("Every solver that sampled this network", columns[3:], [row[3:] for row in rows], COLUMNS).filled()
+    return Table("Every solver of every run", columns, rows, COLUMNS).filled()
+
+
+def _held_out_likelihood(run: Found) -> list[Cell]:
+    """In bits and in nats: one of them is empty."""
+    if "held-out" not in run.likelihood.get("parts", {}):
+        return [Cell(""), Cell("")]
+    cell = _estimate(run.likelihood["parts"]["held-out"], 3)
+    return [cell, Cell("")] if run.likelihood["unit"] == "bits/dim" else [Cell(""), cell]
+
+
+def _samples(run: Found, embedder: Embedder) -> list[Block]:
+    blocks: list[Block] = []
+    for name, scores in run.solvers.items():
+        place = run.directory / "solvers" / name
+        calls = f"{scores['network_calls']:,.0f} network calls a sample"
+        which = next((key for key in DISTANCES if key in scores), None)
+        distance = "" if which is None else f"; {DISTANCES[which]} {_estimate(scores[which]).text} over {scores['samples']:,} samples"
+        picture = embedder.picture(place / "samples.png")
+        if picture is not None:
+            blocks.append(Picture(picture, f"Samples drawn with {name}", f"{name}: {calls}{distance}"))
+        frames = embedder.film(place / "denoising.gif")
+        if frames:
+            blocks.append(Film(frames, f"Denoising with {name}", f"{name}, from noise to data: every state is shown at unit variance"))
+    return blocks
+
+
+def _chart(embedder: Embedder, uri: str, alt: str, caption: str) -> list[Block]:
+    fits = embedder.fitting(uri, f"the chart {caption!r}")
+    return [] if fits is None else [Picture(fits, alt, caption, "none")]
+
+
+def _training(run: Found, embedder: Embedder) -> list[Block]:
+    if not run.history:
+        return []
+    history, linear = run.history["history"], run.history["linear"]
+    blocks: list[Block] = [_sentence(line[10:]) for line in run.words()[:1]]
+    measured = [entry for entry in history if entry.get("level_loss")]
+    if measured:
+        last = dict(zip(measured[-1]["levels"], measured[-1]["level_loss"], strict=True))
+        beside = _ends(dict(zip(linear["levels"], linear["linear"], strict=True)))
+        alt = f"Held-out loss over a zero network's by noise level: {_ends(last)}; the best linear denoiser: {beside}"
+        caption = "By noise level, beside its baselines: below green is real learning"
+        blocks += _chart(embedder, charts.loss_by_level(history, linear), alt, caption)
+    steps = f"Training loss over {history[-1]['step']:,} steps, {history[-1]['loss']:.3g} at the end"
+    blocks += _chart(embedder, charts.loss_over_steps(history), steps, "Over training")
+    forward = embedder.picture(run.directory / "forward.png")
+    if forward is not None:
+        blocks.append(Text("What the network is shown: data at growing noise."))
+        blocks.append(Picture(forward, "Data along the forward process, from no noise to nothing but noise", wide=True))
+    return blocks
+
+
+def _memory(run: Found, embedder: Embedder) -> list[Block]:
+    blocks: list[Block] = [_sentence(line[10:]) for line in run.words()[1:]]
+    for name, scores in run.solvers.items():
+        if "memorised_fraction" in scores:
+            copied, ratio = _estimate(scores["memorised_fraction"], 3).text, _estimate(scores["neighbour_ratio"], 3).text
+            line = f"{name}: {copied} of the samples are nearer to a training item than 95 % of held-out ones are (chance: {CHANCE}); "
+            blocks.append(Text(f"{line}their nearest-neighbour ratio is {ratio} (1: like new data, 0: copies)."))
+    items = run.history.get("items", {})
+    if "training" in items and "held_out" in items:
+        levels = run.history["linear"]["levels"]
+        curves = {"training data": "training", "held-out data": "held_out"}
+        parts = {label: (items[key], items[f"{key}_error"]) for label, key in curves.items()}
+        best = run.history["linear"].get("best")
+        alt = "The error over a zero network's on training and on held-out data by noise level: " + "; ".join(
+            f"{label} {_ends(dict(zip(levels, items[key], strict=True)))}" for label, key in curves.items()
+        )
+        caption = "A network that memorises leaves the held-out curve and falls to the dotted one"
+        blocks += _chart(embedder, charts.memory_by_level(levels, parts, best), alt, caption)
+    return blocks
+
+
+def _comparison(run: Found, embedder: Embedder) -> list[Block]:
+    if not run.comparison:
+        return []
+    rows, held_out, key = run.comparison["rows"], run.comparison["held_out"], run.comparison["distance"]
+    label = DISTANCES[key]
+    blocks: list[Block] = [_sentence(run.comparison["answer"].removeprefix("answer").strip())]
+    beyond = None if held_out is None else held_out["distance"]
+    if any("distance" in row for row in rows):
+        solvers = ", ".join(dict.fromkeys(row["solver"] for row in rows))
+        for cost, what in charts.COSTS.items():
+            alt = f"{label} against {what}, a line for each of {solvers}; the table has the numbers"
+            blocks += _chart(embedder, charts.comparison(rows, cost, label, beyond), alt, f"{label} against {what}")
+    picture = embedder.picture(run.directory / "compare" / "samples.png")
+    if picture is not None:
+        blocks.append(
+            Picture(picture, "Samples of each solver from the same seeds, a row each", "The same seeds through every solver", wide=True)
+        )
+    columns = ["solver", "network calls", "seconds", label, *QUALITIES.values(), "failed"]
+    lines = []
+    for row in [*rows, *([] if held_out is None else [held_out])]:
+        cells = [Cell(row["solver"]), _count(row["calls"] or None), _number(row["seconds"] or None, 1), _estimate(row.get("distance"))]
+        lines.append([*cells, *(_estimate(row.get(name)) for name in QUALITIES), _count(row["failed"] or None)])
+    count = run.comparison["settings"]["samples"]
+    blocks.append(Table(f"{count:,} samples of each solver at each number of calls", columns, lines, COLUMNS).filled())
+    return blocks
+
+
+def _likelihood(run: Found, embedder: Embedder) -> list[Block]:
+    if not run.likelihood:
+        return []
+    unit, parts = run.likelihood["unit"], run.likelihood["parts"]
+    values = {name: (number(part["value"]), number(part["std_error"])) for name, part in parts.items()}
+    alt = f"{unit} of each part: " + "; ".join(f"{name} {value:.3f} ± {error:.3f}" for name, (value, error) in values.items())
+    sense = "fewer bits are likelier" if unit == "bits/dim" else "more nats are likelier"
+    blocks = _chart(embedder, charts.values(values, unit), alt, f"With one standard error; {sense}")
+    groups = {name: torch.tensor([number(value) for value in part["each"]]) for name, part in parts.items() if ", " not in name}
+    if any(bool(each.isfinite().any()) for each in groups.values()):
+        blocks += _chart(embedder, charts.histogram(groups, unit), f"Histogram of {unit} over the items of each part", "Item by item")
+    for file, alt, caption in (
+        (
+            "extremes.png",
+            "The most likely held-out images above, the least likely below, with their values",
+            "Both ends of the held-out data",
+        ),
+        ("terms.png", "The bound's terms over time, and for each unit of half log-SNR", "Where the chain spends its bits"),
+    ):
+        picture = embedder.picture(run.directory / "likelihood" / file)
+        if picture is not None:
+            blocks.append(Picture(picture, alt, caption, wide=file == "terms.png"))
+    columns = ["data", unit, "from the test set", "from the trace", "from dequantisation", "solver's estimate", "items"]
+    rows = []
+    for name, part in parts.items():
+        errors = [_number(part.get(key), 4) for key in ("test_set", "trace", "dequantisation", "solver")]
+        rows.append([Cell(name), _estimate(part, 3), *errors, _count(part["images"])])
+    notes = (
+        "± is one standard error of everything known; the columns after it are its parts. A solver's estimate as large as the number "
+        "says that the number is unknown."
+    )
+    blocks.append(Table("By part, with where the error comes from", columns, rows, notes).filled())
+    blocks.append(Text(f"The process ends {number(run.likelihood['prior_mismatch_nats']):.1g} nats from the data's own Gaussian."))
+    return blocks
+
+
+def _again(run: Found, embedder: Embedder) -> list[Block]:
+    place = shlex.quote(str(run.directory))
+    lines = []
+    for name, scores in run.solvers.items():
+        chosen = scores.get("settings", {})
+        keys = {"steps": "--steps", "grid": "--grid", "samples": "--samples", "seed": "--sample-seed"}
+        flags = [f"{flag} {shlex.quote(str(chosen[key]))}" for key, flag in keys.items() if chosen.get(key) is not None]
+        flags += [f"--set {shlex.quote(f'sampling.options.{key}={json.dumps(value)}')}" for key, value in chosen.get("options", {}).items()]
+        again = f"python experiments/run.py --config {shlex.quote(str(run.directory / 'config.yaml'))} --out {place}"
+        lines.append(" ".join([again, f"--solver {shlex.quote(name)}", *flags]))
+    if run.comparison:
+        chosen = run.comparison["settings"]
+        flags = [f"--{key} {shlex.quote(str(chosen[key]))}" for key in ("samples", "seed", "batch")]
+        if chosen["calls"] is not None:
+            flags.append("--calls " + ",".join(map(str, chosen["calls"])))
+        lines.append(f"python experiments/compare.py --run {place} --solvers {shlex.quote(','.join(chosen['solvers']))} {' '.join(flags)}")
+    if run.likelihood:
+        chosen = {key: value for key, value in run.likelihood["settings"].items() if value is not None}
+        flags = [f"--{key} {shlex.quote(str(value))}" for key, value in chosen.items()]
+        lines.append(f"python experiments/likelihood.py --run {place} {' '.join(flags)}")
+    blocks: list[Block] = [Code("\n".join(lines), "The same numbers again, from the trained network (with --retrain from nothing):")]
+    if not lines:
+        blocks = []
+    return [*blocks, Code(run.config.to_yaml(), "config.yaml", folded=True)]
+
+
+# ---------------------------------------------------------------- values as text
+
+
+def _sentence(line: str) -> Text:
+    """A line of the terminal as a sentence."""
+    line = line.replace("+-", "±").replace("`", "")
+    return Text(line[:1].upper() + line[1:] + ".")
+
+
+def _number(value: Any, digits: int) -> Cell:
+    known = number(value)
+    if math.isnan(known):
+        return Cell("")
+    smallest = 0.5 * 10**-digits
+    return Cell(f"< {10**-digits:.{digits}f}" if 0 < known < smallest else f"{known:.{digits}f}", known)
+
+
+def _count(value: Any) -> Cell:
+    known = number(value)
+    return Cell("") if math.isnan(known) else Cell(f"{known:,.0f}", known)
+
+
+def _estimate(value: Mapping[str, Any] | None, digits: int = 2) -> Cell:
+    if value is None:
+        return Cell("")
+    known, error = number(value["value"]), number(value["std_error"])
+    spread = "unknown" if math.isnan(error) else f"{error:.{digits}f}"
+    return Cell(f"{known:.{digits}f} ± {spread}", known)
+
+
+def _settings(name: str, settings: Mapping[str, Any]) -> str:
+    shown = ", ".join(f"{key} {value}" for key, value in settings.items())
+    return f"{name} ({shown})" if shown else name
+
+
+def _environment(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if not found:
+        return []
+    return [("On", f"{found['device']}, {found['threads']} threads"), ("With", f"sde_gen {found['sde_gen']}, torch {found['torch']}")]
+
+
+def _ends(curve: Mapping[float, float]) -> str:
+    """A curve over the half log-SNR in words."""
+    order = sorted(curve)
+    middle = order[len(order) // 2]
+    points = ((order[0], "in nothing but noise"), (middle, "in the middle"), (order[-1], "in nearly clean data"))
+    return ", ".join(f"{curve[at]:.2f} {where}" for at, where in points)

@@ -1,0 +1,143 @@
+"""What a run directory holds, as far as it can be read, and what a reader of its numbers must be warned of."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .config import ConfigError, RunConfig, read_config, resolve
+from .training import CheckpointError, read_extra
+from .training.words import warnings_of_words, words
+
+CHANCE = 0.05
+"""Of new data: the share that is as near to a training item as the nearest 5 % of held-out data are."""
+SURE = 2.0
+"""Standard errors beyond which a share of memorised samples is warned of."""
+LARGE = 0.1
+"""Of a likelihood: the solver's own estimate of its error beyond which the number says little."""
+DISTANCES = {"frechet_distance": "Fréchet distance", "sliced_wasserstein": "sliced Wasserstein distance"}
+
+
+@dataclass
+class Found:
+    """What a run directory holds; `lost` names what was there and could not be read."""
+
+    directory: Path
+    config: RunConfig
+    metrics: dict[str, Any] = field(default_factory=dict)
+    history: dict[str, Any] = field(default_factory=dict)
+    likelihood: dict[str, Any] = field(default_factory=dict)
+    comparison: dict[str, Any] = field(default_factory=dict)
+    findings: list[dict[str, Any]] | None = None
+    lost: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.directory.absolute().name or str(self.directory)
+
+    @property
+    def solvers(self) -> dict[str, dict[str, Any]]:
+        solvers: dict[str, dict[str, Any]] = self.metrics.get("solvers", {})
+        return solvers
+
+    def words(self) -> list[str]:
+        """What the training's loss by noise level says."""
+        if not self.history:
+            return []
+        ratios = [scores["neighbour_ratio"]["value"] for scores in self.solvers.values() if "neighbour_ratio" in scores]
+        return words(self.history["history"], self.history["linear"] | self.history.get("items", {}), ratios[-1] if ratios else None)
+
+
+def read_run(directory: Path) -> Found:
+    """What lies in a run directory; ConfigError where it is none."""
+    file = directory / "config.yaml"
+    if not file.is_file():
+        raise ConfigError(f"{directory} is not a run directory: it has no config.yaml")
+    found = Found(directory, resolve(read_config(file)))
+    for name, part, kind in (
+        ("metrics", "metrics.json", dict),
+        ("history", "history.json", dict),
+        ("likelihood", "likelihood/likelihood.json", dict),
+        ("comparison", "compare/compare.json", dict),
+        ("findings", "doctor.json", list),
+    ):
+        path = directory / part
+        if not path.exists():
+            continue
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(value, kind):
+                raise ValueError
+            setattr(found, name, value)
+        except (OSError, ValueError, RecursionError):
+            found.lost.append(part)
+    return found
+
+
+def warnings(run: Found) -> list[str]:
+    """What a reader of the run's numbers must know, each in one line."""
+    lines = [f"{part} is there and cannot be read; what it holds is missing here" for part in run.lost]
+    checks = (_of_training, _of_solvers, _of_comparison, _of_likelihood, _of_findings)
+    for check in checks:
+        try:
+            lines += check(run)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            lines.append(f"the run's files are not what the commands write ({error!r})")
+    return lines
+
+
+def _of_training(run: Found) -> list[str]:
+    lines = []
+    try:
+        if not read_extra(run.directory / "checkpoint").get("complete"):
+            lines.append("the training has not ended; the same command goes on from its last checkpoint")
+    except CheckpointError:
+        lines.append("there is no readable checkpoint: these numbers cannot be made again without training again")
+    skipped = run.metrics.get("training", {}).get("skipped", 0)
+    if skipped:
+        lines.append(f"{skipped} training steps were skipped because their loss or gradients were not finite")
+    return lines + warnings_of_words(run.words())
+
+
+def _of_solvers(run: Found) -> list[str]:
+    lines = []
+    for name, scores in run.solvers.items():
+        copied = scores.get("memorised_fraction")
+        if copied and number(copied["value"]) > CHANCE + SURE * number(copied["std_error"]):
+            share = f"{number(copied['value']):.3f} ± {number(copied['std_error']):.3f}"
+            lines.append(f"{name}: {share} of the samples are nearer to a training item than 95 % of held-out ones are (chance: {CHANCE})")
+        for key, label in DISTANCES.items():
+            if key in scores and not math.isfinite(number(scores[key]["value"])):
+                lines.append(f"{name}: the {label} is not finite")
+    return lines
+
+
+def _of_comparison(run: Found) -> list[str]:
+    rows = run.comparison.get("rows", [])
+    return [f"{row['solver']} at {row['calls']} calls: {row['failed']} samples were not finite" for row in rows if row["failed"]]
+
+
+def _of_likelihood(run: Found) -> list[str]:
+    lines = []
+    unit = run.likelihood.get("unit")
+    for name, part in run.likelihood.get("parts", {}).items():
+        solver, value = number(part.get("solver")), number(part["value"])
+        if solver > LARGE * max(1.0, abs(value)):
+            lines.append(f"likelihood of {name}: the solver's estimate of its own error is {solver:.2g} {unit}; lower --tolerance")
+        if number(part.get("converged", 1.0)) < 1:
+            lines.append(f"likelihood of {name}: {1 - part['converged']:.1%} of the items did not converge and are left out")
+        if not math.isfinite(value):
+            lines.append(f"likelihood of {name}: not finite")
+    return lines
+
+
+def _of_findings(run: Found) -> list[str]:
+    return [f"doctor: {found['name']}: {found['evidence']}; {found['advice']}" for found in run.findings or []]
+
+
+def number(value: Any) -> float:
+    """A number of a JSON file; NaN where it is none."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
