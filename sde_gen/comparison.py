@@ -60,7 +60,7 @@ def check_compare(settings: CompareSettings) -> None:
 
 def compare_run(run: Run, settings: CompareSettings, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Sample with every solver at every budget, measure, and leave compare/ in the run directory: table.md, compare.json,
-    distance.png, samples.png. The last line printed answers how many calls ancestral sampling needs to match the flow at 20.
+    distance.png, samples.png. The line "answer" says how many calls ancestral sampling needs to match the flow at 20.
 
     Under torchrun all processes call this and share out the samples, their features and nearest neighbours; the rest and the files are
     the first one's alone, and the others get an empty dictionary."""

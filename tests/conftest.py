@@ -16,6 +16,7 @@ torch.set_num_threads(1)
 def sde_gen_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
     """`sde-gen` in an empty directory: its exit code and the lines of stdout and stderr."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sde_gen.evaluation.FRAMES", 4)  # a film of points draws each frame as a figure
 
     def call(*arguments: str) -> tuple[int, list[str], list[str]]:
         try:

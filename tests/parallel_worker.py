@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sde_gen import parallel
+from sde_gen import evaluation, parallel
 from sde_gen.bits import bits_per_dim
 from sde_gen.cli import main
 from sde_gen.comparison import CompareSettings, compare_run
@@ -190,9 +190,10 @@ def failed_sample() -> list[int]:
 
 
 def equal(place: str) -> None:
-    """Everything alone, then together; the differences go to `place`."""
-    alone = {name: {"gradients": first_gradients(settings), **trained(settings)} for name, settings in TRAININGS.items()}
-    measured = {name: function(False) for name, function in measures().items()}
+    """Everything alone, by the first process, then together; the differences go to `place`."""
+    first = os.environ["RANK"] == "0"
+    alone = {name: {"gradients": first_gradients(settings), **trained(settings)} for name, settings in TRAININGS.items() if first}
+    measured = {name: function(False) for name, function in measures().items() if first}
     found: dict[str, Any] = {}
     with parallel.processes(CPU):
         assert parallel.world() == 2
@@ -200,16 +201,17 @@ def equal(place: str) -> None:
             for shard in (None, "fsdp") if name in SHARDED else (None,):
                 chosen = dataclasses.replace(settings, shard=shard)
                 mine = {"gradients": first_gradients(chosen), **trained(chosen)}
-                found[f"training: {name}, {shard}"] = {part: apart(alone[name][part], mine[part]) for part in mine}
+                if first:
+                    found[f"training: {name}, {shard}"] = {part: apart(alone[name][part], mine[part]) for part in mine}
         for name, function in measures().items():
             together = function(True)
-            if parallel.rank() == 0:
+            if first:
                 found[name] = apart(measured[name], together)
         for shard in (None, "fsdp"):
             found[f"resumed, {shard}"] = resumed(dataclasses.replace(BASE, shard=shard), Path(f"checkpoint-{shard}"))
         told = parallel.told("déjà " + str(parallel.rank()))
         found["told"] = [told, parallel.agreed(parallel.rank()), parallel.anywhere(parallel.rank() == 1, False)]
-        if parallel.rank() == 0:
+        if first:
             Path(place).write_text(json.dumps(found, indent=1))
 
 
@@ -239,4 +241,5 @@ def commands(lines: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    evaluation.FRAMES = 4  # a film of points draws each frame as a figure
     {"equal": equal, "fails": fails, "commands": commands}[sys.argv[1]](sys.argv[2])

@@ -21,6 +21,8 @@ QUICK = [
     *("--train-steps", "12", "--batch", "16", "--samples", "32", "--no-progress"),
     *("--set", "model.options={width: 16, depth: 1}", "--set", "training.evaluations=2"),
 ]
+FEW = ("--set", "data.limit=500")
+"""Of the eight Gaussians: their distances and baselines cost the size of the set."""
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def test_a_run_leaves_what_it_says_and_a_second_one_only_samples(command: Comman
 
 def test_a_fitted_grid_is_kept_with_the_checkpoint(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sde_gen.fitting.EVALUATIONS", 60)
-    data = ["--data", "gaussians8", "--samples", "64", "--solver", "angle", "--steps", "3"]
+    data = ["--data", "gaussians8", *FEW, "--samples", "64", "--solver", "angle", "--steps", "3"]
     code, out, err = command(*QUICK, *data, "--grid", "fitted")
     assert (code, err) == (0, [])
     text = "\n".join(out)
@@ -85,7 +87,7 @@ def test_a_fitted_grid_is_kept_with_the_checkpoint(command: Command, tmp_path: P
 
 @pytest.mark.parametrize("name", SDES)
 def test_every_sde_from_the_command_line(name: str, command: Command, tmp_path: Path) -> None:
-    code, out, err = command(*QUICK, "--data", "gaussians8", "--sde", name, "--solver", "em", "--steps", "3", "--samples", "64")
+    code, out, err = command(*QUICK, "--data", "gaussians8", *FEW, "--sde", name, "--solver", "em", "--steps", "3", "--samples", "64")
     assert (code, err) == (0, [])
     metrics = json.loads((tmp_path / "runs" / f"gaussians8-{name}" / "metrics.json").read_text())
     assert len(metrics["solvers"]["em"]["mode_fractions"]) == 8
@@ -107,7 +109,7 @@ def test_dry_run_prints_what_config_reads_and_writes_nothing(command: Command, t
 
 
 def test_an_interrupted_run_goes_on_to_the_same_network(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = [*QUICK, "--data", "gaussians8", "--solver", "em", "--steps", "3"]
+    arguments = [*QUICK, "--data", "gaussians8", *FEW, "--solver", "em", "--steps", "3"]
     assert command(*arguments, "--out", "whole")[0] == 0
     advance = Trainer.advance
 
@@ -255,7 +257,7 @@ def test_out_below_a_file_is_refused(command: Command, tmp_path: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_one_line(command: Command, tmp_path: Path) -> None:
-    arguments = [*QUICK, "--data", "gaussians8", "--solver", "em", "--steps", "3", "--out", "here"]
+    arguments = [*QUICK, "--data", "gaussians8", *FEW, "--solver", "em", "--steps", "3", "--out", "here"]
     assert command(*arguments)[0] == 0
     (weights,) = (tmp_path / "here" / "checkpoint").glob("*/weights.safetensors")
     weights.write_bytes(weights.read_bytes()[:100])

@@ -258,7 +258,7 @@ def test_the_command(sde_gen_command: Command, tmp_path: Path, data: Dataset, pl
     save(raw, run / "checkpoint", ema=model.network, extra={"complete": True})  # type: ignore[arg-type]
     assert load(run / "checkpoint").prediction == "v"
     code, out, err = sde_gen_command("doctor", "--run", str(run), "--samples", "0")
-    assert (code, err) == (0, []) and out[-1].startswith("nothing wrong found")
+    assert (code, err) == (0, []) and out[-2].startswith("nothing wrong found")
     code, out, err = sde_gen_command("doctor", "--run", str(run), "--samples", "500")
     assert code == 1 and any(line.startswith("fault     too few solver steps") for line in out)  # the run says 2
     saved = json.loads((run / "doctor.json").read_text())

@@ -64,7 +64,19 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
     assert (tmp_path / "together" / "compare" / "table.md").exists() and (tmp_path / "together" / "likelihood" / "terms.png").exists()
 
 
-DATA = ("--data", "gaussians8", "--set", "model.options={width: 16, depth: 1}", "--batch", "18", "--no-progress", "--device", "cpu")
+DATA = (
+    "--data",
+    "gaussians8",
+    "--set",
+    "data.limit=500",
+    "--set",
+    "model.options={width: 16, depth: 1}",
+    "--batch",
+    "18",
+    "--no-progress",
+    "--device",
+    "cpu",
+)
 RUN = ("run", *DATA, "--train-steps", "12", "--set", "training.evaluations=2", "--samples", "33", "--solver", "em", "--steps", "3")
 
 

@@ -307,9 +307,8 @@ def test_all_samples_may_fail():
 
 
 # Annealed Langevin dynamics of fixed snr does not converge to the data: tests/solvers/test_langevin.py has what it does.
-@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize(("name", "dtype"), [*((name, torch.float32) for name in SDES), ("vp", torch.float64)])
 @pytest.mark.parametrize("solver", [name for name in METHODS if name not in ("toy euler", "langevin")])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_gaussian_data_from_every_pair(name, solver, dtype):
     """End to end and loose (the exact recursions are in tests/solvers): the right mean, spread and correlation."""
     out = draw(DATA.model(SDES[name]), (2000, 2), solver, steps=steps_of(solver, 60), dtype=dtype)

@@ -8,8 +8,6 @@ from urllib.parse import quote
 
 from matplotlib.figure import Figure
 
-from .figures import agg_canvas
-
 LIGHT = {"ink": "#1b1b1b", "grid": "#dddddd", "paper": "#f5f6f8"}
 DARK = {"ink": "#e8e8e8", "grid": "#4a4a4a", "paper": "#1d2126"}
 _NAMES = {"#000000": "ink", "#e5e5e5": "grid", "#e6e6e6": "grid", "#ffffff": "paper"}
@@ -18,7 +16,6 @@ _NAMES = {"#000000": "ink", "#e5e5e5": "grid", "#e6e6e6": "grid", "#ffffff": "pa
 def svg(figure: Figure) -> str:
     """The figure as an SVG document without a background: what is black is drawn in the reader's ink, the grid and the legend's paper
     likewise, after the colour scheme that the reader prefers; letters are outlines, the same everywhere."""
-    agg_canvas(figure).draw()  # the layout is that of the picture
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", facecolor="none", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue().decode("utf-8")
