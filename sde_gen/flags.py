@@ -32,7 +32,8 @@ RUN_EXAMPLES = """examples:
   %(prog)s --set training.lr=5e-4 --retrain       any key of --dry-run's output
 
 A run directory holds config.yaml, checkpoint/, metrics.json, samples.png, denoising.gif, forward.png, loss.png,
-snapshots/ (a few fixed-seed samples during training) and solvers/<solver>/ with each solver's pictures and numbers.
+snapshots/ (a few fixed-seed samples during training), solvers/<solver>/ with each solver's pictures and numbers, and
+report.html with all of it on one page.
 A second run with the same training settings reuses the trained network and only samples."""
 
 FLAGS: dict[str, tuple[str, ...]] = {

@@ -39,6 +39,10 @@ def write_report(directories: Sequence[Path], out: Path | None = None) -> Path:
     if not directories:
         raise ConfigError("a report needs at least one run directory")
     runs = [read_run(directory) for directory in directories]
+    names = [run.name for run in runs]
+    for run in runs:
+        if names.count(run.name) > 1:
+            run.name = str(run.directory)
     if out is None:
         out = (directories[0] if len(runs) == 1 else directories[0].absolute().parent) / "report.html"
     if not out.parent.is_dir():

@@ -33,10 +33,10 @@ class Found:
     comparison: dict[str, Any] = field(default_factory=dict)
     findings: list[dict[str, Any]] | None = None
     lost: list[str] = field(default_factory=list)
+    name: str = ""
 
-    @property
-    def name(self) -> str:
-        return self.directory.absolute().name or str(self.directory)
+    def __post_init__(self) -> None:
+        self.name = self.name or self.directory.absolute().name or str(self.directory)
 
     @property
     def solvers(self) -> dict[str, dict[str, Any]]:

@@ -193,6 +193,14 @@ def test_several_runs_stand_side_by_side_below_the_limit(
     assert sum(tag == "details" for tag, _ in page.tags) == 2 * len(names)
 
 
+def test_runs_of_one_name_are_told_apart(run: Path, tmp_path: Path) -> None:
+    for place in ("a", "b"):
+        (tmp_path / place / "same").mkdir(parents=True)
+        shutil.copy(run / "config.yaml", tmp_path / place / "same" / "config.yaml")
+    page = outline(write_report([tmp_path / "a" / "same", tmp_path / "b" / "same"], tmp_path / "page.html"))
+    assert str(tmp_path / "a" / "same") in page.text and str(tmp_path / "b" / "same") in page.text
+
+
 def test_what_does_not_fit_is_named(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sde_gen.report_run.MOST_BYTES", 300_000)
     page = write_report([run], tmp_path / "small.html")
