@@ -7,7 +7,14 @@ from PIL import Image
 from toys import TINY_RUN, Command
 
 from sde_gen.comparison import answer, budgets
+from sde_gen.metrics import features
 from sde_gen.solvers import SOLVERS, make_solver
+
+
+@pytest.fixture(autouse=True)
+def short_feature_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test here asks how good the features are."""
+    monkeypatch.setitem(features._SETTINGS, "steps", 20)
 
 
 def test_a_comparison_leaves_its_table_and_pictures(sde_gen_command: Command, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def names(findings: list[Any]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def data() -> Dataset:
-    return load_dataset("gaussians8")
+    return load_dataset("gaussians8", limit=4000)
 
 
 def train(data: Dataset, sde: str, prediction: str, labels: bool = False) -> tuple[ScoreModel, ScoreModel]:
@@ -248,10 +248,8 @@ def test_refuses_what_it_cannot_measure(plain: tuple[ScoreModel, ScoreModel]) ->
 
 def test_the_command(sde_gen_command: Command, tmp_path: Path, data: Dataset, plain: tuple[ScoreModel, ScoreModel]) -> None:
     run = tmp_path / "mine"
-    assert (
-        sde_gen_command("run", *TINY_RUN, "--data", "gaussians8", "--sde", "ve", "--solver", "ddim", "--steps", "2", "--out", str(run))[0]
-        == 0
-    )
+    chosen = ["--data", "gaussians8", "--set", "data.limit=1000", "--sde", "ve", "--solver", "ddim", "--steps", "2"]
+    assert sde_gen_command("run", *TINY_RUN, *chosen, "--out", str(run))[0] == 0
     code, out, err = sde_gen_command("doctor", "--run", str(run), "--samples", "0")
     assert code == 1 and err == [] and any(line.startswith("fault     not learned") for line in out)  # 12 steps of training
     model, raw = plain

@@ -7,6 +7,13 @@ from toys import TINY_RUN, Command
 
 from sde_gen import load_dataset, metrics
 from sde_gen.evaluation import Judge, measure
+from sde_gen.metrics import features
+
+
+@pytest.fixture(autouse=True)
+def short_feature_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test here asks how good the features are."""
+    monkeypatch.setitem(features._SETTINGS, "steps", 20)
 
 
 def test_the_summary_says_how_near_the_samples_are_to_the_training_data(sde_gen_command: Command, tmp_path: Path) -> None:

@@ -96,7 +96,9 @@ def draw(network: Callable[..., Tensor], solver: str, sde: SDE | None = None, co
 def cap(solver: str) -> int:
     """Attempts that are plenty for the Gaussian, so that samples which cannot get on are soon given up."""
     model = ScoreModel(gaussian(VP), VP, prediction="score")
-    return int(sample(model, (COUNT, 2), solver, dtype=torch.float32, progress=False).nfe.max()) + 20
+    return (
+        int(sample(model, (COUNT, 2), solver, dtype=torch.float32, progress=False).nfe.max()) // 2 + 50
+    )  # an attempt is two calls or more
 
 
 @cache
@@ -122,7 +124,7 @@ def test_bad_samples_are_named_and_good_ones_are_what_they_are_alone(solver, fau
     masked = draw(network, solver, on_failure="mask", dtype=dtype)
     assert masked.failed.nonzero()[:, 0].tolist() == BAD
     assert_equal(masked.x[GOOD], alone(solver, dtype))
-    if adaptive(solver) and fault not in ("nan", "-huge in float32"):
+    if adaptive(solver) and fault != "nan" and (fault, when) != ("-huge in float32", "half"):
         return  # those that fail take many small steps, and twice as many to say where
     with pytest.raises(SolverError) as caught:
         draw(network, solver, dtype=dtype)
@@ -177,11 +179,8 @@ def test_stiff_fields_end_in_time_and_stay_where_they_are(solver, dtype):
 @every_solver
 def test_a_stiff_field_ends_in_time_with_the_default_steps(solver):
     network = with_fault(gaussian(VP), STIFF[2], [0], 1.0)
-    try:
-        out = draw(network, solver, count=1, steps=None)
-        assert torch.isfinite(out.x).all() and not out.failed.any()
-    except SolverError as error:
-        assert adaptive(solver) and error.failed.tolist() == [0]
+    out = draw(network, solver, count=1, steps=None, on_failure="mask")
+    assert torch.isfinite(out.x[~out.failed]).all() and (adaptive(solver) or not out.failed.any())
 
 
 @every_solver

@@ -46,13 +46,13 @@ def test_batches_of_1_7_and_64_agree(name, solver, dtype):
     model = MIXTURE.model(SDES[name])
     whole = draw(model, (64, 2), solver, dtype=dtype)
     assert whole.x.dtype == dtype and whole.x.shape == (64, 2) and whole.nfe.shape == whole.failed.shape == (64,)
-    sevens = draw(model, (64, 2), solver, dtype=dtype, batch_size=7)
-    torch.testing.assert_close(sevens.x, whole.x, rtol=tolerance, atol=tolerance)
-    singles = draw(model, (3, 2), solver, dtype=dtype, batch_size=1, index_offset=30)
-    torch.testing.assert_close(singles.x, whole.x[30:33], rtol=tolerance, atol=tolerance)
+    sevens = draw(model, (15, 2), solver, dtype=dtype, batch_size=7)  # 7, 7 and 1
+    torch.testing.assert_close(sevens.x, whole.x[:15], rtol=tolerance, atol=tolerance)
+    singles = draw(model, (2, 2), solver, dtype=dtype, batch_size=1, index_offset=30)
+    torch.testing.assert_close(singles.x, whole.x[30:32], rtol=tolerance, atol=tolerance)
     if dtype == torch.float64:
-        assert torch.equal(sevens.nfe, whole.nfe)
-    assert not torch.allclose(draw(model, (64, 2), solver, dtype=dtype, seed=1).x, whole.x)
+        assert torch.equal(sevens.nfe, whole.nfe[:15]) and torch.equal(singles.nfe, whole.nfe[30:32])
+    assert not torch.allclose(draw(model, (2, 2), solver, dtype=dtype, seed=1).x, whole.x[:2])
     assert len(torch.unique(whole.x[:, 0])) == 64
 
 
@@ -69,15 +69,17 @@ def test_calls_are_counted_really(solver, final, batch_size):
         assert out.nfe.tolist() == [10 + (final == "denoise")] * count
 
 
-@pytest.mark.parametrize("name", SDES)
-@every_solver
+@pytest.mark.parametrize(
+    ("solver", "name"),
+    [*((solver, name) for solver in METHODS for name in ("vp", "toy")), *(("em", name) for name in SDES if name not in ("vp", "toy"))],
+)
 def test_final_denoise_is_one_more_call_on_the_raw_state(name, solver):
     sde = SDES[name]
     model = MIXTURE.model(sde)
     raw, denoised = (draw(model, (4, 2), solver, final=final) for final in ("raw", "denoise"))
     torch.testing.assert_close(denoised.x, model.denoise(raw.x, sde.t_min))
     assert torch.equal(denoised.nfe, raw.nfe + 1)
-    partial = [draw(model, (4, 2), solver, final=final, t_end=0.5) for final in ("raw", "denoise")]
+    partial = [draw(model, (4, 2), solver, final=final, t_start=0.6, t_end=0.5) for final in ("raw", "denoise")]
     assert torch.equal(partial[0].x, partial[1].x) and torch.equal(partial[0].nfe, partial[1].nfe)
 
 
@@ -89,10 +91,10 @@ def test_two_halves_make_a_whole(name, solver):
     model = MIXTURE.model(sde)
     options = {"em": {"eta": 0.0}, "ode": {"rtol": 1e-8, "atol": 1e-8}}.get(solver, {})
     grid = {"grid": "time"}
-    whole = draw(model, (4, 2), solver, final="raw", steps=steps_of(solver, 100), **grid, **options)
+    whole = draw(model, (4, 2), solver, final="raw", steps=steps_of(solver, 20), **grid, **options)
     middle = 0.5 * (sde.t_max + sde.t_min)
-    first = draw(model, (4, 2), solver, t_end=middle, steps=steps_of(solver, 50), **grid, **options)
-    second = draw(model, (4, 2), solver, t_start=middle, x_init=first.x, final="raw", steps=steps_of(solver, 50), **grid, **options)
+    first = draw(model, (4, 2), solver, t_end=middle, steps=steps_of(solver, 10), **grid, **options)
+    second = draw(model, (4, 2), solver, t_start=middle, x_init=first.x, final="raw", steps=steps_of(solver, 10), **grid, **options)
     torch.testing.assert_close(second.x, whole.x, rtol=1e-6, atol=1e-6)
 
 
@@ -311,7 +313,7 @@ def test_all_samples_may_fail():
 @pytest.mark.parametrize("solver", [name for name in METHODS if name not in ("toy euler", "langevin")])
 def test_gaussian_data_from_every_pair(name, solver, dtype):
     """End to end and loose (the exact recursions are in tests/solvers): the right mean, spread and correlation."""
-    out = draw(DATA.model(SDES[name]), (2000, 2), solver, steps=steps_of(solver, 60), dtype=dtype)
+    out = draw(DATA.model(SDES[name]), (1000, 2), solver, steps=steps_of(solver, 60), dtype=dtype)
     assert out.x.dtype == dtype
     torch.testing.assert_close(out.x.mean(0).double(), DATA.mean, rtol=0, atol=0.15)
     torch.testing.assert_close(out.x.T.cov().double(), DATA.covariance, rtol=0.3, atol=0.05)

@@ -128,11 +128,12 @@ def test_too_little_and_too_much_noise_are_named() -> None:
 
 
 def test_auto_is_resolved_shown_kept_and_the_same_the_next_time(sde_gen_command: Command, tmp_path: Path) -> None:
-    arguments = ["run", *TINY_RUN, "--solver", "ddim", "--data", "gaussians8", "--sde", "ve", "--sigma-max", "auto", "--sigma-min", "0.3"]
+    arguments = ["run", *TINY_RUN, "--solver", "ddim", "--data", "gaussians8", "--set", "data.limit=500"]
+    arguments += ["--sde", "ve", "--sigma-max", "auto", "--sigma-min", "0.3"]
     code, out, err = sde_gen_command(*arguments)
     assert (code, err) == (0, [])
     text = "\n".join(out)
-    assert "noise     sigma_max 3.3" in text and text.count("warning   ") == 1 and "warning   the smallest noise, 0.3, hides" in text
+    assert "noise     sigma_max 3.4" in text and text.count("warning   ") == 1 and "warning   the smallest noise, 0.3, hides" in text
     kept = yaml.safe_load((tmp_path / "runs" / "gaussians8-ve" / "config.yaml").read_text())["sde"]["settings"]
     assert 3.2 < kept["sigma_max"] < 3.5 and kept["sigma_min"] == 0.3
     assert list(tmp_path.rglob("model.json")), "and a checkpoint"

@@ -21,7 +21,7 @@ def network(x: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-11), (torch.float32, 1e-6)])
 def test_the_index_and_the_continuous_entry_point_agree(betas, dtype, tolerance):
     """Ho et al.'s own lines, from betas and the index alone, against `ScoreModel` at the time of the index, at every grid point."""
-    steps = 200
+    steps = 60
     beta = BETAS[betas](steps)
     abar = torch.cumprod(1 - beta, 0)
     sde = make_sde("ddpm", betas=betas, steps=steps)

@@ -55,7 +55,7 @@ def test_kernel_distance_equals_its_definition():
 
 
 def test_kernel_distance_of_one_distribution_is_zero_without_bias():
-    found = [kernel_distance(normal(150, 4, 2 * i), normal(100, 4, 2 * i + 1)) for i in range(200)]
+    found = [kernel_distance(normal(150, 4, 2 * i), normal(100, 4, 2 * i + 1)) for i in range(100)]
     assert np.mean([abs(e.value) < 3 * e.std_error for e in found]) > 0.97
     values = np.array([e.value for e in found])
     assert abs(values.mean()) < 3 * values.std() / math.sqrt(len(values))
@@ -92,14 +92,14 @@ METRICS = {
 
 @pytest.mark.parametrize("name", METRICS)
 def test_the_standard_error_is_the_spread_over_fresh_draws(name):
-    true, stated, _ = spread(METRICS[name], 160, 200, 2, 0.7, draws=120)
+    true, stated, _ = spread(METRICS[name], 160, 200, 2, 0.7, draws=80)
     assert stated / true == pytest.approx(1, abs=0.3)
 
 
 @pytest.mark.parametrize(("name", "widest"), [("frechet", 1.3), ("kernel", 1.3), ("sliced", 1.6)])
 def test_the_standard_error_holds_at_zero_distance(name, widest):
     # Where the ordinary bootstrap is sqrt(3) = 1.73 times too wide; a few dominating directions leave it somewhat wide here.
-    true, stated, _ = spread(METRICS[name], 160, 200, 6, 0.0, draws=120)
+    true, stated, _ = spread(METRICS[name], 160, 200, 6, 0.0, draws=80)
     assert 0.8 < stated / true < widest
 
 

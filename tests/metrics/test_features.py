@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import os
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 
 from sde_gen.data import load_dataset
-from sde_gen.metrics import FeatureNet, cached_features
+from sde_gen.metrics import FeatureNet, cached_features, features
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,18 @@ def fit(data, seed=0):
     return FeatureNet.fit(data.train, data.train_labels, data.test, data.test_labels, seed=seed)
 
 
+@functools.cache
+def fitted(shape=(3,)):
+    """One network for all tests that only read it."""
+    return fit(blobs(shape))
+
+
+@pytest.fixture
+def short_fits(monkeypatch):
+    """Where the claim is not how well the classifier learns."""
+    monkeypatch.setitem(features._SETTINGS, "least_steps", 40)
+
+
 def test_digits_are_told_apart(tmp_path):
     digits = load_dataset("digits")
     net, x = cached_features(digits, tmp_path), digits.train
@@ -40,14 +53,15 @@ def test_digits_are_told_apart(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 7), (1, 5, 4), (3, 17, 16), (2, 3, 4, 3), (1, 1, 1)])
-def test_any_shape_has_features(shape):
+def test_any_shape_has_features(shape, monkeypatch):
+    monkeypatch.setitem(features._SETTINGS, "least_steps", 120)
     data = blobs(shape)
     net = fit(data)
     assert net.features(data.test).shape == (60, 64) and net.features(data.test[:0]).shape == (0, 64)
     assert net.accuracy > 0.9
 
 
-def test_the_seed_alone_decides_and_nothing_global_is_touched():
+def test_the_seed_alone_decides_and_nothing_global_is_touched(short_fits):
     data = blobs()
     torch.manual_seed(1)
     first = fit(data)
@@ -59,7 +73,7 @@ def test_the_seed_alone_decides_and_nothing_global_is_touched():
     assert not torch.equal(first.features(data.test), other.features(data.test))
 
 
-def test_the_number_of_threads_changes_nothing_and_is_put_back():
+def test_the_number_of_threads_changes_nothing_and_is_put_back(short_fits):
     data, threads = blobs((1, 6, 6), n=240), torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -75,12 +89,12 @@ def test_the_number_of_threads_changes_nothing_and_is_put_back():
 def test_units_do_not_matter():
     data = blobs()
     scaled = dataclasses.replace(data, train=1000 * data.train + 5000, test=1000 * data.test + 5000)
-    torch.testing.assert_close(fit(scaled).features(scaled.test), fit(data).features(data.test), rtol=0.05, atol=0.05)
+    torch.testing.assert_close(fit(scaled).features(scaled.test), fitted().features(data.test), rtol=0.05, atol=0.05)
 
 
 def test_save_and_load(tmp_path):
     data = blobs((1, 6, 6))
-    net = fit(data)
+    net = fitted((1, 6, 6))
     net.save(tmp_path / "net.safetensors")
     again = FeatureNet.load(tmp_path / "net.safetensors")
     assert torch.equal(again.features(data.test), net.features(data.test))
@@ -89,7 +103,7 @@ def test_save_and_load(tmp_path):
 
 
 def test_files_that_are_no_network_are_refused(tmp_path):
-    net = fit(blobs())
+    net = fitted()
     path = tmp_path / "net.safetensors"
     net.save(path)
     whole = path.read_bytes()
@@ -103,7 +117,7 @@ def test_files_that_are_no_network_are_refused(tmp_path):
         FeatureNet.load(tmp_path / "absent")
 
 
-def test_the_cache_is_used_for_the_same_data_only(tmp_path, monkeypatch):
+def test_the_cache_is_used_for_the_same_data_only(tmp_path, monkeypatch, short_fits):
     fits = []
     original = FeatureNet.fit.__func__
     monkeypatch.setattr(FeatureNet, "fit", classmethod(lambda cls, *args, **kwargs: fits.append(1) or original(cls, *args, **kwargs)))
@@ -126,7 +140,7 @@ def test_the_cache_is_used_for_the_same_data_only(tmp_path, monkeypatch):
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
-    net, path = fit(blobs()), tmp_path / "net.safetensors"
+    net, path = fitted(), tmp_path / "net.safetensors"
     net.save(path)
     before = path.read_bytes()
 
@@ -156,7 +170,7 @@ def test_bad_data_is_refused(change, message):
 
 def test_bad_items_and_unlabelled_data_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"items of shape \(4,\); this network takes \(3,\)"):
-        fit(blobs()).features(torch.zeros(2, 4))
+        fitted().features(torch.zeros(2, 4))
     with pytest.raises(ValueError, match="'blobs' has no labels"):
         cached_features(dataclasses.replace(blobs(), train_labels=None), Path(tmp_path))
     assert os.listdir(tmp_path) == []

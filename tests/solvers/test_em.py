@@ -1,5 +1,6 @@
 """Euler-Maruyama: strong order on a mixture, torchsde as the independent oracle on the same Brownian path."""
 
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -33,10 +34,13 @@ def states(sde, count: int, data=MIXTURE) -> torch.Tensor:
     return alpha * data.sample(count) + sigma * torch.randn(count, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 
 
-def brownian_path(motion, tau: torch.Tensor) -> torch.Tensor:
-    """W at the times `tau`, from the increments between them."""
-    increments = torch.stack([motion(a, b) for a, b in pairwise(tau.tolist())])
-    return torch.cat((torch.zeros_like(increments[:1]), increments.cumsum(0)))
+@cache
+def brownian_path(count: int, steps: int, entropy: int) -> tuple[torch.Tensor, torchsde.BrownianInterval, torch.Tensor]:
+    """`steps` + 1 even times from START to END (the same for every SDE), a motion, and W at these times from its increments."""
+    motion = torchsde.BrownianInterval(0.0, START - END, size=(count, 2), dtype=torch.float64, entropy=entropy)
+    times = make_grid(SDES["vp"], "time", START, END, steps)
+    increments = torch.stack([motion(a, b) for a, b in pairwise((START - times).tolist())])
+    return times, motion, torch.cat((torch.zeros_like(increments[:1]), increments.cumsum(0)))
 
 
 def walk(model, x: torch.Tensor, path: torch.Tensor, times: torch.Tensor, eta: float) -> torch.Tensor:
@@ -52,13 +56,10 @@ def test_strong_order(name, eta):
     """E|x_h - x| with shared Brownian increments, 1,000 paths: order 1, since the noise is additive."""
     sde, count, finest = SDES[name], 1000, 512
     model = MIXTURE.model(sde)
-    motion = torchsde.BrownianInterval(0.0, START - END, size=(count, 2), dtype=torch.float64, entropy=7)
-    times = make_grid(sde, "time", START, END, finest)
-    tau = START - times
-    path = brownian_path(motion, tau)
+    times, _, path = brownian_path(count, finest, 7)
     x = states(sde, count)
     exact = walk(model, x, path, times, eta)
-    counts = [16, 32, 64]
+    counts = [16, 64]
     errors = []
     for steps in counts:
         coarse = slice(None, None, finest // steps)
@@ -84,15 +85,13 @@ class Backwards:
 @pytest.mark.parametrize("name", SDES)
 @pytest.mark.parametrize("eta", [1.0, 0.5, 0.0])
 def test_torchsde_takes_the_same_steps(name, eta):
-    sde, count, steps = SDES[name], 32, 64
+    sde, count, steps = SDES[name], 32, 32
     model = MIXTURE.model(sde)
-    motion = torchsde.BrownianInterval(0.0, START - END, size=(count, 2), dtype=torch.float64, entropy=11)
-    times = make_grid(sde, "time", START, END, steps)  # steps of 2^-7: exact in both
-    tau = START - times
+    times, motion, path = brownian_path(count, steps, 11)  # steps of 2^-6: exact in both
     x = states(sde, count)
     with torch.no_grad():
-        theirs = torchsde.sdeint(Backwards(ReverseSDE(model, eta)), x, tau, bm=motion, dt=2.0**-7, method="euler")[-1]
-    torch.testing.assert_close(walk(model, x, brownian_path(motion, tau), times, eta), theirs, rtol=1e-9, atol=1e-9 * float(x.abs().max()))
+        theirs = torchsde.sdeint(Backwards(ReverseSDE(model, eta)), x, START - times, bm=motion, dt=2.0**-6, method="euler")[-1]
+    torch.testing.assert_close(walk(model, x, path, times, eta), theirs, rtol=1e-9, atol=1e-9 * float(x.abs().max()))
 
 
 def test_eta_zero_is_explicit_euler_and_draws_no_noise():
@@ -111,8 +110,8 @@ def test_eta_zero_is_explicit_euler_and_draws_no_noise():
 @pytest.mark.parametrize("name", SDES)
 @pytest.mark.parametrize("solver, steps", [("em", 100), ("pc", 60), ("ode", None), ("ancestral", 60)])
 def test_eight_gaussians(name, solver, steps):
-    """10,000 samples: every mode gets its eighth, and has its own width and place."""
-    sde, data, count = SDES[name], RingData(), 10_000
+    """4,000 samples: every mode gets its eighth, and has its own width and place."""
+    sde, data, count = SDES[name], RingData(), 4000
     x = sample(data.model(sde, prior="sde"), (count, 2), solver, steps=steps, seed=1, progress=False).x.double()
     distance, mode = torch.cdist(x, data.means).min(1)
     share = torch.bincount(mode, minlength=8) / count

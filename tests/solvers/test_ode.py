@@ -70,8 +70,7 @@ def test_against_solve_ivp(name, tolerance):
     assert not out.failed.any()
 
 
-@every
-@pytest.mark.parametrize("shape", [(2,), (1, 2, 3)])
+@pytest.mark.parametrize("name, shape", [*((name, (1, 2, 3)) for name in SDES), ("vp", (2,))])
 def test_gaussian_flow_map_both_ways(name, shape):
     sde, size = SDES[name], int(np.prod(shape))
     factor = torch.randn(size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -90,8 +89,8 @@ def test_encode_then_sample_returns(name):
     sde = SDES[name]
     model = RingData(std=0.3).model(sde)
     x = RingData(std=0.3).sample(32)
-    up = flow(model, x, sde.t_min, sde.t_max, rtol=1e-8, atol=1e-8)
-    back = flow(model, up.x, sde.t_max, sde.t_min, rtol=1e-8, atol=1e-8)
+    up = flow(model, x, sde.t_min, sde.t_max, rtol=1e-7, atol=1e-7)
+    back = flow(model, up.x, sde.t_max, sde.t_min, rtol=1e-7, atol=1e-7)
     torch.testing.assert_close(back.x, x, rtol=0, atol=1e-5)
 
 
@@ -100,7 +99,7 @@ def test_error_falls_with_the_tolerance(name):
     model = MIXTURE.model(SDES[name])
     x = prior_draws(model, 16)
     ends = (SDES[name].t_max, SDES[name].t_min)
-    exact = flow(model, x, *ends, rtol=1e-10, atol=1e-10)
+    exact = flow(model, x, *ends, rtol=1e-9, atol=1e-9)
     errors, calls = [], []
     for tolerance in (1e-3, 1e-5, 1e-7):
         out = flow(model, x, *ends, rtol=tolerance, atol=tolerance)
@@ -148,7 +147,7 @@ def test_the_step_cap_marks_its_samples_and_spares_the_others(name, watched):
     plain = MIXTURE.score(sde)
 
     def network(x, c, index):
-        wave = torch.sin(400 * torch.cos(1.2 * c))[:, None] / sde.marginal(c)[1][:, None]
+        wave = torch.sin(150 * torch.cos(1.2 * c))[:, None] / sde.marginal(c)[1][:, None]
         return plain(x, c) + torch.where((index == bad)[:, None], wave, 0.0)
 
     model = ScoreModel(network, sde, prediction="score", prior="sde")

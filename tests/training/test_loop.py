@@ -27,7 +27,8 @@ def test_training_lowers_the_loss_and_samples_come_back_in_the_data_s_units(name
     first, last = result.history[0]["loss"], result.history[-1]["loss"]
     assert last < 0.7 * first
     assert min(result.history[-1]["level_loss"]) < 0.6
-    for solver in SOLVERS:
+    # Every solver on VP, and on the other SDEs every second one, in turn.
+    for solver in SOLVERS if name == "vp" else list(SOLVERS)[list(SDES).index(name) % 2 :: 2]:
         # Two Langevin steps a level cannot keep up with sixty levels from sigma = 50 down; ten can.
         options = {"corrections": 10} if solver == "langevin" else {}
         # An adaptive solver's steps are a cap, and adaptive_sde alone has 32 panels of a step or more each.
@@ -51,7 +52,7 @@ def test_a_network_trained_as_a_chain_is_sampled_by_chain_and_flow(objective: st
     assert min(result.history[-1]["level_loss"]) < 0.7
     kinds = ("fixed_small", "fixed_large") if variance is None else ("fixed_small", "learned")
     for solver, options in (*(("ancestral", {"variance": kind}) for kind in kinds), ("dpm", {})):
-        out = sde_gen.sample(result.model, (256, 2), solver, steps=60, progress=False, **options).x
+        out = sde_gen.sample(result.model, (256, 2), solver, steps=40, progress=False, **options).x
         assert float((out.mean(0) - data.mean(0)).abs().max()) < 40, solver
         # The bound weighs the least noise most: so short a training by it alone leaves the rest rough.
         assert float(out[:, 0].std() / data[:, 0].std()) == pytest.approx(1, abs=0.4 if objective == "vlb" else 0.25), solver
@@ -119,7 +120,7 @@ def test_steps_that_are_not_finite_are_skipped_and_then_end_the_training() -> No
 
 def test_max_seconds_ends_the_training() -> None:
     model = build_model(points(), "vp", "mlp", network_options=SMALL)
-    result = fit(model, points(), TrainSettings(steps=10**6, batch=16, max_seconds=1.0), progress=False)
+    result = fit(model, points(), TrainSettings(steps=10**6, batch=16, max_seconds=0.3), progress=False)
     assert result.steps < 10**6 and result.seconds < 5
     assert "level_loss" in result.history[-1]
 
