@@ -33,7 +33,10 @@ class ResidualBlock(nn.Module):
         y = self.conv1(F.silu(self.norm1(x)))
         modulation = self.modulation(condition)
         scale, shift = modulation.reshape(*modulation.shape, *[1] * (x.dim() - 2)).chunk(2, dim=1)
-        y = F.silu(torch.addcmul(shift, self.norm2(y), 1 + scale))
+        y = self.norm2(y)
+        # PyTorch's fused form is the slower one in bfloat16 on a CPU: 5 to 7 % of a prediction
+        fused = not (y.device.type == "cpu" and y.dtype == torch.bfloat16)
+        y = F.silu(torch.addcmul(shift, y, 1 + scale) if fused else y * (1 + scale) + shift)
         return self.skip(x) + self.conv2(F.dropout(y, self.dropout, self.training))
 
 
