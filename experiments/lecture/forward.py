@@ -86,8 +86,8 @@ $$\lambda(t) = \log \frac{\alpha(t)}{\sigma(t)} ;$$
 
 the variance-preserving kinds (VP) shrink the data as the noise grows, the variance-exploding one (VE) lets it stand and drowns
 it. A schedule says how long to stay at each ratio: the cosine schedule spends <<cosine:.0%>> of its time where an image is
-neither nearly clean nor nearly lost (the signal-to-noise ratio between 1/55 and 55), linear betas spend <<linear:.0%>>. Every state is shown at
-the photograph's own variance, with the same noise.
+neither nearly clean nor nearly lost (the signal-to-noise ratio between 1/55 and 55), linear betas spend <<linear:.0%>>. Every
+state is shown at the photograph's own variance, with the same noise.
 """,
     (
         "share of the time with |lambda| < 2: linear <<linear:.1%>>, quadratic <<quadratic:.1%>>, cosine <<cosine:.1%>>,"
