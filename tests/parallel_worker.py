@@ -242,8 +242,4 @@ def commands(lines: str) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     evaluation.FRAMES = 4  # a film of points draws each frame as a figure
-    if sys.argv[1] == "fails":
-        fails(sys.argv[2])
-    else:
-        equal("found.json")
-        commands(sys.argv[2])
+    {"equal": equal, "fails": fails, "commands": commands}[sys.argv[1]](sys.argv[2])

@@ -46,16 +46,9 @@ def launch(place: Path, *arguments: str) -> tuple[int, str]:
     return process.returncode, output
 
 
-def test_two_processes_give_what_one_gives(sde_gen_command: Command, tmp_path: Path) -> None:
-    lines = [["run", *DATA, "--lr", "-1"], [*RUN, "--out", "two"]]
-    code, output = launch(tmp_path, str(WORKER), "works", json.dumps(lines))
+def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
+    code, output = launch(tmp_path, str(WORKER), "equal", "found.json")
     assert code == 0, output
-    check_equal(tmp_path)
-    check_run(sde_gen_command, tmp_path, output)
-
-
-def check_equal(tmp_path: Path) -> None:
-    """What the functions gave together is what they gave alone."""
     found = json.loads((tmp_path / "found.json").read_text())
     trainings = {name: found.pop(name) for name in list(found) if name.startswith("training")}
     assert len(trainings) == 9
@@ -87,8 +80,10 @@ DATA = (
 RUN = ("run", *DATA, "--train-steps", "12", "--set", "training.evaluations=2", "--samples", "33", "--solver", "em", "--steps", "3")
 
 
-def check_run(sde_gen_command: Command, tmp_path: Path, output: str) -> None:
-    """A run by two processes is that of one, and bad input is said once."""
+def test_a_run_by_two_processes_is_that_of_one_and_bad_input_is_said_once(sde_gen_command: Command, tmp_path: Path) -> None:
+    lines = [["run", *DATA, "--lr", "-1"], [*RUN, "--out", "two"]]
+    code, output = launch(tmp_path, str(WORKER), "commands", json.dumps(lines))
+    assert code == 0, output
     assert [json.loads((tmp_path / f"codes{rank}.json").read_text()) for rank in range(2)] == [[2, 0]] * 2
     assert output.count("lr must be positive") == 1
     assert output.count("2 processes)") == output.count("sampled   33 with em") == 1
