@@ -29,6 +29,8 @@ MOST_BYTES = 5_000_000
 FOR_TEXT = 80_000
 """Of them, kept for each run's tables, texts and settings; the rest is shared out evenly for its pictures."""
 QUALITIES = {"precision": "precision", "recall": "recall", "memorised_fraction": "memorised", "neighbour_ratio": "neighbour ratio"}
+UNREADABLE = (KeyError, TypeError, ValueError, IndexError, AttributeError, OSError)
+"""What reading a file that no command wrote so can raise."""
 
 
 def write_report(directories: Sequence[Path], out: Path | None = None) -> Path:
@@ -53,7 +55,7 @@ def write_report(directories: Sequence[Path], out: Path | None = None) -> Path:
         page = Page(runs[0].name, [], chapters)
     else:
         warned = [f"{run.name}: {line}" for run in runs for line in warnings(run)]
-        page = Page(f"{len(runs)} runs", [Warnings(warned), _summary(runs)], chapters)
+        page = Page(f"{len(runs)} runs", [Warnings(warned), _summary([run for run in runs if _summarised(run)])], chapters)
     write_text(out, render(page))
     return out
 
@@ -72,7 +74,7 @@ def _sections(run: Found, embedder: Embedder) -> list[Section]:
     for title, build in parts:
         try:
             blocks = build(run, embedder)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OSError) as error:
+        except UNREADABLE as error:
             blocks = [Warnings([f"this part cannot be shown: what the run directory holds is not what the commands write ({error!r})"])]
         left = embedder.left_out()
         if left:
@@ -117,6 +119,14 @@ def _summary(runs: Sequence[Found]) -> Table:
     if len(runs) == 1:
         return Table("Every solver that sampled this network", columns[3:], [row[3:] for row in rows], COLUMNS).filled()
     return Table("Every solver of every run", columns, rows, COLUMNS).filled()
+
+
+def _summarised(run: Found) -> bool:
+    """Whether the run's files can be read as a row; where not, its warnings and its chapter say so."""
+    try:
+        return bool(_summary([run]).columns)
+    except UNREADABLE:
+        return False
 
 
 def _held_out_likelihood(run: Found) -> list[Cell]:

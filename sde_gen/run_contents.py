@@ -69,7 +69,8 @@ def read_run(directory: Path) -> Found:
             continue
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(value, kind):
+            solvers = value.get("solvers", {}) if isinstance(value, dict) else {}
+            if not isinstance(value, kind) or not isinstance(solvers, dict):
                 raise ValueError
             setattr(found, name, value)
         except (OSError, ValueError, RecursionError):

@@ -148,6 +148,7 @@ def test_names_and_settings_are_text_not_markup(run: Path, tmp_path: Path) -> No
         ("metrics.json", "[]"),
         ("metrics.json", '{"training": {"steps": "many"}, "solvers": {"pc": {"frechet_distance": 3}}}'),
         ("metrics.json", '{"solvers": [1, 2]}'),
+        ("metrics.json", '{"solvers": 3}'),
         ("history.json", '{"history": [], "linear": {}}'),
         ("history.json", "[" * 100_000),
         ("likelihood/likelihood.json", '{"unit": "bits/dim", "parts": {"held-out": {}}}'),
@@ -191,6 +192,16 @@ def test_several_runs_stand_side_by_side_below_the_limit(
     page = outline(tmp_path / "report.html")
     assert all(page.text.count(name) >= 3 for name in names)
     assert sum(tag == "details" for tag, _ in page.tags) == 2 * len(names)
+
+
+def test_a_damaged_run_costs_its_row_alone(run: Path, tmp_path: Path) -> None:
+    for name, content in (("bad", '{"solvers": {"pc": {"frechet_distance": 3}}}'), ("good", (run / "metrics.json").read_text())):
+        (tmp_path / name).mkdir()
+        shutil.copy(run / "config.yaml", tmp_path / name / "config.yaml")
+        (tmp_path / name / "metrics.json").write_text(content)
+    page = outline(write_report([tmp_path / "bad", tmp_path / "good"]))
+    assert "bad: the run's files are not what the commands write" in page.text
+    assert sum(tag == "details" for tag, _ in page.tags) == 4 and page.text.count("ddim") >= 2
 
 
 def test_runs_of_one_name_are_told_apart(run: Path, tmp_path: Path) -> None:
