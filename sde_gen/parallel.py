@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
 import hashlib
 import os
 import warnings
@@ -30,10 +31,17 @@ def rank() -> int:
 @contextlib.contextmanager
 def processes(device: torch.device) -> Iterator[torch.device]:
     """The process group that torchrun asks for (none without torchrun), gloo on the CPU and NCCL on CUDA; gives this process's
-    device. Warnings are left to the first process."""
+    device. Warnings are left to the first process.
+
+    No process leaves before all are done, and the group's threads are gone then: one that lets go of its last tensor when the
+    interpreter is ending already brings the process down (github.com/pytorch/pytorch/issues/190489).
+    """
     if _asked() == 1 or not dist.is_available():
         yield device
         return
+    # DistributedDataParallel imports this; with a group there already, its functions would keep that group, as a default, for ever.
+    import torch.distributed.nn
+
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
@@ -43,8 +51,10 @@ def processes(device: torch.device) -> Iterator[torch.device]:
             if rank() > 0:
                 warnings.simplefilter("ignore")
             yield device
+        dist.barrier()
     finally:
         dist.destroy_process_group()
+        gc.collect()  # a training and its network refer to each other, and to the group
 
 
 def _asked() -> int:
