@@ -93,6 +93,7 @@ def compare_run(run: Run, settings: CompareSettings, say: Callable[[str], None] 
     table = [header, *lines, "", f"{settings.samples} samples of each. {COLUMNS}", "", answer_line]
     write_text(place / "table.md", "\n".join(table) + "\n")
     found = {"settings": vars(settings), "distance": key, "rows": rows, "held_out": real, "answer": answer_line}
+    found["data"] = run.data.signature()
     write_text(place / "compare.json", json.dumps(found, indent=1))
     report.plot_comparison(rows, place / "distance.png", key.replace("_", " "), None if real is None else real["distance"])
     files = ["distance.png"]

@@ -11,7 +11,7 @@ import torch
 
 from .config import ConfigError, read_config, resolve
 from .doctor import Finding, diagnose
-from .runs import load_data, write_text
+from .runs import changed_data, load_data, write_text
 from .training import load
 
 
@@ -28,12 +28,15 @@ def doctor_run(
     config = resolve(read_config(file))
     model, raw = (load(directory / "checkpoint", ema, device) for ema in (True, False))
     data = load_data(config)
+    changed = changed_data(directory / "checkpoint", config, data)
     chosen = config.sampling
     sampling = {"solver": chosen.solver, "steps": chosen.steps, "grid": chosen.grid, **chosen.options}
     try:
         findings = diagnose(model, data, raw, sampling, chosen.seed, samples)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if changed is not None:
+        findings.insert(0, Finding("changed data", "warning", changed, "train again on the data as they are: --retrain", {}))
     for finding in findings:
         for line in str(finding).splitlines():
             say(line)

@@ -68,6 +68,7 @@ def sample_run(run: Run, device: torch.device | str = "cpu", progress: bool = Tr
         "fitted": out.fitted,
         "settings": json.loads(settings.model_dump_json()),
         "environment": environment(out.x.device),
+        "data": run.data.signature(),
     }
     if fit_line is not None:
         scores["fit"] = fit_line

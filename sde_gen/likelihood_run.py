@@ -106,6 +106,7 @@ def likelihood_run(run: Run, settings: LikelihoodSettings, say: Callable[[str], 
     result = {
         "unit": unit,
         "settings": vars(settings),
+        "data": run.data.signature(),
         "prior_mismatch_nats": mismatch,
         "parts": {name: {k: v.tolist() if isinstance(v, Tensor) else v for k, v in value.items()} for name, (value, _) in found.items()},
     }

@@ -81,7 +81,7 @@ def read_run(directory: Path) -> Found:
 def warnings(run: Found) -> list[str]:
     """What a reader of the run's numbers must know, each in one line."""
     lines = [f"{part} is there and cannot be read; what it holds is missing here" for part in run.lost]
-    checks = (_of_training, _of_solvers, _of_comparison, _of_likelihood, _of_findings)
+    checks = (_of_training, _of_data, _of_solvers, _of_comparison, _of_likelihood, _of_findings)
     for check in checks:
         try:
             lines += check(run)
@@ -101,6 +101,16 @@ def _of_training(run: Found) -> list[str]:
     if skipped:
         lines.append(f"{skipped} training steps were skipped because their loss or gradients were not finite")
     return lines + warnings_of_words(run.words())
+
+
+def _of_data(run: Found) -> list[str]:
+    try:
+        trained = read_extra(run.directory / "checkpoint").get("data")
+    except CheckpointError:
+        return []
+    measured = run.solvers | {"the likelihood": run.likelihood, "the comparison": run.comparison}
+    other = [name for name, scores in measured.items() if trained and scores.get("data", trained) != trained]
+    return [f"{name}: measured against other data than the network was trained on" for name in other]
 
 
 def _of_solvers(run: Found) -> list[str]:

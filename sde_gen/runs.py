@@ -30,6 +30,11 @@ from .training.words import measure_levels
 from .version import __version__
 
 FILM = 100
+OF_NETWORK = (
+    *("snapshots", "solvers", "tensorboard", "compare", "likelihood"),
+    *("history.json", "metrics.json", "doctor.json", "report.html", "loss.png", "samples.png", "denoising.gif"),
+)
+"""What a run directory holds that its network made: a new training begins without them."""
 Say = Callable[[str], None]
 
 
@@ -144,6 +149,9 @@ def open_run(
     resume = None
     if (checkpoint.exists() or (directory / "config.yaml").exists()) and not retrain:
         trained, resume = _reusable(checkpoint, config)
+        changed = changed_data(checkpoint, config, data)
+        if changed:
+            say(f"warning   {changed}; --retrain trains on the data as they are")
         if resume is None:
             extra = read_extra(checkpoint)
             spent = f"{extra['steps']} steps, {extra['seconds']:.0f} s of training"
@@ -214,6 +222,20 @@ def _reusable(checkpoint: Path, config: RunConfig) -> tuple[ScoreModel, State | 
     return model, resume
 
 
+def changed_data(checkpoint: Path, config: RunConfig, data: Dataset) -> str | None:
+    """How the data differ from those that the network in `checkpoint` was trained on, or None; ConfigError where it does not fit them."""
+    known, now = read_extra(checkpoint).get("data"), data.signature()
+    if not isinstance(known, dict) or known == now:
+        return None
+    what = f"the network in {checkpoint} was trained on other data of this name"
+    for key in ("shape", "classes") if config.data.labels else ("shape",):
+        if known.get(key) != now[key]:
+            change = f"{key} {json.dumps(known.get(key))}, now {json.dumps(now[key])}"
+            raise ConfigError(f"{what} ({change}): --retrain replaces it, --out DIR trains beside it")
+    values = ", of other values" if known.get("items") == now["items"] else ""
+    return f"{what} ({known.get('items')} items, now {now['items']}{values})"
+
+
 def _is_state(values: dict[str, Any]) -> bool:
     history = values.get("history")
     return isinstance(values.get("step"), int) and isinstance(history, list) and all(isinstance(entry, dict) for entry in history)
@@ -256,7 +278,7 @@ def _train(
         report.picture_samples(out.x.cpu(), snapshots / f"step-{step:06d}.png", data.train, data.value_range)
 
     def keep(step: int, result: TrainResult, complete: bool = False) -> None:
-        extra = {"complete": complete, "steps": step, "seconds": result.seconds, "identity": config.identity()}
+        extra = {"complete": complete, "steps": step, "seconds": result.seconds, "identity": config.identity(), "data": signature}
         state = None if complete else result.state()
         save(result.raw, directory / "checkpoint", ema=result.model.network, extra=extra, state=state)  # type: ignore[arg-type]
 
@@ -266,13 +288,15 @@ def _train(
         if events is not None:
             events.add(entry)
 
-    snapshots, log = directory / "snapshots", directory / "history.jsonl"
+    snapshots, log, signature = directory / "snapshots", directory / "history.jsonl", data.signature()
     first = parallel.rank() == 0
     if first:
         if resume is None:
-            shutil.rmtree(snapshots, ignore_errors=True)
-            shutil.rmtree(directory / "solvers", ignore_errors=True)  # made by the network that is being replaced
-            shutil.rmtree(directory / "tensorboard", ignore_errors=True)
+            for path in (directory / part for part in OF_NETWORK):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
         snapshots.mkdir(exist_ok=True)
         lines = [] if resume is None else resume[1]["history"]
         write_text(log, "".join(json.dumps(entry) + "\n" for entry in lines))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sde_gen.data.source import Source
+
+SIGNED = 256
+"""At most so many items make up the checksum of a data set."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +57,14 @@ class Dataset:
     def shape(self) -> tuple[int, ...]:
         """Shape of one item, without the batch dimension."""
         return tuple(self.train.shape[1:])
+
+    def signature(self) -> dict[str, Any]:
+        """What tells these training items from others: "shape", "classes", "items" and "sha256", the checksum of evenly spaced
+        items with their labels, `SIGNED` of them at most."""
+        rows = torch.arange(min(SIGNED, len(self.train))) * len(self.train) // min(SIGNED, len(self.train))
+        parts = [self.train] if self.train_labels is None else [self.train, self.train_labels]
+        digest = hashlib.sha256(b"".join(part[rows].numpy().tobytes() for part in parts))
+        return {"shape": list(self.shape), "classes": self.classes, "items": len(self.training[0]), "sha256": digest.hexdigest()}
 
 
 def validate(dataset: Dataset) -> Dataset:

@@ -59,6 +59,38 @@ def test_own_files_train_and_sample(  # type: ignore[no-untyped-def]
     assert (code, err) == (0, []) and any(line.startswith("reusing") for line in out)
 
 
+def test_a_network_is_never_taken_for_one_of_other_data(sde_gen_command: Command, tmp_path: Path) -> None:
+    def write(rows: np.ndarray) -> None:
+        np.save(tmp_path / "mine.npy", rows.astype(np.float32))
+
+    rows = RNG.normal(size=(80, 2))
+    write(rows)
+    arguments, run = ["run", *TINY_RUN, "--solver", "ddim", "--data", "mine.npy"], tmp_path / "runs" / "mine-vp"
+    assert sde_gen_command(*arguments)[0] == 0
+    code, out, err = sde_gen_command(*arguments)
+    assert code == 0 and not any("other data" in line for line in (*out, *err)), "the same file"
+    trained = json.loads((run / "metrics.json").read_text())["solvers"]["ddim"]["data"]
+    assert trained["items"] == 72 and trained["shape"] == [2] and len(trained["sha256"]) == 64
+
+    for changed, message in ((rows[:-10], "(72 items, now 63)"), (rows + 1, "(72 items, now 72, of other values)")):
+        write(changed)
+        code, out, err = sde_gen_command(*arguments)
+        assert code == 0 and sum("trained on other data" in line and message in line and "--retrain" in line for line in out) == 1, out
+        assert "ddim: measured against other data" in (run / "report.html").read_text()
+    code, out, err = sde_gen_command("doctor", "--run", str(run), "--samples", "0")
+    assert code == 1 and any(line.startswith("warning   changed data: ") for line in out)
+
+    write(np.concatenate((rows, rows), axis=1))
+    for line in (arguments, ["doctor", "--run", str(run)]):
+        code, out, err = sde_gen_command(*line)
+        assert code == 2 and len(err) == 1 and "(shape [2], now [4])" in err[0], err
+    (run / "likelihood").mkdir()
+    (run / "likelihood" / "likelihood.json").write_text("{}")
+    assert sde_gen_command(*arguments, "--retrain")[0] == 0
+    assert not (run / "likelihood").exists() and not (run / "doctor.json").exists(), "what the other network made"
+    assert "other data" not in (run / "report.html").read_text()
+
+
 def test_own_files_start_from_the_recipe_of_their_shape(sde_gen_command: Command, tmp_path: Path) -> None:
     np.save(tmp_path / "small.npy", RNG.integers(256, size=(40, 1, 8, 8), dtype=np.uint8))
     np.save(tmp_path / "large.npy", RNG.integers(256, size=(40, 1, 20, 20), dtype=np.uint8))
