@@ -1,22 +1,42 @@
 """Shared by all tests."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from toys import Command
 
 from sde_gen.cli import main
+from sde_gen.metrics import FeatureNet, cached_features, features
 
 # The tensors here are small: threads would only wait for each other, and parallel runs would fight.
 torch.set_num_threads(1)
 
+_features: dict[str, FeatureNet] = {}
+
+
+def _features_of(dataset: Any, directory: Path) -> FeatureNet:
+    """As `cached_features`, fitted once for all directories."""
+    key = features._key(dataset, 0)
+    if key not in _features:
+        _features[key] = cached_features(dataset, directory)
+    return _features[key]
+
 
 @pytest.fixture
 def sde_gen_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """`sde-gen` in an empty directory: its exit code and the lines of stdout and stderr."""
+    """`sde-gen` in an empty directory: its exit code and the lines of stdout and stderr.
+
+    Half of such a run's time would go into what has tests of its own: its plots are small and not laid out (tests/report), a film of
+    points, of which each frame is a figure, is short, and a feature network is fitted once for all (tests/metrics).
+    """
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sde_gen.evaluation.FRAMES", 4)  # a film of points draws each frame as a figure
+    monkeypatch.setattr("sde_gen.report.figures.DPI", 40)
+    monkeypatch.setattr(ConstrainedLayoutEngine, "execute", lambda *_: None)
+    monkeypatch.setattr("sde_gen.evaluation.FRAMES", 4)
+    monkeypatch.setattr("sde_gen.evaluation.metrics.cached_features", _features_of)
 
     def call(*arguments: str) -> tuple[int, list[str], list[str]]:
         try:
