@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor, nn
 
 from sde_gen import evaluation, parallel
@@ -24,6 +25,8 @@ from sde_gen.discrete import DiscreteChain, elbo, elbo_continuous
 from sde_gen.evaluation import Judge
 from sde_gen.likelihood import log_likelihood, log_likelihood_together
 from sde_gen.likelihood_run import LikelihoodSettings, likelihood_run
+from sde_gen.metrics import features
+from sde_gen.report import figures
 from sde_gen.runs import Run
 from sde_gen.sampling import SolverError, sample, sample_together
 from sde_gen.score import ScoreModel
@@ -243,5 +246,7 @@ def commands(lines: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    evaluation.FRAMES = 4  # a film of points draws each frame as a figure
+    evaluation.FRAMES, figures.DPI = 4, 40  # the pictures have tests of their own
+    ConstrainedLayoutEngine.execute = lambda *_: None  # type: ignore[method-assign, assignment]
+    features._SETTINGS["least_steps"] = 50
     {"equal": equal, "fails": fails, "commands": commands}[sys.argv[1]](sys.argv[2])

@@ -17,11 +17,20 @@ from browser import Browser, open_browser
 from toys import Command
 
 from sde_gen.cli import main
+from sde_gen.metrics import features
 from sde_gen.report_run import MOST_BYTES, write_report
 from sde_gen.run_contents import read_run, warnings
 
 TINY = ["--no-progress", "--network", "mlp", "--train-steps", "20", "--samples", "40", "--set", "training.evaluations=2"]
 HOSTILE = "<script>window.harmed=1</script>"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_features() -> Iterator[None]:
+    """How well classes are told apart is not the claim here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "_SETTINGS", features._SETTINGS | {"epochs": 2, "least_steps": 40})
+        yield
 
 
 @pytest.fixture(scope="module")
