@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import gc
 import hashlib
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from torch import Tensor
 
 PATIENCE = datetime.timedelta(hours=2)
 """How long processes wait for one that works alone; one that dies is noticed at once, by the others or by torchrun."""
+
+_groups = itertools.count()
 
 
 def world() -> int:
@@ -45,7 +48,10 @@ def processes(device: torch.device) -> Iterator[torch.device]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    store, own, size = next(dist.rendezvous("env://", timeout=PATIENCE))
+    store = dist.PrefixStore(f"sde_gen/{next(_groups)}", store)  # a second group must not meet at the addresses of the first
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=own, world_size=size, timeout=PATIENCE)
     try:
         with warnings.catch_warnings():
             if rank() > 0:

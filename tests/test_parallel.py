@@ -81,14 +81,15 @@ RUN = ("run", *DATA, "--train-steps", "12", "--set", "training.evaluations=2", "
 
 
 def test_a_run_by_two_processes_is_that_of_one_and_bad_input_is_said_once(sde_gen_command: Command, tmp_path: Path) -> None:
-    lines = [["run", *DATA, "--lr", "-1"], [*RUN, "--out", "two"]]
+    lines = [["run", *DATA, "--lr", "-1"], [*RUN, "--out", "two"], [*RUN, "--out", "two"]]
     code, output = launch(tmp_path, str(WORKER), "commands", json.dumps(lines))
     assert code == 0, output
     found = [json.loads((tmp_path / f"found{rank}.json").read_text()) for rank in range(2)]
-    assert [content["codes"] for content in found] == [[2, 0]] * 2
+    assert [content["codes"] for content in found] == [[2, 0, 0]] * 2
     assert [content["threads"] for content in found] == [[], []], "what they still hold brings a process down that is ending"
     assert output.count("lr must be positive") == 1
-    assert output.count("2 processes)") == output.count("sampled   33 with em") == 1
+    assert output.count("2 processes)") == output.count("reusing   the network") == 1, "a second group after the first"
+    assert output.count("sampled   33 with em") == 2
 
     code, _, err = sde_gen_command(*RUN, "--out", "one")
     assert (code, err) == (0, [])
