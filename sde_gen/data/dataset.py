@@ -63,7 +63,7 @@ class Dataset:
         items with their labels, `SIGNED` of them at most."""
         rows = torch.arange(min(SIGNED, len(self.train))) * len(self.train) // min(SIGNED, len(self.train))
         parts = [self.train] if self.train_labels is None else [self.train, self.train_labels]
-        digest = hashlib.sha256(b"".join(part[rows].numpy().tobytes() for part in parts))
+        digest = hashlib.sha256(b"".join(part[rows].cpu().numpy().tobytes() for part in parts))
         return {"shape": list(self.shape), "classes": self.classes, "items": len(self.training[0]), "sha256": digest.hexdigest()}
 
 
