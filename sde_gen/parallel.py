@@ -36,8 +36,9 @@ def processes(device: torch.device) -> Iterator[torch.device]:
     """The process group that torchrun asks for (none without torchrun), gloo on the CPU and NCCL on CUDA; gives this process's
     device. Warnings are left to the first process.
 
-    No process leaves before all are done, and the group's threads are gone then: one that lets go of its last tensor when the
-    interpreter is ending already brings the process down (github.com/pytorch/pytorch/issues/190489).
+    No process leaves before all are done, and gloo's threads end with the group: one that lets go of its last tensor when the
+    interpreter is ending already brings the process down (github.com/pytorch/pytorch/issues/190489). After `fully_shard` PyTorch
+    itself keeps the group and its threads; then the wait for the others is all the time that they have.
     """
     if _asked() == 1 or not dist.is_available():
         yield device

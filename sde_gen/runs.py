@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,13 @@ from .training.words import measure_levels
 from .version import __version__
 
 FILM = 100
+OF_TRAINING = ("snapshots", "tensorboard")
+"""What a training writes as it goes: a new one begins without what another left."""
 OF_NETWORK = (
-    *("snapshots", "solvers", "tensorboard", "compare", "likelihood"),
+    *("solvers", "compare", "likelihood"),
     *("history.json", "metrics.json", "doctor.json", "report.html", "loss.png", "samples.png", "denoising.gif"),
 )
-"""What a run directory holds that its network made: a new training begins without them."""
+"""What was made of a trained network: it stays as long as that network's checkpoint does."""
 Say = Callable[[str], None]
 
 
@@ -266,6 +268,8 @@ def _train(
     resume: State | None,
     tensorboard: bool,
 ) -> TrainResult:
+    replaces = resume is None  # what lies here was made of another network, until the first save
+
     def evaluated(step: int, result: TrainResult) -> None:
         count = 1000 if len(data.shape) == 1 else 25
         common: dict[str, Any] = {
@@ -278,6 +282,10 @@ def _train(
         report.picture_samples(out.x.cpu(), snapshots / f"step-{step:06d}.png", data.train, data.value_range)
 
     def keep(step: int, result: TrainResult, complete: bool = False) -> None:
+        nonlocal replaces
+        if replaces:
+            _remove(directory, OF_NETWORK)
+            replaces = False
         extra = {"complete": complete, "steps": step, "seconds": result.seconds, "identity": config.identity(), "data": signature}
         state = None if complete else result.state()
         save(result.raw, directory / "checkpoint", ema=result.model.network, extra=extra, state=state)  # type: ignore[arg-type]
@@ -292,11 +300,7 @@ def _train(
     first = parallel.rank() == 0
     if first:
         if resume is None:
-            for path in (directory / part for part in OF_NETWORK):
-                if path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink(missing_ok=True)
+            _remove(directory, OF_TRAINING)
         snapshots.mkdir(exist_ok=True)
         lines = [] if resume is None else resume[1]["history"]
         write_text(log, "".join(json.dumps(entry) + "\n" for entry in lines))
@@ -333,6 +337,14 @@ def _train(
     report.plot_loss(result.history, directory / "loss.png", linear)
     _forward_picture(result.model, data, directory / "forward.png")
     return result
+
+
+def _remove(directory: Path, parts: Sequence[str]) -> None:
+    for path in (directory / part for part in parts):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _forward_picture(model: ScoreModel, data: Dataset, path: Path) -> None:

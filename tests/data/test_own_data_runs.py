@@ -59,7 +59,7 @@ def test_own_files_train_and_sample(  # type: ignore[no-untyped-def]
     assert (code, err) == (0, []) and any(line.startswith("reusing") for line in out)
 
 
-def test_a_network_is_never_taken_for_one_of_other_data(sde_gen_command: Command, tmp_path: Path) -> None:
+def test_a_network_is_never_taken_for_one_of_other_data(sde_gen_command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def write(rows: np.ndarray) -> None:
         np.save(tmp_path / "mine.npy", rows.astype(np.float32))
 
@@ -86,6 +86,12 @@ def test_a_network_is_never_taken_for_one_of_other_data(sde_gen_command: Command
         assert code == 2 and len(err) == 1 and "(shape [2], now [4])" in err[0], err
     (run / "likelihood").mkdir()
     (run / "likelihood" / "likelihood.json").write_text("{}")
+    with monkeypatch.context() as patch:  # before the first save the old network is there, and so is what was made of it
+        patch.setattr("sde_gen.training.trainer.Trainer.advance", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            sde_gen_command(*arguments, "--retrain")
+    for part in ("likelihood", "solvers", "metrics.json", "history.json", "doctor.json"):
+        assert (run / part).exists(), part
     assert sde_gen_command(*arguments, "--retrain")[0] == 0
     assert not (run / "likelihood").exists() and not (run / "doctor.json").exists(), "what the other network made"
     assert "other data" not in (run / "report.html").read_text()
