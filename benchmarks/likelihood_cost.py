@@ -49,7 +49,7 @@ from sde_gen import SDE, VPSDE, ScoreModel, log_likelihood
 from sde_gen.config import resolve
 from sde_gen.data import load_dataset
 from sde_gen.divergence import DIVERGENCES, PROBES, Hutchinson
-from sde_gen.prior import MatchedPrior, Prior, SDEPrior
+from sde_gen.models.prior import MatchedPrior, Prior, SDEPrior
 from sde_gen.randomness import NoiseStream
 from sde_gen.runs import open_run
 from sde_gen.sdes.base import as_time

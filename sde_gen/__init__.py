@@ -10,11 +10,11 @@ from .fitting import FittedGrid, fit_grid
 from .latents import encode, interpolate, mix
 from .likelihood import LogLikelihood, log_likelihood
 from .losses import dsm_loss
+from .models.prior import Moments
+from .models.reverse import ReverseSDE
+from .models.score import Denoiser, ScoreModel
 from .networks import make_network
-from .prior import Moments
-from .reverse import ReverseSDE
 from .sampling import Samples, SolverError, sample
-from .score import Denoiser, ScoreModel
 from .sdes import SDE, VESDE, VPSDE, CosineVPSDE, SubVPSDE, make_sde
 from .solvers import Solver, make_solver
 from .training import CheckpointError, load, save, train

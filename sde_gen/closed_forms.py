@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .prior import Moments
-from .score import ScoreModel
+from .models.prior import Moments
+from .models.score import ScoreModel
 from .sdes import SDE
 from .solvers import Update
 

@@ -15,10 +15,10 @@ from .data import Dataset
 from .doctor_sampling import check_prior, check_steps
 from .findings import SURE, Finding, std_error, sure
 from .metrics import Estimate
-from .moments import LARGEST, measure_moments
-from .prior import Moments
+from .models.moments import LARGEST, measure_moments
+from .models.prior import Moments
+from .models.score import CLOCKS, PREDICTIONS, ScoreModel
 from .probe import ITEMS, REFERENCE, Learned, Probe
-from .score import CLOCKS, PREDICTIONS, ScoreModel
 
 MUCH = 0.2
 """Of what can be learned: how much better another explanation or other weights must be to be named."""

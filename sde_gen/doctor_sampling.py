@@ -9,10 +9,10 @@ from torch import Tensor
 
 from .findings import SURE, Finding, std_error
 from .metrics import Estimate, sliced_wasserstein
-from .prior import MatchedPrior
+from .models.prior import MatchedPrior
+from .models.score import ScoreModel
 from .probe import Probe
 from .sampling import sample
-from .score import ScoreModel
 from .solvers import FixedStepSolver, make_solver
 
 PRIOR_NATS = 0.02

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .data import Normalizer
-from .prior import Moments
-from .score import Denoiser, ScoreModel
+from .models.prior import Moments
+from .models.score import Denoiser, ScoreModel
 from .sdes import SDE
 from .shapes import expand_as
 

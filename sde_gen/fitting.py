@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .models.score import Denoiser
 from .randomness import NoiseStream
-from .score import Denoiser
 from .solvers import FixedStepSolver, Run, Solver, Update, make_solver
 
 SEED = 0x5EED

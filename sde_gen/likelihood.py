@@ -13,11 +13,11 @@ from torch import Tensor
 from . import parallel
 from .adams import Scale, integrate
 from .divergence import DIVERGENCES, PROBES, Divergence
-from .moments import moments_of
-from .prior import MatchedPrior, Moments
+from .models.moments import moments_of
+from .models.prior import MatchedPrior, Moments
+from .models.score import Denoiser
 from .randomness import NoiseStream, check_seed
 from .registry import lookup
-from .score import Denoiser
 from .sdes.base import as_time, check_positive
 from .solvers.grids import make_grid
 from .solvers.ode import Angle

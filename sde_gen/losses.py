@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .models.score import Denoiser
 from .registry import lookup
-from .score import Denoiser
 from .sdes import SDE
 from .sdes.base import as_time
 from .shapes import expand_as

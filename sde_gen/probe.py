@@ -11,8 +11,8 @@ from torch import Tensor
 from .empirical import EmpiricalDenoiser
 from .findings import std_error
 from .metrics import Estimate
-from .prior import Moments
-from .score import ScoreModel
+from .models.prior import Moments
+from .models.score import ScoreModel
 
 LEVELS = 16
 ITEMS, REFERENCE = 256, 2048

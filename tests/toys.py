@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sde_gen import SDE, Solver, make_sde
-from sde_gen.score import CLOCKS, PREDICTIONS
+from sde_gen.models.score import CLOCKS, PREDICTIONS
 from sde_gen.sdes import SDES
 from sde_gen.solvers import FixedStepSolver, Run, Update
 

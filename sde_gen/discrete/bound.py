@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from .. import parallel
-from ..integer_data import check_batch, check_levels, short
+from ..data.integers import check_batch, check_levels, short
+from ..models.score import Denoiser
 from ..randomness import NoiseStream, check_seed
-from ..score import Denoiser
 from ..shapes import expand_as
 from .chain import Index
 from .terms import decoder_nll

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..score import CLOCKS, PREDICTIONS
+from ..models.score import CLOCKS, PREDICTIONS
 from ..sdes import SDE, SDES
 from ..sdes.base import check_positive
 from .chain import ChainSDE, DiscreteChain, make_chain

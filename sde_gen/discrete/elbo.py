@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..score import Denoiser
+from ..models.score import Denoiser
 from .bound import Batch, Elbo, Table, Task
 from .chain import VARIANCES, DiscreteChain, Index
 from .terms import prior_kl, step_kl, step_log_ratio, variance_alone

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..score import Denoiser
+from ..models.score import Denoiser
 from ..shapes import expand_as
 from .chain import DiscreteChain
 from .terms import decoder_nll, step_kl

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..score import Denoiser
+from ..models.score import Denoiser
 from ..shapes import expand_as
 from .chain import DiscreteChain, Index
 

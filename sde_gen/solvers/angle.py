@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..prior import Moments
+from ..models.prior import Moments
 from ..sdes import SDE
 from ..sdes.base import check_positive
 from .base import FixedStepSolver, Run, Table, Update

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..moments import moments_of
-from ..prior import Moments
+from ..models.moments import moments_of
+from ..models.prior import Moments
+from ..models.score import Denoiser
 from ..randomness import NoiseStream
-from ..score import Denoiser
 from ..sdes import SDE
 from ..shapes import expand_as
 from .grids import NORMAL, make_grid

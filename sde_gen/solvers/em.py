@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..reverse import coefficients
+from ..models.reverse import coefficients
 from ..sdes import SDE
 from .base import FixedStepSolver, Update, rows
 

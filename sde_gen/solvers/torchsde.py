@@ -11,8 +11,8 @@ import torch
 import torchsde
 from torch import Tensor
 
+from ..models.reverse import coefficients
 from ..registry import lookup
-from ..reverse import coefficients
 from ..sdes import SDE
 from ..sdes.base import as_time, check_positive
 from .base import Run, Solver, rows

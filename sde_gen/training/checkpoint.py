@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from ..data import Normalizer
 from ..fitting import FittedGrid
+from ..models.prior import Moments
+from ..models.score import ScoreModel
 from ..networks import NETWORKS, Network, make_network
-from ..prior import Moments
-from ..score import ScoreModel
 from ..sdes import SDES, make_sde
 from ..version import __version__
 from .store import MANIFEST, CheckpointError, fault, newest, versions, write_version

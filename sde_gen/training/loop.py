@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from .. import parallel
 from ..data import Normalizer, Source
+from ..models.prior import Moments
+from ..models.score import ScoreModel
 from ..networks import make_network
-from ..prior import Moments
-from ..score import ScoreModel
 from ..sdes import SDE, make_sde
 from .checkpoint import CheckpointError, State
 from .settings import TrainSettings

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..discrete import IndexSampler, chain_loss, chain_of
 from ..losses import TIME_SAMPLERS, dsm_loss
-from ..score import ScoreModel
+from ..models.score import ScoreModel
 from .settings import TrainSettings
 
 

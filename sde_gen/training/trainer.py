@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 
 from .. import memory, parallel
 from ..data import Source
-from ..prior import Moments
-from ..score import ScoreModel
+from ..models.prior import Moments
+from ..models.score import ScoreModel
 from .checkpoint import State
 from .ema import power_average
 from .objective import Draw, Objective

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..prior import Moments
-from ..score import ScoreModel
+from ..models.prior import Moments
+from ..models.score import ScoreModel
 
 LEVELS = 16
 MOST_SAMPLES = 128

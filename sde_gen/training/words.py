@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..prior import Moments
-from ..score import ScoreModel
+from ..models.prior import Moments
+from ..models.score import ScoreModel
 from .validation import Validation
 
 RANGES = (("small noise", 2.0, math.inf), ("middle", -2.0, 2.0), ("large noise", -math.inf, -2.0))

@@ -10,7 +10,7 @@ from toys import all_sdes
 
 from sde_gen import Moments, make_sde
 from sde_gen.discrete import DiscreteChain, discretized_log_prob, make_chain, prior_kl, step_kl, step_log_ratio
-from sde_gen.prior import MatchedPrior, SDEPrior
+from sde_gen.models.prior import MatchedPrior, SDEPrior
 
 SDES = all_sdes()
 VP = make_sde("vp")

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..registry import lookup
+from ..sdes import SDE
+from ..sdes.base import as_time, check_positive
+from ..shapes import expand_as
 from .prior import MatchedPrior, Moments, Prior, SDEPrior
-from .registry import lookup
-from .sdes import SDE
-from .sdes.base import as_time, check_positive
-from .shapes import expand_as
 
 CLOCKS: dict[str, Callable[[SDE, Tensor], Tensor]] = {
     "time": lambda sde, t: t,

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..randomness import NoiseStream
 from .prior import Moments
-from .randomness import NoiseStream
 from .score import Denoiser
 
 SEED = 0x6D6F6D

@@ -7,7 +7,7 @@ from toys import all_sdes
 
 from sde_gen import ReverseSDE, make_sde
 from sde_gen.closed_forms import GaussianData, RingData, column, marginal
-from sde_gen.reverse import coefficients
+from sde_gen.models.reverse import coefficients
 
 SDES = all_sdes()
 every = pytest.mark.parametrize("name", SDES)

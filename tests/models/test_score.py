@@ -8,7 +8,7 @@ from toys import FREE_CLOCKS, FREE_PREDICTIONS, LinearPath, all_sdes
 
 from sde_gen import Moments, ScoreModel, make_sde
 from sde_gen.closed_forms import GaussianData, MixtureData, column, marginal
-from sde_gen.score import CLOCKS, PREDICTIONS
+from sde_gen.models.score import CLOCKS, PREDICTIONS
 
 SDES = all_sdes()
 STD = 0.7

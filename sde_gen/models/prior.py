@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .sdes import SDE
+from ..sdes import SDE
 
 MAX_COVARIANCE = 1024
 """Up to this many dimensions `Moments.fit` keeps the whole covariance; above it, each element's variance."""

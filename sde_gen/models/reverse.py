@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..sdes import SDE
+from ..sdes.base import as_time
+from ..shapes import expand_as
 from .score import Denoiser
-from .sdes import SDE
-from .sdes.base import as_time
-from .shapes import expand_as
 
 
 def coefficients(sde: SDE, t: Tensor | float, eta: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:

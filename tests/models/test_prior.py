@@ -7,7 +7,7 @@ from toys import all_sdes
 
 from sde_gen import Moments, ScoreModel, make_sde
 from sde_gen.closed_forms import GaussianData, marginal
-from sde_gen.prior import MatchedPrior, SDEPrior
+from sde_gen.models.prior import MatchedPrior, SDEPrior
 
 SDES = all_sdes()
 DATA = GaussianData.correlated()
