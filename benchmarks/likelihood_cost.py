@@ -41,6 +41,7 @@ import numpy as np
 import peer_samplers
 import torch
 from scipy.integrate import solve_ivp
+from sde_gen.likelihood.flow.divergence import DIVERGENCES, PROBES, Hutchinson
 from solver_error import Levels, mixture
 from torch import Tensor
 
@@ -48,7 +49,6 @@ import sde_gen
 from sde_gen import SDE, VPSDE, ScoreModel, log_likelihood
 from sde_gen.config import resolve
 from sde_gen.data import load_dataset
-from sde_gen.divergence import DIVERGENCES, PROBES, Hutchinson
 from sde_gen.models.prior import MatchedPrior, Prior, SDEPrior
 from sde_gen.randomness import NoiseStream
 from sde_gen.runs import open_run

@@ -1,6 +1,5 @@
 """sde_gen: score-based diffusion models in continuous time."""
 
-from .bits import BitsPerDim, bits_per_dim
 from .data import Dataset, Normalizer, load_dataset
 from .discrete import DiscreteChain, elbo, elbo_continuous, make_chain
 from .doctor import diagnose
@@ -8,7 +7,8 @@ from .empirical import empirical_score
 from .findings import Finding
 from .fitting import FittedGrid, fit_grid
 from .latents import encode, interpolate, mix
-from .likelihood import LogLikelihood, log_likelihood
+from .likelihood.bits_per_dim import BitsPerDim, bits_per_dim
+from .likelihood.flow import LogLikelihood, log_likelihood
 from .losses import dsm_loss
 from .models.prior import Moments
 from .models.reverse import ReverseSDE

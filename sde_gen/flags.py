@@ -10,12 +10,12 @@ from typing import Any
 
 import yaml
 
-from .bits import DEQUANTISATIONS
 from .comparison import CALLS, CompareSettings
 from .config import ConfigError, read_config, read_yaml
 from .data import DATASETS, PATHS, SOURCES
-from .divergence import DIVERGENCES
-from .likelihood import EXACT_UP_TO
+from .likelihood.bits_per_dim import DEQUANTISATIONS
+from .likelihood.divergence import DIVERGENCES
+from .likelihood.flow import EXACT_UP_TO
 from .likelihood_run import LikelihoodSettings
 from .networks import NETWORKS
 from .sdes import SDES

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from . import parallel, report
-from .bits import DEQUANTISATIONS, BitsPerDim, bits_per_dim, matching_time
 from .config import ConfigError
 from .discrete import DiscreteChain, Elbo, elbo, elbo_continuous
-from .divergence import DIVERGENCES
-from .likelihood import log_likelihood_together, prior_mismatch
+from .likelihood.bits_per_dim import DEQUANTISATIONS, BitsPerDim, bits_per_dim, matching_time
+from .likelihood.divergence import DIVERGENCES
+from .likelihood.flow import log_likelihood_together, prior_mismatch
 from .randomness import check_seed
 from .registry import lookup
 from .runs import Run, write_text

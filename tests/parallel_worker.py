@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from sde_gen.likelihood.flow.bits_per_dim import bits_per_dim
 from torch import Tensor, nn
 
 from sde_gen import evaluation, parallel
-from sde_gen.bits import bits_per_dim
 from sde_gen.cli import main
 from sde_gen.comparison import CompareSettings, compare_run
 from sde_gen.config import RunConfig
 from sde_gen.data import Dataset, Source
 from sde_gen.discrete import DiscreteChain, elbo, elbo_continuous
 from sde_gen.evaluation import Judge
-from sde_gen.likelihood import log_likelihood, log_likelihood_together
+from sde_gen.likelihood.flow import log_likelihood, log_likelihood_together
 from sde_gen.likelihood_run import LikelihoodSettings, likelihood_run
 from sde_gen.metrics import features
 from sde_gen.models.score import ScoreModel

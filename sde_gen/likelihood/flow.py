@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import parallel
+from .. import parallel
+from ..models.moments import moments_of
+from ..models.prior import MatchedPrior, Moments
+from ..models.score import Denoiser
+from ..randomness import NoiseStream, check_seed
+from ..registry import lookup
+from ..sdes.base import as_time, check_positive
+from ..solvers.grids import make_grid
+from ..solvers.ode import Angle
 from .adams import Scale, integrate
 from .divergence import DIVERGENCES, PROBES, Divergence
-from .models.moments import moments_of
-from .models.prior import MatchedPrior, Moments
-from .models.score import Denoiser
-from .randomness import NoiseStream, check_seed
-from .registry import lookup
-from .sdes.base import as_time, check_positive
-from .solvers.grids import make_grid
-from .solvers.ode import Angle
 
 EXACT_UP_TO = 32
 """Dimensions up to which the divergence is exact unless another is asked for."""

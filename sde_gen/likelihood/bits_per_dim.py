@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .data.integers import check_levels, short
-from .likelihood import log_likelihood, log_likelihood_together
-from .models.score import Denoiser
-from .randomness import NoiseStream, check_seed
+from ..data.integers import check_levels, short
+from ..models.score import Denoiser
+from ..randomness import NoiseStream, check_seed
+from .flow import log_likelihood, log_likelihood_together
 
 DEQUANTISATIONS = ("uniform", "truncated_normal")
 CUT = 3.0

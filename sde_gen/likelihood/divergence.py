@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .randomness import NoiseStream
+from ..randomness import NoiseStream
 
 _CHUNK = 1 << 21
 """Numbers in the products that the exact trace has in hand at once."""
