@@ -5,8 +5,6 @@ from .discrete import DiscreteChain, elbo, elbo_continuous, make_chain
 from .doctor import diagnose
 from .empirical import empirical_score
 from .findings import Finding
-from .fitting import FittedGrid, fit_grid
-from .latents import encode, interpolate, mix
 from .likelihood.bits_per_dim import BitsPerDim, bits_per_dim
 from .likelihood.flow import LogLikelihood, log_likelihood
 from .losses import dsm_loss
@@ -14,7 +12,9 @@ from .models.prior import Moments
 from .models.reverse import ReverseSDE
 from .models.score import Denoiser, ScoreModel
 from .networks import make_network
-from .sampling import Samples, SolverError, sample
+from .sampling.fitting import FittedGrid, fit_grid
+from .sampling.latents import encode, interpolate, mix
+from .sampling.sample import Samples, SolverError, sample
 from .sdes import SDE, VESDE, VPSDE, CosineVPSDE, SubVPSDE, make_sde
 from .solvers import Solver, make_solver
 from .training import CheckpointError, load, save, train

@@ -18,7 +18,7 @@ from .evaluation import report_lines, sample_run
 from .likelihood_run import LikelihoodSettings, check_settings, likelihood_run
 from .report_run import write_report
 from .runs import Run, check, check_world, choose_device, default_directory, fetch_data, load_data, open_run
-from .sampling import SolverError
+from .sampling.sample import SolverError
 from .suggest import resolve_ends, warnings_of_ends
 from .training import CheckpointError, Interrupted, TrainingError
 

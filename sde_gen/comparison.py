@@ -18,7 +18,7 @@ from .evaluation import Judge
 from .randomness import check_seed
 from .registry import lookup
 from .runs import Run, class_labels, write_text
-from .sampling import sample_together
+from .sampling.sample import sample_together
 from .solvers import SOLVERS, make_solver
 
 CALLS = (5, 10, 20, 50, 100)

@@ -12,7 +12,7 @@ from .metrics import Estimate, sliced_wasserstein
 from .models.prior import MatchedPrior
 from .models.score import ScoreModel
 from .probe import Probe
-from .sampling import sample
+from .sampling.sample import sample
 from .solvers import FixedStepSolver, make_solver
 
 PRIOR_NATS = 0.02

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from . import metrics, parallel, report
 from .data import Dataset
-from .fitting import FittedGrid, fit_grid
 from .runs import FILM, Run, class_labels, environment, shown_state, write_text
-from .sampling import sample, sample_together
+from .sampling.fitting import FittedGrid, fit_grid
+from .sampling.sample import sample, sample_together
 from .solvers import make_solver
 from .training import save_fitted
 from .training.words import words

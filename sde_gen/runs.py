@@ -17,12 +17,12 @@ from . import parallel, report
 from .config import ConfigError, RunConfig
 from .data import SOURCES, Dataset, download, load_dataset
 from .empirical import best_level_loss
-from .fitting import check_fit
 from .models.score import ScoreModel
 from .networks import summary
 from .report.events import EventWriter, require_tensorboard
 from .report.files import atomic_path
-from .sampling import sample
+from .sampling.fitting import check_fit
+from .sampling.sample import sample
 from .solvers import GRIDS, make_solver
 from .suggest import resolve_ends, warnings_of_ends
 from .training import CheckpointError, Objective, State, TrainResult, build_model, check_processes, fit, load, read_extra, read_state, save

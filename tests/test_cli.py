@@ -69,7 +69,7 @@ def test_a_run_leaves_what_it_says_and_a_second_one_only_samples(command: Comman
 
 
 def test_a_fitted_grid_is_kept_with_the_checkpoint(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sde_gen.fitting.EVALUATIONS", 60)
+    monkeypatch.setattr("sde_gen.sampling.fitting.EVALUATIONS", 60)
     data = ["--data", "gaussians8", *FEW, "--samples", "64", "--solver", "angle", "--steps", "3"]
     code, out, err = command(*QUICK, *data, "--grid", "fitted")
     assert (code, err) == (0, [])

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..data import Normalizer
-from ..fitting import FittedGrid
 from ..models.prior import Moments
 from ..models.score import ScoreModel
 from ..networks import NETWORKS, Network, make_network
+from ..sampling.fitting import FittedGrid
 from ..sdes import SDES, make_sde
 from ..version import __version__
 from .store import MANIFEST, CheckpointError, fault, newest, versions, write_version

@@ -102,7 +102,7 @@ def test_ours_run_without_peers(bench, tmp_path, monkeypatch, capsys):
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr(bench.peer_samplers, "version", absent)
-    monkeypatch.setattr("sde_gen.fitting.EVALUATIONS_FREE", 60)
+    monkeypatch.setattr("sde_gen.sampling.fitting.EVALUATIONS_FREE", 60)
     out = tmp_path / "solver_error.json"
     arguments = ["--families", "2-D", "--budgets", "5", "20", "--seeds", "0", "--samples", "4", "--json", str(out)]
     result = bench.main(arguments)

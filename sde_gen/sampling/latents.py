@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .models.score import Denoiser
-from .sampling import sample
+from ..models.score import Denoiser
+from .sample import sample
 
 
 def encode(model: Denoiser, x: Tensor, solver: str = "ode", **options: Any) -> Tensor:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .models.score import Denoiser
-from .randomness import NoiseStream
-from .solvers import FixedStepSolver, Run, Solver, Update, make_solver
+from ..models.score import Denoiser
+from ..randomness import NoiseStream
+from ..solvers import FixedStepSolver, Run, Solver, Update, make_solver
 
 SEED = 0x5EED
 """Calibration samples have a seed of their own, so that no sample drawn later was seen by the fit (unless it asks for this)."""

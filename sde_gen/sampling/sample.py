@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import memory, parallel
-from .models.score import Denoiser
-from .randomness import NoiseStream, check_seed
-from .registry import lookup
-from .solvers import GRIDS, FixedStepSolver, Graphed, Run, Solver, make_solver
+from .. import memory, parallel
+from ..models.score import Denoiser
+from ..randomness import NoiseStream, check_seed
+from ..registry import lookup
+from ..solvers import GRIDS, FixedStepSolver, Graphed, Run, Solver, make_solver
 
 StepHook = Callable[[int, float, Tensor], bool | None]
 
