@@ -3,7 +3,7 @@
 from .data import Dataset, Normalizer, load_dataset
 from .discrete import DiscreteChain, elbo, elbo_continuous, make_chain
 from .doctor import diagnose
-from .empirical import empirical_score
+from .exact.empirical import empirical_score
 from .findings import Finding
 from .likelihood.bits_per_dim import BitsPerDim, bits_per_dim
 from .likelihood.flow import LogLikelihood, log_likelihood

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .empirical import EmpiricalDenoiser
+from .exact.empirical import EmpiricalDenoiser
 from .findings import std_error
 from .metrics import Estimate
 from .models.prior import Moments

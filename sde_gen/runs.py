@@ -16,7 +16,7 @@ from torch import Tensor
 from . import parallel, report
 from .config import ConfigError, RunConfig
 from .data import SOURCES, Dataset, download, load_dataset
-from .empirical import best_level_loss
+from .exact.empirical import best_level_loss
 from .models.score import ScoreModel
 from .networks import summary
 from .report.events import EventWriter, require_tensorboard

@@ -9,7 +9,7 @@ from scipy import stats
 from toys import all_sdes
 
 from sde_gen import ScoreModel, dsm_loss, make_sde
-from sde_gen.closed_forms import GaussianData, marginal
+from sde_gen.exact.mixtures import GaussianData, marginal
 from sde_gen.losses import LOG_NORMAL_MEAN, LOG_NORMAL_STD, TIME_SAMPLERS, WEIGHTINGS
 
 SDES = all_sdes()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import sde_gen
-from sde_gen.closed_forms import GaussianData
+from sde_gen.exact.mixtures import GaussianData
 from sde_gen.memory import out_of_memory
 
 DATA = GaussianData(torch.tensor([0.7, -0.3]), torch.tensor([[0.5, 0.2], [0.2, 0.4]]))

@@ -8,7 +8,7 @@ import torch
 
 import sde_gen
 from sde_gen import VPSDE, DiscreteChain
-from sde_gen.closed_forms import GaussianData, MixtureData, slope
+from sde_gen.exact.mixtures import GaussianData, MixtureData, slope
 from sde_gen.report import figures as fig
 from sde_gen.solvers import make_grid
 

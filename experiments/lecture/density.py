@@ -12,7 +12,7 @@ from torch import Tensor
 
 import sde_gen
 from sde_gen import SDE, make_sde
-from sde_gen.closed_forms import MixtureData
+from sde_gen.exact.mixtures import MixtureData
 from sde_gen.report import figures as fig
 
 from .lesson import Lesson, Numbers, Studio

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sde_gen import Normalizer, ScoreModel, make_sde, make_solver
-from sde_gen.closed_forms import slope
-from sde_gen.empirical import ReverseKernel, empirical_score, reverse_kernel
+from sde_gen.exact.empirical import ReverseKernel, empirical_score, reverse_kernel
+from sde_gen.exact.mixtures import slope
 from sde_gen.report import figures as fig
 from sde_gen.solvers import make_grid
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from sde_gen import VPSDE, closed_forms
+from sde_gen import VPSDE
+from sde_gen.exact import mixtures as closed_forms
 from sde_gen.metrics import Estimate, frechet_distance
 from sde_gen.solvers import SOLVERS
 

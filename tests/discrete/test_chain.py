@@ -253,7 +253,7 @@ def test_to_sde_approaches_the_sde():
 
 
 def test_solvers_run_on_a_chains_sde():
-    from sde_gen.closed_forms import GaussianData
+    from sde_gen.exact.mixtures import GaussianData
 
     data = GaussianData.correlated()
     sde = make_chain("linear", 1000).to_sde()

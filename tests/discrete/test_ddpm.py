@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from sde_gen import ScoreModel, make_chain, make_sde, sample
-from sde_gen.closed_forms import GaussianData
 from sde_gen.discrete import BETAS, ChainView, chain_of
+from sde_gen.exact.mixtures import GaussianData
 from sde_gen.randomness import NoiseStream
 
 DATA = GaussianData(torch.tensor([0.7, -0.3]), torch.tensor([[0.5, 0.2], [0.2, 0.4]]))

@@ -8,8 +8,8 @@ import torch
 from toys import all_sdes
 
 from sde_gen import Normalizer, ScoreModel, make_sde
-from sde_gen.closed_forms import GaussianData, slope
 from sde_gen.discrete import DiscreteChain, elbo, elbo_continuous, make_chain, prior_kl, step_kl
+from sde_gen.exact.mixtures import GaussianData, slope
 
 SDES = all_sdes()
 DATA = GaussianData.correlated()

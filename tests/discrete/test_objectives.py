@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from sde_gen import DiscreteChain, ScoreModel, dsm_loss, elbo, make_sde
-from sde_gen.closed_forms import GaussianData
 from sde_gen.data import Normalizer
 from sde_gen.discrete import OBJECTIVES, IndexSampler, chain_loss, chain_of
 from sde_gen.discrete.objectives import HISTORY
+from sde_gen.exact.mixtures import GaussianData
 
 VP = make_sde("vp")
 DATA = GaussianData(torch.tensor([0.7, -0.3]), torch.tensor([[0.5, 0.2], [0.2, 0.4]]))

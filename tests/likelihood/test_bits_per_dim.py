@@ -9,7 +9,7 @@ import torch
 from toys import all_sdes
 
 from sde_gen import BitsPerDim, Moments, Normalizer, ScoreModel, bits_per_dim, log_likelihood
-from sde_gen.closed_forms import MixtureData, marginal
+from sde_gen.exact.mixtures import MixtureData, marginal
 
 SDES = all_sdes()
 VP = SDES["vp"]

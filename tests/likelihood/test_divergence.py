@@ -9,7 +9,7 @@ from sde_gen.likelihood.flow.divergence import DIVERGENCES, Exact
 from toys import all_sdes
 
 from sde_gen import log_likelihood
-from sde_gen.closed_forms import MixtureData
+from sde_gen.exact.mixtures import MixtureData
 from sde_gen.randomness import NoiseStream
 
 SHAPES = [(1,), (5,), (2, 3, 3), (1, 4)]

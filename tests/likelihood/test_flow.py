@@ -11,7 +11,7 @@ from toys import CountingNetwork, FailingNetwork, all_sdes
 
 import sde_gen.likelihood
 from sde_gen import Moments, Normalizer, ScoreModel, log_likelihood, make_sde
-from sde_gen.closed_forms import GaussianData, MixtureData, marginal
+from sde_gen.exact.mixtures import GaussianData, MixtureData, marginal
 from sde_gen.solvers.grids import GRIDS, make_grid
 
 SDES = all_sdes()

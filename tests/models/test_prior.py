@@ -6,7 +6,7 @@ from torch.distributions import MultivariateNormal, Normal
 from toys import all_sdes
 
 from sde_gen import Moments, ScoreModel, make_sde
-from sde_gen.closed_forms import GaussianData, marginal
+from sde_gen.exact.mixtures import GaussianData, marginal
 from sde_gen.models.prior import MatchedPrior, SDEPrior
 
 SDES = all_sdes()

@@ -6,7 +6,7 @@ import torchsde
 from toys import all_sdes
 
 from sde_gen import ReverseSDE, make_sde
-from sde_gen.closed_forms import GaussianData, RingData, column, marginal
+from sde_gen.exact.mixtures import GaussianData, RingData, column, marginal
 from sde_gen.models.reverse import coefficients
 
 SDES = all_sdes()

@@ -7,7 +7,7 @@ import torch
 from toys import FREE_CLOCKS, FREE_PREDICTIONS, LinearPath, all_sdes
 
 from sde_gen import Moments, ScoreModel, make_sde
-from sde_gen.closed_forms import GaussianData, MixtureData, column, marginal
+from sde_gen.exact.mixtures import GaussianData, MixtureData, column, marginal
 from sde_gen.models.score import CLOCKS, PREDICTIONS
 
 SDES = all_sdes()

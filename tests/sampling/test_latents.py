@@ -3,8 +3,8 @@ import torch
 from toys import all_sdes
 
 import sde_gen
-from sde_gen.closed_forms import GaussianData, RingData
 from sde_gen.discrete import chain_of
+from sde_gen.exact.mixtures import GaussianData, RingData
 
 SDES = all_sdes()
 DATA = GaussianData.correlated()

@@ -7,7 +7,7 @@ import torch
 from toys import CountingNetwork, FailingNetwork, LinearPath, ToyDDIM, ToyEuler, all_sdes
 
 from sde_gen import ScoreModel, Solver, SolverError, make_sde, make_solver, sample
-from sde_gen.closed_forms import GaussianData, MixtureData
+from sde_gen.exact.mixtures import GaussianData, MixtureData
 from sde_gen.solvers import SOLVERS, make_grid
 
 SDES = all_sdes()

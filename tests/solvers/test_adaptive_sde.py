@@ -8,7 +8,7 @@ import torch
 from toys import CountingNetwork, FailingNetwork, all_sdes
 
 from sde_gen import ScoreModel, SolverError, make_sde, make_solver, sample
-from sde_gen.closed_forms import GaussianData, MixtureData, slope
+from sde_gen.exact.mixtures import GaussianData, MixtureData, slope
 from sde_gen.randomness import NoiseStream
 from sde_gen.solvers import Run, adaptive_sde, make_grid
 

@@ -5,7 +5,7 @@ import torch
 from toys import all_sdes
 
 from sde_gen import make_sde, make_solver
-from sde_gen.closed_forms import GaussianData, marginal
+from sde_gen.exact.mixtures import GaussianData, marginal
 from sde_gen.solvers import make_grid
 
 SDES = all_sdes()

@@ -5,7 +5,7 @@ import torch
 from toys import all_sdes
 
 from sde_gen import ScoreModel, make_sde, make_solver, sample
-from sde_gen.closed_forms import GaussianData, RingData, slope
+from sde_gen.exact.mixtures import GaussianData, RingData, slope
 from sde_gen.models.moments import LARGEST, measure_moments, moments_of
 from sde_gen.randomness import NoiseStream
 from sde_gen.solvers import Run, make_grid

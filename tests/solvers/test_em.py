@@ -9,7 +9,7 @@ import torchsde
 from toys import all_sdes
 
 from sde_gen import ReverseSDE, make_sde, make_solver, sample
-from sde_gen.closed_forms import MixtureData, RingData, slope
+from sde_gen.exact.mixtures import MixtureData, RingData, slope
 from sde_gen.solvers import Run, make_grid
 
 SDES = all_sdes()

@@ -5,7 +5,7 @@ import torch
 from toys import all_sdes
 
 from sde_gen import make_sde
-from sde_gen.closed_forms import marginal
+from sde_gen.exact.mixtures import marginal
 from sde_gen.solvers import GRIDS, make_grid
 from sde_gen.solvers.grids import KARRAS_RHO
 

@@ -3,7 +3,7 @@ import torch
 from toys import all_sdes
 
 from sde_gen import make_solver
-from sde_gen.closed_forms import GaussianData
+from sde_gen.exact.mixtures import GaussianData
 from sde_gen.solvers.langevin import langevin_steps
 
 SDES = all_sdes()

@@ -9,7 +9,7 @@ from scipy.integrate import solve_ivp
 from toys import CountingNetwork, FailingNetwork, all_sdes
 
 from sde_gen import ScoreModel, SolverError, make_sde, sample
-from sde_gen.closed_forms import GaussianData, MixtureData, RingData
+from sde_gen.exact.mixtures import GaussianData, MixtureData, RingData
 from sde_gen.solvers.ode import WATCHED, A, Angle, C, E
 
 SDES = all_sdes()

@@ -5,7 +5,7 @@ import torch
 from toys import ToyDDIM, ToyEuler, all_sdes
 
 from sde_gen import make_sde, make_solver, sample
-from sde_gen.closed_forms import GaussianData, marginal
+from sde_gen.exact.mixtures import GaussianData, marginal
 from sde_gen.solvers import PredictorCorrector, Run, make_grid, run_updates
 
 SDES = all_sdes()

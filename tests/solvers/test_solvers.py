@@ -7,7 +7,7 @@ import torch
 from toys import CountingNetwork, ToyDDIM, ToyEuler, all_sdes
 
 from sde_gen import ScoreModel, make_sde, make_solver, sample
-from sde_gen.closed_forms import GaussianData, RingData, slope
+from sde_gen.exact.mixtures import GaussianData, RingData, slope
 from sde_gen.randomness import NoiseStream
 from sde_gen.solvers import GRIDS, SOLVERS, FixedStepSolver, Run, Update, make_grid, run_updates
 from sde_gen.solvers.base import rows, seen_as

@@ -9,7 +9,7 @@ import torchsde
 from toys import CountingNetwork, FailingNetwork, all_sdes
 
 from sde_gen import ReverseSDE, ScoreModel, SolverError, make_sde, make_solver, sample
-from sde_gen.closed_forms import GaussianData, MixtureData, slope
+from sde_gen.exact.mixtures import GaussianData, MixtureData, slope
 from sde_gen.solvers import GRIDS, Run, make_grid
 
 SDES = all_sdes()

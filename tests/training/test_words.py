@@ -3,8 +3,8 @@ import math
 import torch
 
 from sde_gen import empirical_score, make_sde
-from sde_gen.closed_forms import GaussianData
-from sde_gen.empirical import best_level_loss
+from sde_gen.exact.empirical import best_level_loss
+from sde_gen.exact.mixtures import GaussianData
 from sde_gen.training import build_model
 from sde_gen.training.words import measure_levels, words
 

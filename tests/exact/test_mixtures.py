@@ -4,7 +4,7 @@ import pytest
 import torch
 from toys import all_sdes
 
-from sde_gen.closed_forms import GaussianData, MixtureData, RingData, marginal
+from sde_gen.exact.mixtures import GaussianData, MixtureData, RingData, marginal
 
 SDES = all_sdes()
 EYE = torch.eye(2, dtype=torch.float64)

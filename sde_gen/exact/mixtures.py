@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .models.prior import Moments
-from .models.score import ScoreModel
-from .sdes import SDE
-from .solvers import Update
+from ..models.prior import Moments
+from ..models.score import ScoreModel
+from ..sdes import SDE
+from ..solvers import Update
 
 Time = Tensor | float
 

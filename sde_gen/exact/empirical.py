@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .data import Normalizer
-from .models.prior import Moments
-from .models.score import Denoiser, ScoreModel
-from .sdes import SDE
-from .shapes import expand_as
+from ..data import Normalizer
+from ..models.prior import Moments
+from ..models.score import Denoiser, ScoreModel
+from ..sdes import SDE
+from ..shapes import expand_as
 
 CHUNK = 1 << 22
 """Distances between states and data that are in memory at once."""

@@ -4,8 +4,9 @@ import pytest
 import torch
 from toys import all_sdes
 
-from sde_gen import Moments, Normalizer, ScoreModel, empirical, make_sde, sample
-from sde_gen.empirical import best_level_loss, best_loss, empirical_score, gaussian_gap, reverse_kernel
+from sde_gen import Moments, Normalizer, ScoreModel, make_sde, sample
+from sde_gen.exact import empirical
+from sde_gen.exact.empirical import best_level_loss, best_loss, empirical_score, gaussian_gap, reverse_kernel
 from sde_gen.training.validation import Validation
 
 
