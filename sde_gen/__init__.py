@@ -7,7 +7,6 @@ from .exact.empirical import empirical_score
 from .findings import Finding
 from .likelihood.bits_per_dim import BitsPerDim, bits_per_dim
 from .likelihood.flow import LogLikelihood, log_likelihood
-from .losses import dsm_loss
 from .models.prior import Moments
 from .models.reverse import ReverseSDE
 from .models.score import Denoiser, ScoreModel
@@ -18,6 +17,7 @@ from .sampling.sample import Samples, SolverError, sample
 from .sdes import SDE, VESDE, VPSDE, CosineVPSDE, SubVPSDE, make_sde
 from .solvers import Solver, make_solver
 from .training import CheckpointError, load, save, train
+from .training.losses import dsm_loss
 from .version import __version__ as __version__
 
 __all__ = [

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..discrete import IndexSampler, chain_loss, chain_of
-from ..losses import TIME_SAMPLERS, dsm_loss
 from ..models.score import ScoreModel
+from .losses import TIME_SAMPLERS, dsm_loss
 from .settings import TrainSettings
 
 

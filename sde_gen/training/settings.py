@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from ..discrete import INDEX_SAMPLERS
 from ..discrete import OBJECTIVES as OF_CHAIN
-from ..losses import TIME_SAMPLERS, WEIGHTINGS
 from ..registry import lookup
 from .ema import MOST_WIDTH
+from .losses import TIME_SAMPLERS, WEIGHTINGS
 
 OBJECTIVES = ("dsm", *OF_CHAIN)
 SHARDINGS = ("fsdp",)

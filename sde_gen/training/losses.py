@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .models.score import Denoiser
-from .registry import lookup
-from .sdes import SDE
-from .sdes.base import as_time
-from .shapes import expand_as
+from ..models.score import Denoiser
+from ..registry import lookup
+from ..sdes import SDE
+from ..sdes.base import as_time
+from ..shapes import expand_as
 
 Weighting = Callable[[SDE, Tensor, float], Tensor]
 TimeSampler = Callable[[SDE, int, "torch.Generator | None", float], tuple[Tensor, Tensor]]

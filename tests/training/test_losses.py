@@ -10,7 +10,7 @@ from toys import all_sdes
 
 from sde_gen import ScoreModel, dsm_loss, make_sde
 from sde_gen.exact.mixtures import GaussianData, marginal
-from sde_gen.losses import LOG_NORMAL_MEAN, LOG_NORMAL_STD, TIME_SAMPLERS, WEIGHTINGS
+from sde_gen.training.losses import LOG_NORMAL_MEAN, LOG_NORMAL_STD, TIME_SAMPLERS, WEIGHTINGS
 
 SDES = all_sdes()
 DATA = GaussianData.correlated()
