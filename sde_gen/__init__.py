@@ -1,10 +1,10 @@
 """sde_gen: score-based diffusion models in continuous time."""
 
 from .data import Dataset, Normalizer, load_dataset
+from .diagnostics.doctor import diagnose
+from .diagnostics.findings import Finding
 from .discrete import DiscreteChain, elbo, elbo_continuous, make_chain
-from .doctor import diagnose
 from .exact.empirical import empirical_score
-from .findings import Finding
 from .likelihood.bits_per_dim import BitsPerDim, bits_per_dim
 from .likelihood.flow import LogLikelihood, log_likelihood
 from .models.prior import Moments

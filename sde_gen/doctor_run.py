@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from .config import ConfigError, read_config, resolve
-from .doctor import Finding, diagnose
+from .diagnostics.doctor import Finding, diagnose
 from .runs import changed_data, load_data, write_text
 from .training import load
 

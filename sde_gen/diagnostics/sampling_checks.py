@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..metrics import Estimate, sliced_wasserstein
+from ..models.prior import MatchedPrior
+from ..models.score import ScoreModel
+from ..sampling.sample import sample
+from ..solvers import FixedStepSolver, make_solver
 from .findings import SURE, Finding, std_error
-from .metrics import Estimate, sliced_wasserstein
-from .models.prior import MatchedPrior
-from .models.score import ScoreModel
 from .probe import Probe
-from .sampling.sample import sample
-from .solvers import FixedStepSolver, make_solver
 
 PRIOR_NATS = 0.02
 """KL of the data at t_max to the prior that counts: by Pinsker's inequality a tenth of the samples could be misplaced."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from toys import TINY_RUN, Command
 
 from sde_gen import SDE, Dataset, ScoreModel, diagnose, load, load_dataset, make_sde, save
-from sde_gen.doctor_sampling import permuted_distance
+from sde_gen.diagnostics.sampling_checks import permuted_distance
 from sde_gen.exact.mixtures import GaussianData, MixtureData, RingData
 from sde_gen.training import TrainSettings, build_model, fit
 

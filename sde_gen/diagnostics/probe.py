@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .exact.empirical import EmpiricalDenoiser
+from ..exact.empirical import EmpiricalDenoiser
+from ..metrics import Estimate
+from ..models.prior import Moments
+from ..models.score import ScoreModel
 from .findings import std_error
-from .metrics import Estimate
-from .models.prior import Moments
-from .models.score import ScoreModel
 
 LEVELS = 16
 ITEMS, REFERENCE = 256, 2048

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .data import Dataset
-from .doctor_sampling import check_prior, check_steps
+from ..data import Dataset
+from ..metrics import Estimate
+from ..models.moments import LARGEST, measure_moments
+from ..models.prior import Moments
+from ..models.score import CLOCKS, PREDICTIONS, ScoreModel
 from .findings import SURE, Finding, std_error, sure
-from .metrics import Estimate
-from .models.moments import LARGEST, measure_moments
-from .models.prior import Moments
-from .models.score import CLOCKS, PREDICTIONS, ScoreModel
 from .probe import ITEMS, REFERENCE, Learned, Probe
+from .sampling_checks import check_prior, check_steps
 
 MUCH = 0.2
 """Of what can be learned: how much better another explanation or other weights must be to be named."""
