@@ -12,8 +12,8 @@ import json
 from pathlib import Path
 
 from sde_gen import metrics, sample
-from sde_gen.config import resolve
-from sde_gen.runs import open_run
+from sde_gen.commands.config import resolve
+from sde_gen.commands.runs import open_run
 from sde_gen.sdes import SDES
 
 

@@ -47,11 +47,11 @@ from torch import Tensor
 
 import sde_gen
 from sde_gen import SDE, VPSDE, ScoreModel, log_likelihood
-from sde_gen.config import resolve
+from sde_gen.commands.config import resolve
+from sde_gen.commands.runs import open_run
 from sde_gen.data import load_dataset
 from sde_gen.models.prior import MatchedPrior, Prior, SDEPrior
 from sde_gen.randomness import NoiseStream
-from sde_gen.runs import open_run
 from sde_gen.sdes.base import as_time
 
 PARTS = ("mixture", "digits", "trace")

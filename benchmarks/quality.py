@@ -34,10 +34,10 @@ import torch
 from excess import Score, equal_count_score, excess_ratio
 from torch import Tensor
 
-from sde_gen.config import RunConfig, resolve
+from sde_gen.commands.config import RunConfig, resolve
+from sde_gen.commands.runs import open_run
 from sde_gen.data import Dataset, load_dataset
 from sde_gen.metrics import Estimate, FeatureNet, cached_features, frechet_distance, memorised_fraction, precision_recall
-from sde_gen.runs import open_run
 from sde_gen.sampling.sample import sample
 from sde_gen.training import read_extra
 

@@ -35,10 +35,10 @@ from torch import Tensor
 
 import sde_gen
 from sde_gen import VESDE, ScoreModel, make_solver, sample
-from sde_gen.config import resolve
+from sde_gen.commands.config import resolve
+from sde_gen.commands.runs import open_run
 from sde_gen.data import load_dataset
 from sde_gen.exact.mixtures import MixtureData
-from sde_gen.runs import open_run
 from sde_gen.solvers import SOLVERS
 
 OUT_OF_THE_BOX: dict[str, Any] = {"solver": "angle"}

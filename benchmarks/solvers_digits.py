@@ -12,9 +12,9 @@ import dataclasses
 import json
 from pathlib import Path
 
-from sde_gen.config import resolve
-from sde_gen.evaluation import sample_run
-from sde_gen.runs import choose_device, open_run
+from sde_gen.commands.config import resolve
+from sde_gen.commands.evaluation import sample_run
+from sde_gen.commands.runs import choose_device, open_run
 from sde_gen.solvers import SOLVERS
 
 

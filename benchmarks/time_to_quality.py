@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from quality import HERE, PEERS, draw_ours, keep, kept, numbers, peers
 
-from sde_gen.config import resolve
+from sde_gen.commands.config import resolve
 from sde_gen.data import load_dataset
 from sde_gen.metrics import cached_features, frechet_distance
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from lecture import LESSONS, Studio
 from lecture.lesson import STEPS, Lesson, Numbers
 
-from sde_gen.config import ConfigError
+from sde_gen.commands.config import ConfigError
 from sde_gen.report.files import atomic_path
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"

@@ -2,7 +2,7 @@
 
 import sys
 
-from sde_gen.cli import main
+from sde_gen.commands.cli import main
 
 if __name__ == "__main__":
     sys.exit(main(["likelihood", *sys.argv[1:]]))

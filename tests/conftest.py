@@ -8,7 +8,7 @@ import torch
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from toys import Command
 
-from sde_gen.cli import main
+from sde_gen.commands.cli import main
 from sde_gen.metrics import FeatureNet, cached_features, features
 
 # The tensors here are small: threads would only wait for each other, and parallel runs would fight.
@@ -35,8 +35,8 @@ def sde_gen_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pyte
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sde_gen.report.figures.DPI", 40)
     monkeypatch.setattr(ConstrainedLayoutEngine, "execute", lambda *_: None)
-    monkeypatch.setattr("sde_gen.evaluation.FRAMES", 4)
-    monkeypatch.setattr("sde_gen.evaluation.metrics.cached_features", _features_of)
+    monkeypatch.setattr("sde_gen.commands.evaluation.FRAMES", 4)
+    monkeypatch.setattr("sde_gen.commands.evaluation.metrics.cached_features", _features_of)
 
     def call(*arguments: str) -> tuple[int, list[str], list[str]]:
         try:

@@ -16,19 +16,20 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from sde_gen.likelihood.flow.bits_per_dim import bits_per_dim
 from torch import Tensor, nn
 
-from sde_gen import evaluation, parallel
-from sde_gen.cli import main
-from sde_gen.comparison import CompareSettings, compare_run
-from sde_gen.config import RunConfig
+from sde_gen import parallel
+from sde_gen.commands import evaluation
+from sde_gen.commands.cli import main
+from sde_gen.commands.compare import CompareSettings, compare_run
+from sde_gen.commands.config import RunConfig
+from sde_gen.commands.evaluation import Judge
+from sde_gen.commands.likelihood import LikelihoodSettings, likelihood_run
+from sde_gen.commands.runs import Run
 from sde_gen.data import Dataset, Source
 from sde_gen.discrete import DiscreteChain, elbo, elbo_continuous
-from sde_gen.evaluation import Judge
 from sde_gen.likelihood.flow import log_likelihood, log_likelihood_together
-from sde_gen.likelihood_run import LikelihoodSettings, likelihood_run
 from sde_gen.metrics import features
 from sde_gen.models.score import ScoreModel
 from sde_gen.report import figures
-from sde_gen.runs import Run
 from sde_gen.sampling.sample import SolverError, sample, sample_together
 from sde_gen.training import TrainResult, TrainSettings, build_model, fit, load, read_state, save
 from sde_gen.training.trainer import Trainer

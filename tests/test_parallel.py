@@ -126,7 +126,7 @@ def test_one_process_two_processes_and_one_again_train_one_network(
 
     _, step = stopped()
     before = {path.name for path in (tmp_path / "run" / "checkpoint").iterdir()}
-    process = start(tmp_path, "-m", "sde_gen.cli", *command)
+    process = start(tmp_path, "-m", "sde_gen.commands.cli", *command)
     deadline = time.monotonic() + PATIENCE
     while not any(path.name > max(before) for path in (tmp_path / "run" / "checkpoint").iterdir()):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]

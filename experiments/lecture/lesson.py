@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import sde_gen
-from sde_gen.config import resolve
+from sde_gen.commands.config import resolve
+from sde_gen.commands.runs import open_run
 from sde_gen.report import figures as fig
 from sde_gen.report.images import Range, image_grid
-from sde_gen.runs import open_run
 
 MOST_BYTES = 300_000
 """Of a picture."""

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sde_gen.config import resolve
+from sde_gen.commands.config import resolve
 
 ROOT = Path(__file__).parents[2]
 

@@ -27,7 +27,7 @@ from toys import Command
 
 import sde_gen
 from sde_gen import CheckpointError
-from sde_gen.config import ConfigError, read_config, read_yaml, resolve
+from sde_gen.commands.config import ConfigError, read_config, read_yaml, resolve
 from sde_gen.data import load_dataset
 from sde_gen.training import TrainSettings, build_model, fit, read_state, save
 

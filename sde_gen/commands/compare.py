@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import parallel, report
+from .. import parallel, report
+from ..randomness import check_seed
+from ..registry import lookup
+from ..sampling.sample import sample_together
+from ..solvers import SOLVERS, make_solver
 from .config import ConfigError
 from .evaluation import Judge
-from .randomness import check_seed
-from .registry import lookup
 from .runs import Run, class_labels, write_text
-from .sampling.sample import sample_together
-from .solvers import SOLVERS, make_solver
 
 CALLS = (5, 10, 20, 50, 100)
 LONGEST = {"ancestral": (200, 1000)}

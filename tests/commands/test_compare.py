@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from toys import TINY_RUN, Command
 
-from sde_gen.comparison import answer, budgets
+from sde_gen.commands.compare import answer, budgets
 from sde_gen.metrics import features
 from sde_gen.solvers import SOLVERS, make_solver
 

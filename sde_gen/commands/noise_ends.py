@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data import Dataset, Normalizer
+from ..sdes import SDE, SDES, make_sde
 from .config import ConfigError, RunConfig
-from .data import Dataset, Normalizer
-from .sdes import SDE, SDES, make_sde
 
 AUTO = "auto"
 SUGGESTED: dict[str, tuple[str, ...]] = {name: kind.auto for name, kind in SDES.items() if kind.auto}

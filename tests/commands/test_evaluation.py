@@ -6,7 +6,7 @@ import torch
 from toys import TINY_RUN, Command
 
 from sde_gen import load_dataset, metrics
-from sde_gen.evaluation import Judge, measure
+from sde_gen.commands.evaluation import Judge, measure
 from sde_gen.metrics import features
 
 

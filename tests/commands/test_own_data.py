@@ -11,7 +11,7 @@ from PIL import Image
 from toys import TINY_RUN, Command
 
 import sde_gen
-from sde_gen.config import RECIPES, SIGNALS, VOLUMES, read_config, resolve, shape_recipe
+from sde_gen.commands.config import RECIPES, SIGNALS, VOLUMES, read_config, resolve, shape_recipe
 from sde_gen.data.toys import SINES_CYCLES, blob
 from sde_gen.metrics import features
 
@@ -54,7 +54,7 @@ def test_own_files_train_and_sample(  # type: ignore[no-untyped-def]
     assert any(line.startswith("data      ") and note in line for line in out)
     run = tmp_path / "runs" / f"{name}-vp"
     assert (run / "samples.png").stat().st_size > 0 and "ddim" in json.loads((run / "metrics.json").read_text())["solvers"]
-    monkeypatch.setattr("sde_gen.cli._report", lambda directory: None)  # the page is there
+    monkeypatch.setattr("sde_gen.commands.cli._report", lambda directory: None)  # the page is there
     code, out, err = sde_gen_command(*arguments)
     assert (code, err) == (0, []) and any(line.startswith("reusing") for line in out)
 

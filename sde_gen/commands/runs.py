@@ -13,21 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import parallel, report
+from .. import parallel, report
+from ..data import SOURCES, Dataset, download, load_dataset
+from ..exact.empirical import best_level_loss
+from ..models.score import ScoreModel
+from ..networks import summary
+from ..report.events import EventWriter, require_tensorboard
+from ..report.files import atomic_path
+from ..sampling.fitting import check_fit
+from ..sampling.sample import sample
+from ..solvers import GRIDS, make_solver
+from ..training import CheckpointError, Objective, State, TrainResult, build_model, check_processes, fit, load, read_extra, read_state, save
+from ..training.words import measure_levels
+from ..version import __version__
 from .config import ConfigError, RunConfig
-from .data import SOURCES, Dataset, download, load_dataset
-from .exact.empirical import best_level_loss
-from .models.score import ScoreModel
-from .networks import summary
-from .report.events import EventWriter, require_tensorboard
-from .report.files import atomic_path
-from .sampling.fitting import check_fit
-from .sampling.sample import sample
-from .solvers import GRIDS, make_solver
-from .suggest import resolve_ends, warnings_of_ends
-from .training import CheckpointError, Objective, State, TrainResult, build_model, check_processes, fit, load, read_extra, read_state, save
-from .training.words import measure_levels
-from .version import __version__
+from .noise_ends import resolve_ends, warnings_of_ends
 
 FILM = 100
 OF_TRAINING = ("snapshots", "tensorboard")

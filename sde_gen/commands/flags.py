@@ -10,18 +10,18 @@ from typing import Any
 
 import yaml
 
-from .comparison import CALLS, CompareSettings
+from ..data import DATASETS, PATHS, SOURCES
+from ..likelihood.bits_per_dim import DEQUANTISATIONS
+from ..likelihood.divergence import DIVERGENCES
+from ..likelihood.flow import EXACT_UP_TO
+from ..networks import NETWORKS
+from ..sdes import SDES
+from ..solvers import GRIDS, SOLVERS
+from ..training import OBJECTIVES, SHARDINGS
+from .compare import CALLS, CompareSettings
 from .config import ConfigError, read_config, read_yaml
-from .data import DATASETS, PATHS, SOURCES
-from .likelihood.bits_per_dim import DEQUANTISATIONS
-from .likelihood.divergence import DIVERGENCES
-from .likelihood.flow import EXACT_UP_TO
-from .likelihood_run import LikelihoodSettings
-from .networks import NETWORKS
-from .sdes import SDES
-from .solvers import GRIDS, SOLVERS
-from .suggest import AUTO
-from .training import OBJECTIVES, SHARDINGS
+from .likelihood import LikelihoodSettings
+from .noise_ends import AUTO
 
 RUN_EXAMPLES = """examples:
   %(prog)s                                        train on digits with VP, sample with PC

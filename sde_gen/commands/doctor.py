@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
+from ..diagnostics.doctor import Finding, diagnose
+from ..training import load
 from .config import ConfigError, read_config, resolve
-from .diagnostics.doctor import Finding, diagnose
 from .runs import changed_data, load_data, write_text
-from .training import load
 
 
 def doctor_run(

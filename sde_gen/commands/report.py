@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 
-from .comparison import COLUMNS
+from ..report import charts
+from ..report.embed import Embedder
+from ..report.page import Block, Cell, Chapter, Code, Facts, Film, Page, Picture, Section, Table, Text, Warnings, render
+from .compare import COLUMNS
 from .config import ConfigError
-from .report import charts
-from .report.embed import Embedder
-from .report.page import Block, Cell, Chapter, Code, Facts, Film, Page, Picture, Section, Table, Text, Warnings, render
-from .run_contents import CHANCE, DISTANCES, Found, number, read_run, warnings
 from .runs import write_text
+from .saved_run import CHANCE, DISTANCES, Found, number, read_run, warnings
 
 MOST_BYTES = 5_000_000
 FOR_TEXT = 80_000

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import metrics, parallel, report
-from .data import Dataset
+from .. import metrics, parallel, report
+from ..data import Dataset
+from ..sampling.fitting import FittedGrid, fit_grid
+from ..sampling.sample import sample, sample_together
+from ..solvers import make_solver
+from ..training import save_fitted
+from ..training.words import words
 from .runs import FILM, Run, class_labels, environment, shown_state, write_text
-from .sampling.fitting import FittedGrid, fit_grid
-from .sampling.sample import sample, sample_together
-from .solvers import make_solver
-from .training import save_fitted
-from .training.words import words
 
 FRAMES = 40
 CALIBRATION = 96

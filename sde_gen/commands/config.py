@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .data import DATASETS, PATHS, is_path, item_shape
-from .training import TrainSettings
+from ..data import DATASETS, PATHS, is_path, item_shape
+from ..training import TrainSettings
 
 
 class ConfigError(ValueError):

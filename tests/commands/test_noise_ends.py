@@ -10,9 +10,9 @@ import yaml
 from toys import TINY_RUN, Command
 
 import sde_gen
+from sde_gen.commands.noise_ends import HIDDEN, MISMATCH, SUGGESTED, distances, granularity, ill_chosen, suggest_ends
 from sde_gen.data import Normalizer, load_dataset
 from sde_gen.sdes import SDES, make_sde
-from sde_gen.suggest import HIDDEN, MISMATCH, SUGGESTED, distances, granularity, ill_chosen, suggest_ends
 
 TINY = {"width": 16, "depth": 1}
 
@@ -34,7 +34,7 @@ def test_distances_are_those_of_all_pairs() -> None:
 
 
 def test_many_dimensions_are_compared_in_fewer_items(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sde_gen.suggest.MOST_PRODUCTS", 64 * 100)
+    monkeypatch.setattr("sde_gen.commands.noise_ends.MOST_PRODUCTS", 64 * 100)
     found = distances(torch.zeros(300, 1, 8, 8).index_fill_(0, torch.tensor([299]), 1.0))
     assert found.items == 10 and found.largest == pytest.approx(8.0)  # the ends of the data are among them
 

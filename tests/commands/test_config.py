@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sde_gen.config import RECIPES, ConfigError, RunConfig, merge, parse_seconds, read_config, resolve
+from sde_gen.commands.config import RECIPES, ConfigError, RunConfig, merge, parse_seconds, read_config, resolve
 from sde_gen.data import DATASETS
 
 

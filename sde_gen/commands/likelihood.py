@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import parallel, report
+from .. import parallel, report
+from ..discrete import DiscreteChain, Elbo, elbo, elbo_continuous
+from ..likelihood.bits_per_dim import DEQUANTISATIONS, BitsPerDim, bits_per_dim, matching_time
+from ..likelihood.divergence import DIVERGENCES
+from ..likelihood.flow import log_likelihood_together, prior_mismatch
+from ..randomness import check_seed
+from ..registry import lookup
+from ..sdes.base import check_positive
 from .config import ConfigError
-from .discrete import DiscreteChain, Elbo, elbo, elbo_continuous
-from .likelihood.bits_per_dim import DEQUANTISATIONS, BitsPerDim, bits_per_dim, matching_time
-from .likelihood.divergence import DIVERGENCES
-from .likelihood.flow import log_likelihood_together, prior_mismatch
-from .randomness import check_seed
-from .registry import lookup
 from .runs import Run, write_text
-from .sdes.base import check_positive
 
 MOST_STRANGE = 100
 """Images of each kind that is not in the data."""

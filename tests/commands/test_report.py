@@ -16,10 +16,10 @@ import pytest
 from browser import Browser, open_browser
 from toys import Command
 
-from sde_gen.cli import main
+from sde_gen.commands.cli import main
+from sde_gen.commands.report import MOST_BYTES, write_report
+from sde_gen.commands.saved_run import read_run, warnings
 from sde_gen.metrics import features
-from sde_gen.report_run import MOST_BYTES, write_report
-from sde_gen.run_contents import read_run, warnings
 
 TINY = ["--no-progress", "--network", "mlp", "--train-steps", "20", "--samples", "40", "--set", "training.evaluations=2"]
 HOSTILE = "<script>window.harmed=1</script>"
@@ -190,7 +190,7 @@ def test_a_bare_run_directory_has_a_page(run: Path, tmp_path: Path) -> None:
 def test_several_runs_stand_side_by_side_below_the_limit(
     run: Path, sde_gen_command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sde_gen.report_run.MOST_BYTES", 1_000_000)
+    monkeypatch.setattr("sde_gen.commands.report.MOST_BYTES", 1_000_000)
     names = [f"run-{k}" for k in range(3)]
     for name in names:
         shutil.copytree(run, tmp_path / name)
@@ -222,7 +222,7 @@ def test_runs_of_one_name_are_told_apart(run: Path, tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_is_named(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sde_gen.report_run.MOST_BYTES", 300_000)
+    monkeypatch.setattr("sde_gen.commands.report.MOST_BYTES", 300_000)
     page = write_report([run], tmp_path / "small.html")
     assert "Left out, to keep this file below" in outline(page).text
     assert page.stat().st_size < 300_000

@@ -10,17 +10,18 @@ from typing import NoReturn
 
 import torch
 
-from . import flags, parallel
-from .comparison import CompareSettings, check_compare, compare_run
+from .. import parallel
+from ..sampling.sample import SolverError
+from ..training import CheckpointError, Interrupted, TrainingError
+from . import flags
+from .compare import CompareSettings, check_compare, compare_run
 from .config import ConfigError, RunConfig, parse_seconds, read_config, resolve
-from .doctor_run import doctor_run
+from .doctor import doctor_run
 from .evaluation import report_lines, sample_run
-from .likelihood_run import LikelihoodSettings, check_settings, likelihood_run
-from .report_run import write_report
+from .likelihood import LikelihoodSettings, check_settings, likelihood_run
+from .noise_ends import resolve_ends, warnings_of_ends
+from .report import write_report
 from .runs import Run, check, check_world, choose_device, default_directory, fetch_data, load_data, open_run
-from .sampling.sample import SolverError
-from .suggest import resolve_ends, warnings_of_ends
-from .training import CheckpointError, Interrupted, TrainingError
 
 
 def _complain(message: str, name: str = "sde-gen") -> None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..training import CheckpointError, read_extra
+from ..training.words import warnings_of_words, words
 from .config import ConfigError, RunConfig, read_config, resolve
-from .training import CheckpointError, read_extra
-from .training.words import warnings_of_words, words
 
 CHANCE = 0.05
 """Of new data: the share that is as near to a training item as the nearest 5 % of held-out data are."""
