@@ -17,7 +17,7 @@ def test_every_data_set_has_a_recipe_that_resolves_and_reads_back() -> None:
 
 
 def test_the_committed_configurations_resolve() -> None:
-    files = sorted((Path(__file__).parent.parent / "experiments" / "configs").glob("*.yaml"))
+    files = sorted((Path(__file__).parents[2] / "experiments" / "configs").glob("*.yaml"))
     assert files
     for file in files:
         assert isinstance(resolve(read_config(file)), RunConfig)
