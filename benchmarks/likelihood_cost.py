@@ -41,7 +41,6 @@ import numpy as np
 import peer_samplers
 import torch
 from scipy.integrate import solve_ivp
-from sde_gen.likelihood.flow.divergence import DIVERGENCES, PROBES, Hutchinson
 from solver_error import Levels, mixture
 from torch import Tensor
 
@@ -50,6 +49,7 @@ from sde_gen import SDE, VPSDE, ScoreModel, log_likelihood
 from sde_gen.commands.config import resolve
 from sde_gen.commands.runs import open_run
 from sde_gen.data import load_dataset
+from sde_gen.likelihood.divergence import DIVERGENCES, PROBES, Hutchinson
 from sde_gen.models.prior import MatchedPrior, Prior, SDEPrior
 from sde_gen.randomness import NoiseStream
 from sde_gen.sdes.base import as_time

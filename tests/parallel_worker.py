@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from sde_gen.likelihood.flow.bits_per_dim import bits_per_dim
 from torch import Tensor, nn
 
 from sde_gen import parallel
@@ -26,6 +25,7 @@ from sde_gen.commands.likelihood import LikelihoodSettings, likelihood_run
 from sde_gen.commands.runs import Run
 from sde_gen.data import Dataset, Source
 from sde_gen.discrete import DiscreteChain, elbo, elbo_continuous
+from sde_gen.likelihood.bits_per_dim import bits_per_dim
 from sde_gen.likelihood.flow import log_likelihood, log_likelihood_together
 from sde_gen.metrics import features
 from sde_gen.models.score import ScoreModel

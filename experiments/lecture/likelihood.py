@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-from sde_gen.likelihood.flow.bits_per_dim import matching_time
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import sde_gen
+from sde_gen.likelihood.bits_per_dim import matching_time
 from sde_gen.report import figures as fig
 
 from .lesson import Lesson, Numbers, Studio, show

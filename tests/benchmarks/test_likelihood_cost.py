@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from sde_gen.likelihood.flow.divergence import DIVERGENCES
 
 from sde_gen import VPSDE, ScoreModel, log_likelihood
 from sde_gen.data import Normalizer
 from sde_gen.exact.mixtures import GaussianData, MixtureData
+from sde_gen.likelihood.divergence import DIVERGENCES
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 

@@ -5,9 +5,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from sde_gen.likelihood.flow.adams import ORDER, integrate, running_weights
 
 from sde_gen.exact.mixtures import slope as fitted_order
+from sde_gen.likelihood.adams import ORDER, integrate, running_weights
 
 START = torch.tensor([[1.0, 0.2], [0.3, -0.7], [-0.6, 0.4], [0.1, 0.9]], dtype=torch.float64)
 END = 4.0

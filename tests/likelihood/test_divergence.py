@@ -5,11 +5,11 @@ import math
 import pytest
 import sde_gen.divergence
 import torch
-from sde_gen.likelihood.flow.divergence import DIVERGENCES, Exact
 from toys import all_sdes
 
 from sde_gen import log_likelihood
 from sde_gen.exact.mixtures import MixtureData
+from sde_gen.likelihood.divergence import DIVERGENCES, Exact
 from sde_gen.randomness import NoiseStream
 
 SHAPES = [(1,), (5,), (2, 3, 3), (1, 4)]

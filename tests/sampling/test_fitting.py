@@ -6,12 +6,12 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from sde_gen.sampling.sample.fitting import _apply, _time_of
 from toys import all_sdes
 
 from sde_gen import FittedGrid, ScoreModel, fit_grid, load, make_network, make_sde, make_solver, sample, save
 from sde_gen.exact.mixtures import RingData
 from sde_gen.randomness import NoiseStream
+from sde_gen.sampling.fitting import _apply, _time_of
 from sde_gen.solvers import Run, run_updates
 
 SDES = all_sdes()
