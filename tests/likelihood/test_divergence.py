@@ -3,10 +3,10 @@
 import math
 
 import pytest
-import sde_gen.divergence
 import torch
 from toys import all_sdes
 
+import sde_gen.likelihood.divergence
 from sde_gen import log_likelihood
 from sde_gen.exact.mixtures import MixtureData
 from sde_gen.likelihood.divergence import DIVERGENCES, Exact
@@ -67,7 +67,7 @@ def autograd_trace(denoise, x):
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 21])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_exact_is_the_trace(shape, chunk, monkeypatch):
-    monkeypatch.setattr(sde_gen.divergence, "_CHUNK", chunk)
+    monkeypatch.setattr(sde_gen.likelihood.divergence, "_CHUNK", chunk)
     x, matrix, denoise = points(shape), symmetric(math.prod(shape)), network(shape)
     found = trace(made("exact", x), denoise, x, matrix)
     assert found.shape == (3, 1) and found.dtype == torch.float64
@@ -76,7 +76,7 @@ def test_exact_is_the_trace(shape, chunk, monkeypatch):
 
 @pytest.mark.parametrize("chunk", [24, 1 << 21])
 def test_exact_keeps_memory_bounded(chunk, monkeypatch):
-    monkeypatch.setattr(sde_gen.divergence, "_CHUNK", chunk)
+    monkeypatch.setattr(sde_gen.likelihood.divergence, "_CHUNK", chunk)
     x, sizes = points((8,)), []
 
     def known(v):
