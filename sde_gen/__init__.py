@@ -7,14 +7,15 @@ from .discrete import DiscreteChain, elbo, elbo_continuous, make_chain
 from .exact.empirical import empirical_score
 from .likelihood.bits_per_dim import BitsPerDim, bits_per_dim
 from .likelihood.flow import LogLikelihood, log_likelihood
-from .models.prior import Moments
+from .models.denoiser import Denoiser, Prediction, Wrapper
+from .models.moments import Moments
 from .models.reverse import ReverseSDE
-from .models.score import Denoiser, ScoreModel
-from .networks import make_network
+from .models.score import ScoreModel
+from .networks import make_network, register_network
 from .sampling.fitting import FittedGrid, fit_grid
 from .sampling.latents import encode, interpolate, mix
 from .sampling.sample import Samples, SolverError, sample
-from .sdes import SDE, VESDE, VPSDE, CosineVPSDE, SubVPSDE, make_sde
+from .sdes import SDE, VESDE, VPSDE, CosineVPSDE, SubVPSDE, make_sde, register_sde
 from .solvers import Solver, make_solver
 from .training import CheckpointError, load, save, train
 from .training.losses import dsm_loss
@@ -35,12 +36,14 @@ __all__ = [
     "LogLikelihood",
     "Moments",
     "Normalizer",
+    "Prediction",
     "ReverseSDE",
     "Samples",
     "ScoreModel",
     "Solver",
     "SolverError",
     "SubVPSDE",
+    "Wrapper",
     "bits_per_dim",
     "diagnose",
     "dsm_loss",
@@ -58,6 +61,8 @@ __all__ = [
     "make_sde",
     "make_solver",
     "mix",
+    "register_network",
+    "register_sde",
     "sample",
     "save",
     "train",

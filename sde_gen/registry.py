@@ -1,4 +1,4 @@
-"""Names to objects: every registry of the package is a plain dict, read through these two functions."""
+"""Names to objects: every registry of the package is a dict that lies where its entries do, read through these functions."""
 
 from __future__ import annotations
 
@@ -9,11 +9,27 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+class Registry(dict[str, T]):
+    """A dict of named entries; `aliases` are the field's other names for them, which iteration does not show."""
+
+    def __init__(self, entries: Mapping[str, T], aliases: Mapping[str, str] | None = None) -> None:
+        super().__init__(entries)
+        self.aliases = dict(aliases or {})
+
+
+def canonical(registry: Mapping[str, Any], what: str, name: str) -> str:
+    """The name under which `name`, an entry's own or an alias of it, is registered, or ValueError with the names allowed."""
+    aliases: Mapping[str, str] = getattr(registry, "aliases", {})
+    found = aliases.get(name, name) if isinstance(name, str) else name
+    if not isinstance(found, str) or found not in registry:
+        others = f" (also {', '.join(aliases)})" if aliases else ""
+        raise ValueError(f"unknown {what} {name!r}; choose from {', '.join(registry)}{others}")
+    return found
+
+
 def lookup(registry: Mapping[str, T], what: str, name: str) -> T:
     """The entry `name`, or ValueError with the names allowed."""
-    if name not in registry:
-        raise ValueError(f"unknown {what} {name!r}; choose from {', '.join(registry)}")
-    return registry[name]
+    return registry[canonical(registry, what, name)]
 
 
 def build(registry: Mapping[str, Callable[..., T]], what: str, name: str, settings: Mapping[str, Any]) -> T:

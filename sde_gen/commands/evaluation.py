@@ -85,14 +85,15 @@ def _fit(run: Run) -> str:
     settings = run.config.sampling
     steps = make_solver(settings.solver).default_steps if settings.steps is None else settings.steps
     began = time.monotonic()
-    known = run.model.fitted.get((settings.solver, steps))
+    cond = class_labels(run.model, CALIBRATION)
+    known = run.model.fitted.get((settings.solver, steps, tuple(sorted(cond or ()))))
     how = "stored with the checkpoint"
     if known is None:
         if parallel.rank() == 0:
-            known = fit_grid(run.model, settings.solver, steps, run.data.shape, CALIBRATION, cond=class_labels(run.model, CALIBRATION))
+            known = fit_grid(run.model, settings.solver, steps, run.data.shape, CALIBRATION, cond=cond)
             save_fitted(run.model, run.directory / "checkpoint")
         known = FittedGrid.from_config(json.loads(parallel.told("" if known is None else json.dumps(asdict(known)))))
-        run.model.fitted[settings.solver, steps] = known
+        run.model.fitted[known.key] = known
         how = f"fitted in {time.monotonic() - began:.0f} s"
     return f"{settings.solver} at {steps} steps: distance to the exact flow {known.default_error:.2g} -> {known.error:.2g} ({how})"
 

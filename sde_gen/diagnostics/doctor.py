@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from ..data import Dataset
 from ..metrics import Estimate
-from ..models.moments import LARGEST, measure_moments
-from ..models.prior import Moments
+from ..models.moments import LARGEST, Moments, measure_moments
 from ..models.score import CLOCKS, PREDICTIONS, ScoreModel
 from .findings import SURE, Finding, std_error, sure
 from .probe import ITEMS, REFERENCE, Learned, Probe

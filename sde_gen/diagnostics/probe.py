@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..exact.empirical import EmpiricalDenoiser
 from ..metrics import Estimate
-from ..models.prior import Moments
+from ..models.moments import Moments
 from ..models.score import ScoreModel
 from .findings import std_error
 

@@ -1,20 +1,16 @@
 """The DDPM view: the same path looked at on N points. The only place that knows indices."""
 
 from .bound import Elbo, Part
-from .chain import BETAS, VARIANCES, ChainSDE, DiscreteChain, make_chain
-from .ddpm import DDPMSDE, chain_of
+from .chain import VARIANCES, DiscreteChain, chain_of, make_chain
 from .elbo import elbo, elbo_continuous
 from .objectives import INDEX_SAMPLERS, OBJECTIVES, IndexSampler, chain_loss
 from .terms import discretized_log_prob, prior_kl, step_kl, step_log_ratio
 from .view import ChainView
 
 __all__ = [
-    "BETAS",
-    "DDPMSDE",
     "INDEX_SAMPLERS",
     "OBJECTIVES",
     "VARIANCES",
-    "ChainSDE",
     "ChainView",
     "DiscreteChain",
     "Elbo",

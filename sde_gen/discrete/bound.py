@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import parallel
 from ..data.integers import check_batch, check_levels, short
-from ..models.score import Denoiser
+from ..models.denoiser import Denoiser
 from ..randomness import NoiseStream, check_seed
 from ..shapes import expand_as
 from .chain import Index
@@ -93,17 +93,15 @@ class Task:
         check_seed(seed)
         self.levels = _levels(images, levels)
         self.model, self.images, self.draws, self.scale, self.shift = model, images, draws, scale, shift
-        self.seed, self.index_offset, self.cond = seed, index_offset, cond or {}
-        for name, column in self.cond.items():
-            if len(column) != len(images):
-                raise ValueError(f"condition {name!r} must have {len(images)} rows, one for each image, got {len(column)}")
+        self.seed, self.index_offset = seed, index_offset
         self.size = len(images) if batch_size is None else batch_size
         self.together = together
         self.dim = images[0].numel()
         parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
         own = torch.float64 if parameter is None else parameter.dtype
-        self.dtype = own if dtype is None else dtype
+        self.dtype = (torch.float64 if own == torch.float64 else torch.float32) if dtype is None else dtype
         self.device = images.device if parameter is None else parameter.device
+        self.cond = model.conditions(cond, len(images), self.device)
 
     def batches(self, terms: int) -> Iterator[Batch]:
         """Of all images or, together with other processes, of this one's share."""
@@ -146,7 +144,8 @@ class Batch:
         return alpha * self.x_0 + sigma * self.noise.draw()
 
     def predict(self, x_t: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor | None]:
-        denoised, fraction = self.task.model.predict(x_t.to(self.task.dtype), t, **self.cond)
+        found = self.task.model.predict(x_t.to(self.task.dtype), t, **self.cond)
+        denoised, fraction = found.denoised, found.variance_fraction
         return denoised.double(), None if fraction is None else fraction.double()
 
     def systematic(self, draw: int, count: int) -> Iterator[Tensor]:

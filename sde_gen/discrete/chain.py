@@ -2,57 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..registry import build
 from ..sdes import SDE
 from ..sdes.base import as_time
+from ..sdes.ddpm import ChainSDE, Points, check_steps, make_betas, points_of_betas, position_among, posterior_factors
 from ..shapes import expand_as
 
 VARIANCES = ("fixed_large", "fixed_small", "learned")
 Index = int | Tensor
-NEWTON = 12
-"""Steps of the inversion of one piece: Newton needs about five, bisection, where it leaves the bracket, the rest."""
-
-
-def _linear(steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
-    return torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
-
-
-def _quadratic(steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
-    return torch.linspace(math.sqrt(beta_start), math.sqrt(beta_end), steps, dtype=torch.float64) ** 2
-
-
-def _constant(steps: int, beta: float = 0.02) -> Tensor:
-    return torch.full((steps,), beta, dtype=torch.float64)
-
-
-def _sigmoid(steps: int, beta_start: float = 1e-4, beta_end: float = 0.02, span: float = 6.0) -> Tensor:
-    return beta_start + (beta_end - beta_start) * torch.sigmoid(torch.linspace(-span, span, steps, dtype=torch.float64))
-
-
-def _cosine(steps: int, s: float = 0.008, beta_max: float = 0.999) -> Tensor:
-    angle = 0.5 * math.pi * (torch.arange(steps + 1, dtype=torch.float64) / steps + s) / (1 + s)
-    abar = torch.cos(angle) ** 2  # abar_i up to a factor, from i = -1 on
-    return (1 - abar[1:] / abar[:-1]).clamp_max(beta_max)
-
-
-BETAS: dict[str, Callable[..., Tensor]] = {
-    "linear": _linear,
-    "quadratic": _quadratic,
-    "cosine": _cosine,
-    "constant": _constant,
-    "sigmoid": _sigmoid,
-}
-"""beta_i, the variance of one step's noise, as functions of the number of steps, (N,) float64:
-linear: beta_start to beta_end, 1e-4 to 0.02, whatever N is (Ho et al. 2020, arXiv:2006.11239, section 4); quadratic: linear in
-sqrt(beta); constant: beta; sigmoid: between the same ends along a sigmoid on [-span, span]; cosine: abar_i =
-cos^2((u + s)/(1 + s) pi/2) at u = (i + 1)/N, beta at most beta_max (Nichol and Dhariwal 2021, arXiv:2102.09672, section 3.2)."""
 
 
 def make_chain(name: str, steps: int, **settings: Any) -> DiscreteChain:
@@ -60,7 +22,7 @@ def make_chain(name: str, steps: int, **settings: Any) -> DiscreteChain:
 
     Raises ValueError for an unknown name or setting, fewer than one step, or a beta outside (0, 1).
     """
-    return DiscreteChain.from_betas(build(BETAS, "betas", name, {"steps": _check_count("steps", steps), **settings}))
+    return DiscreteChain.from_betas(make_betas(name, steps, **settings))
 
 
 class DiscreteChain:
@@ -103,17 +65,18 @@ class DiscreteChain:
         # Index i stands at i + 1 in these, so that the data have their place.
         self._alpha = torch.cat((torch.ones(1, dtype=torch.float64), self.alpha))
         self._sigma = torch.cat((torch.zeros(1, dtype=torch.float64), self.sigma))
+        self._factors = posterior_factors(self.alpha, self.sigma)
         self._share = torch.cat((torch.ones(1, dtype=torch.float64), -torch.expm1(2 * self.lambda_.diff())))  # 1 - r_i, at i
 
     @classmethod
     def from_betas(cls, betas: Tensor | Sequence[float]) -> DiscreteChain:
         """The variance-preserving chain with these variances of one step's noise, (N,) in (0, 1): abar_i = prod (1 - beta)."""
-        betas = torch.as_tensor(betas, dtype=torch.float64)
-        if betas.ndim != 1 or len(betas) < 1 or not bool(((betas > 0) & (betas < 1)).all()):
-            shown = f"{float(betas.min())!r} .. {float(betas.max())!r}" if betas.numel() else "none"
-            raise ValueError(f"betas must be (N,) numbers in (0, 1), got shape {tuple(betas.shape)}: {shown}")
-        log_alpha = 0.5 * torch.log1p(-betas).cumsum(0)
-        return cls(torch.exp(log_alpha), torch.sqrt(-torch.expm1(2 * log_alpha)), prior_std=1.0)
+        return cls.from_points(points_of_betas(betas))
+
+    @classmethod
+    def from_points(cls, points: Points) -> DiscreteChain:
+        """The chain of these points."""
+        return cls(points.alpha, points.sigma, points.times, points.prior_std)
 
     @classmethod
     def from_sde(cls, sde: SDE, steps: int, grid: str | Tensor = "time", t_min: float | None = None) -> DiscreteChain:
@@ -126,7 +89,7 @@ class DiscreteChain:
         first = sde.t_min if t_min is None else float(t_min)
         if not sde.t_min <= first < sde.t_max:
             raise ValueError(f"t_min must be in [{sde.t_min:.6g}, {sde.t_max:.6g}), got {t_min!r}")
-        u = torch.arange(_check_count("steps", steps), dtype=torch.float64)
+        u = torch.arange(check_steps("steps", steps), dtype=torch.float64)
         if isinstance(grid, Tensor):
             times = grid.double()
             if times.shape != (steps,):
@@ -146,14 +109,14 @@ class DiscreteChain:
 
     def to_sde(self) -> ChainSDE:
         """The SDE that runs through the chain: on [t_0, t_{N-1}] its marginals at the chain's times are the chain's."""
-        return ChainSDE(self)
+        return ChainSDE(Points(self.times, self.alpha, self.sigma, self.prior_std))
 
     def strided(self, indices: int | Sequence[int] | Tensor) -> DiscreteChain:
         """The chain of some of these points: a rising sequence of indices, or a number of them, even in the index with both ends
         (one alone: the last). Marginals and times stay, steps and posteriors are those of the longer strides.
         Song et al. 2021, arXiv:2010.02502, section 4.2; Nichol and Dhariwal 2021, arXiv:2102.09672, section 4."""
         if isinstance(indices, int):
-            if not 1 <= _check_count("the number of indices", indices) <= len(self):
+            if not 1 <= check_steps("the number of indices", indices) <= len(self):
                 raise ValueError(f"the number of indices must be in 1 .. {len(self)}, got {indices}")
             chosen = torch.linspace(0, len(self) - 1, indices, dtype=torch.float64).round().long()
             chosen[-1] = len(self) - 1
@@ -193,15 +156,9 @@ class DiscreteChain:
     def position(self, t: Tensor | float) -> Tensor:
         """The index as a continuous function of time, linear between the chain's points and held at its ends; shape of `t`.
 
-        It is what a network trained on indices is told at times between them: a clock is a function of (sde, t), so
-        `CLOCKS["ddpm"] = lambda sde, t: chain.position(t)`.
+        It is what a network trained on indices is told at times between them (the clock "index").
         """
-        t = as_time(t)
-        if len(self) == 1:
-            return torch.zeros_like(t)
-        times = self.times.to(t.device)
-        left, u = _locate(times, t.double().clamp(times[0], times[-1]))
-        return (left + u).to(t.dtype)
+        return position_among(self.times, t)
 
     def marginal(self, i: Index) -> tuple[Tensor, Tensor]:
         """alpha_i and sigma_i of q(x_i | x_0) = N(alpha_i x_0, sigma_i^2 I); (1, 0) at i = -1."""
@@ -216,10 +173,8 @@ class DiscreteChain:
     def posterior_coefficients(self, i: Index) -> tuple[Tensor, Tensor, Tensor]:
         """The factors of x_0 and of x_i in the mean of q(x_{i-1} | x_i, x_0), and its variance."""
         at = self._check(i, 0)
-        share = self._share[at]
-        # r_i/a_i = a_i sigma_{i-1}^2/sigma_i^2: r_i from 1 - share would cancel where steps are long.
-        of_state = self.alpha[at] / self._alpha[at] * (self._sigma[at] / self.sigma[at]) ** 2
-        return share * self._alpha[at], of_state, share * self._sigma[at] ** 2
+        of_data, of_state = self._factors
+        return of_data[at], of_state[at], self._share[at] * self._sigma[at] ** 2
 
     def posterior(self, x_0: Tensor, x_i: Tensor, i: Index) -> tuple[Tensor, Tensor]:
         """Mean and variance of q(x_{i-1} | x_i, x_0): x_0 and x_i of shape (B, *), i an index or (B,) of them; the mean has the
@@ -260,90 +215,17 @@ class DiscreteChain:
         return at
 
 
-class ChainSDE(SDE):
-    """The SDE through a chain's points: log alpha and lambda run between them as monotone cubics, with continuous slopes.
+def chain_of(sde: SDE, steps: int | None = None) -> DiscreteChain:
+    """The chain of an SDE for training and sampling: its own where it is one, else `steps` (None: 1000) of its times, even in t, from
+    t_min itself on, so that the denoising at t_min that ends `sample` is the chain's step at index 0.
 
-    Cubic Hermite pieces with the harmonic mean of the neighbouring secants as slopes (Fritsch and Carlson 1980; Fritsch and Butland
-    1984), straight lines beyond the ends; lambda falls strictly, so that g^2 > 0. It runs on [t_0, t_{N-1}]; the chain is `chain`.
-    ValueError for a chain of one step.
+    ValueError where the SDE's own chain has another number of steps.
     """
-
-    def __init__(self, chain: DiscreteChain) -> None:
-        if len(chain) < 2:
-            raise ValueError("an SDE needs a chain of at least 2 steps, got 1")
-        self.chain = chain
-        self.t_min, self.t_max = float(chain.times[0]), float(chain.times[-1])
-        self.lambda_max, self.lambda_min = float(chain.lambda_[0]), float(chain.lambda_[-1])
-        self._columns = torch.stack((torch.log(chain.alpha), chain.lambda_))
-        self._slopes = torch.stack([_monotone_slopes(chain.times, column) for column in self._columns])
-
-    def marginal(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
-        t = as_time(t)
-        log_alpha, lambda_ = self._interpolate(t)
-        return torch.exp(log_alpha).to(t.dtype), torch.exp(log_alpha - lambda_).to(t.dtype)
-
-    def half_log_snr(self, t: Tensor | float) -> Tensor:
-        t = as_time(t)
-        return self._interpolate(t)[1].to(t.dtype)
-
-    def time_of(self, lambda_: Tensor | float) -> Tensor:
-        """The inverse of `half_log_snr`: the piece by search, and the place in it by Newton's method kept in its bracket."""
-        target = as_time(lambda_)
-        exact = target.double()
-        times, values, d = (value.to(exact.device) for value in (self.chain.times, self._columns[1], self._slopes[1]))
-        inside = exact.clamp(values[-1], values[0])
-        left = (torch.searchsorted(-values, -inside.detach().contiguous(), right=True) - 1).clamp(0, len(times) - 2)
-        width, y, rise = times[left + 1] - times[left], values[left], values[left + 1] - values[left]
-        first, second = width * d[left], width * d[left + 1]
-        c2, c3 = 3 * rise - 2 * first - second, first + second - 2 * rise  # y + first u + c2 u^2 + c3 u^3
-        u = (inside - y) / rise
-        low, high = torch.zeros_like(u), torch.ones_like(u)
-        for _ in range(NEWTON):
-            excess = y + u * (first + u * (c2 + u * c3)) - inside
-            low, high = torch.where(excess > 0, u, low), torch.where(excess > 0, high, u)
-            step = u - excess / (first + u * (2 * c2 + 3 * c3 * u))
-            u = torch.where((step >= low) & (step <= high), step, 0.5 * (low + high))
-        beyond = torch.where(
-            exact > values[0], (exact - values[0]) / d[0], torch.where(exact < values[-1], (exact - values[-1]) / d[-1], 0.0)
-        )
-        return (times[left] + width * u + beyond).to(target.dtype)
-
-    @property
-    def prior_std(self) -> float:
-        return self.chain.prior_std
-
-    def _interpolate(self, t: Tensor) -> Tensor:
-        times, columns, slopes = (value.to(t.device) for value in (self.chain.times, self._columns, self._slopes))
-        exact = t.double()
-        inside = exact.clamp(times[0], times[-1])
-        left, u = _locate(times, inside)
-        width, y, d = times[left + 1] - times[left], columns[:, left], slopes[:, left]
-        y_next, d_next = columns[:, left + 1], slopes[:, left + 1]
-        # Both ends of a piece come out to the last bit: each basis function is exactly 0 or 1 there.
-        value = (1 + 2 * u) * (1 - u) ** 2 * y + u**2 * (3 - 2 * u) * y_next
-        value = value + width * (u * (1 - u) ** 2 * d + u**2 * (u - 1) * d_next)
-        first, last = (slopes[:, end].reshape(2, *[1] * exact.ndim) for end in (0, -1))
-        return value + torch.where(exact < times[0], first, last) * (exact - inside)
-
-    def __repr__(self) -> str:
-        return f"ChainSDE({self.chain!r})"
-
-
-def _locate(times: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The piece in which t lies, and the share of it that is behind t; exactly 0 or 1 at the chain's times."""
-    left = (torch.searchsorted(times, t.detach().contiguous(), right=True) - 1).clamp(0, len(times) - 2)
-    return left, (t - times[left]) / (times[left + 1] - times[left])
-
-
-def _monotone_slopes(times: Tensor, values: Tensor) -> Tensor:
-    secants = values.diff() / times.diff()
-    before, after = secants[:-1], secants[1:]
-    same = before * after > 0
-    harmonic = torch.where(same, 2 * before * after / torch.where(same, before + after, 1.0), 0.0)
-    return torch.cat((secants[:1], harmonic, secants[-1:]))
-
-
-def _check_count(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-    return value
+    points: Points | None = getattr(sde, "points", None)
+    if points is None:
+        count = 1000 if steps is None else steps
+        return DiscreteChain.from_sde(sde, count, torch.linspace(sde.t_min, sde.t_max, count, dtype=torch.float64))
+    own = DiscreteChain.from_points(points)
+    if steps is not None and steps != len(own):
+        raise ValueError(f"this SDE is a chain of {len(own)} steps, got {steps}: choose sde.settings.steps instead")
+    return own

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..models.score import Denoiser
+from ..models.denoiser import Denoiser
 from .bound import Batch, Elbo, Table, Task
 from .chain import VARIANCES, DiscreteChain, Index
 from .terms import prior_kl, step_kl, step_log_ratio, variance_alone
@@ -83,12 +83,11 @@ def elbo(
     edges = (chain.lambda_[0] - chain.lambda_) / (chain.lambda_[0] - chain.lambda_[-1])
     known = variance_alone(chain, variance) * task.dim
     table = Table(task, steps)
-    if picks is None:
-        model.prepare(chain.times.tolist())
+    planned = model.planned(chain.times.tolist() if picks is None else chain.times[:1].tolist())
     for batch in task.batches(steps):
         end = prior_kl(model.prior, batch.x_0 * chain.alpha[-1].to(batch.x_0), float(chain.sigma[-1]))
         for draw in range(draws):
-            denoised, fraction = batch.predict(batch.noised(*chain.marginal(0)), float(chain.times[0]))
+            denoised, fraction = batch.predict(batch.noised(*chain.marginal(0)), planned[float(chain.times[0])])
             if decoder == "noise":
                 std = chain.sigma[0] / chain.alpha[0]
             else:
@@ -99,7 +98,7 @@ def elbo(
             diffusion = torch.zeros_like(of_decoder)
             if picks is None:
                 for i in range(1, steps):
-                    kl = _one_term(batch, chain, i, float(chain.times[i]), variance, rao_blackwell)
+                    kl = _one_term(batch, chain, i, planned[float(chain.times[i])], variance, rao_blackwell)
                     batch.put(i, kl)
                     diffusion += kl
             else:
@@ -112,7 +111,7 @@ def elbo(
                     diffusion += (kl - known[at].to(kl)) / odds.to(kl)
             table.put(batch, draw, of_decoder, diffusion, end)
         table.close(batch)
-    return table.collect(chain.times, chain.lambda_, draws * (1 + (steps - 1 if picks is None else picks)))
+    return table.collect(chain.times, chain.lambda_, model.cost * draws * (1 + (steps - 1 if picks is None else picks)))
 
 
 @torch.no_grad()
@@ -169,7 +168,7 @@ def elbo_continuous(
         table.close(batch)
     edges = high + (low - high) * torch.arange(samples + 1, dtype=torch.float64) / samples
     middles = sde.time_of((edges[1:] + edges[:-1]) / 2)
-    return table.collect(torch.cat((ends[:1], middles)), edges, draws * (samples + 1))
+    return table.collect(torch.cat((ends[:1], middles)), edges, model.cost * draws * (samples + 1))
 
 
 def _one_term(batch: Batch, chain: DiscreteChain, i: Index, t: Tensor | float, variance: str, rao_blackwell: bool) -> Tensor:

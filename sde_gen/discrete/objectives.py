@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..models.score import Denoiser
+from ..models.denoiser import Denoiser
 from ..shapes import expand_as
 from .chain import DiscreteChain
 from .terms import decoder_nll, step_kl
@@ -103,7 +103,8 @@ def chain_loss(
     if noise is None:
         noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype, device=x_0.device)
     alpha, sigma = (expand_as(value.to(x_0), x_0) for value in chain.marginal(i))
-    denoised, fraction = model.predict(alpha * x_0 + sigma * noise, chain.time(i).to(x_0.device), **cond)
+    found = model.predict(alpha * x_0 + sigma * noise, chain.time(i).to(x_0.device), **cond)
+    denoised, fraction = found.denoised, found.variance_fraction
     losses = x_0.new_zeros(len(x_0))
     if objective != "vlb":
         losses = ((alpha / sigma) * (denoised - x_0)).square().flatten(1).mean(1)

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from ..models.denoiser import UnitMap
 from ..models.prior import MatchedPrior, Prior, SDEPrior
-from ..models.score import UnitMap
 from ..shapes import expand_as
 from .chain import DiscreteChain, Index
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..models.score import Denoiser
+from ..models.denoiser import Denoiser
 from ..shapes import expand_as
 from .chain import DiscreteChain, Index
 
@@ -38,9 +38,9 @@ class ChainView:
         """Mean and variance of p(x_{i-1} | x_i): the posterior with E[x_0 | x_i] in the place of x_0, and the variance that
         `DiscreteChain.variance` gives. The mean has the shape of `x_i`, the variance broadcasts over it.
         Ho et al. 2020, arXiv:2006.11239, equation 11. ValueError for "learned" with a model that predicts no variance."""
-        denoised, fraction = self.model.predict(x_i, self._time(i, x_i), **cond)
-        mean, _ = self.chain.posterior(denoised, x_i, i)
-        of_noise = self.chain.variance(i, variance, fraction).to(x_i)
+        found = self.model.predict(x_i, self._time(i, x_i), **cond)
+        mean, _ = self.chain.posterior(found.denoised, x_i, i)
+        of_noise = self.chain.variance(i, variance, found.variance_fraction).to(x_i)
         return mean, of_noise if variance == "learned" else expand_as(of_noise, x_i)
 
     def step(self, x_i: Tensor, i: Index, z: Tensor, variance: str = "fixed_small", **cond: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Normalizer
-from ..models.prior import Moments
-from ..models.score import Denoiser, ScoreModel
+from ..models.denoiser import Denoiser
+from ..models.moments import Moments
+from ..models.score import ScoreModel
 from ..sdes import SDE
 from ..shapes import expand_as
 

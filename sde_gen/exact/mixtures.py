@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..models.prior import Moments
+from ..models.moments import Moments
 from ..models.score import ScoreModel
 from ..sdes import SDE
 from ..solvers import Update

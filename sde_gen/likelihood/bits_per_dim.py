@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data.integers import check_levels, short
-from ..models.score import Denoiser
+from ..models.denoiser import Denoiser
 from ..randomness import NoiseStream, check_seed
 from .flow import log_likelihood, log_likelihood_together
 

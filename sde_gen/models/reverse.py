@@ -8,7 +8,7 @@ from torch import Tensor
 from ..sdes import SDE
 from ..sdes.base import as_time
 from ..shapes import expand_as
-from .score import Denoiser
+from .denoiser import Denoiser
 
 
 def coefficients(sde: SDE, t: Tensor | float, eta: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:

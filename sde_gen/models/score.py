@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..registry import lookup
+from ..networks import Network
+from ..registry import Registry, canonical
 from ..sdes import SDE
-from ..sdes.base import as_time, check_positive
-from ..shapes import expand_as
-from .prior import MatchedPrior, Moments, Prior, SDEPrior
+from ..sdes.base import as_time
+from ..sdes.ddpm import points_of
+from .denoiser import Denoiser, PlannedTime, Prediction, UnitMap, like
+from .moments import Moments
 
-CLOCKS: dict[str, Callable[[SDE, Tensor], Tensor]] = {
-    "time": lambda sde, t: t,
-    "half_log_snr": lambda sde, t: sde.half_log_snr(t),
-    "edm": lambda sde, t: -0.25 * sde.half_log_snr(t),  # c_noise = log(sigma/alpha)/4, Karras et al. 2022
-}
-"""What a network may be told about the noise level, each a function of the SDE and t. Register others here."""
+Clock = Callable[[SDE, Tensor], Tensor]
+Meaning = Callable[[SDE, Tensor, float], tuple[Tensor, Tensor]]
+
+
+def _c_noise(sde: SDE, t: Tensor) -> Tensor:
+    return -0.25 * sde.half_log_snr(t)
+
+
+def _index(sde: SDE, t: Tensor) -> Tensor:
+    return points_of(sde, "clock 'index'").position(t)
+
+
+CLOCKS: Registry[Clock] = Registry(
+    {
+        "time": lambda sde, t: t,
+        "half_log_snr": lambda sde, t: sde.half_log_snr(t),
+        "c_noise": _c_noise,
+        "index": _index,
+    },
+    aliases={"edm": "c_noise"},
+)
+"""What a network may be told about the noise level, each a function of the SDE and t (any shape), of the shape of t:
+time: t; half_log_snr: lambda; c_noise (also "edm"): log(sigma/alpha)/4 (Karras et al. 2022, arXiv:2206.00364);
+index: the place among a chain's points, 0 .. N - 1, for SDEs that run through one (make_sde("ddpm"), chain.to_sde())."""
 
 
 class Scales(NamedTuple):
@@ -65,109 +84,64 @@ def _edm(sde: SDE, t: Tensor, std: float) -> tuple[Tensor, Tensor]:
     return alpha * std**2 / total, sigma * std / torch.sqrt(total)
 
 
-PREDICTIONS: dict[str, Callable[[SDE, Tensor, float], tuple[Tensor, Tensor]]] = {
-    "noise": _noise,
-    "data": _data,
-    "v": _v,
-    "flow": _flow,
-    "score": _score,
-    "edm": _edm,
-}
-"""What a network's output stands for: each gives (skip, out) at t for data of standard deviation `std`."""
+def _posterior_mean(sde: SDE, t: Tensor, std: float) -> tuple[Tensor, Tensor]:
+    # mean = of_data x_0 + of_state x_i, solved for x_0.
+    of_data, of_state = points_of(sde, "prediction 'posterior_mean'").posterior_mean(t)
+    return -of_state / of_data, 1 / of_data
 
 
-class UnitMap(Protocol):
-    """The map between the data's own units and normalised ones, as `sde_gen.data.Normalizer` is."""
-
-    def encode(self, x: Tensor) -> Tensor: ...
-
-    def decode(self, z: Tensor) -> Tensor: ...
-
-    def log_det(self, shape: Sequence[int]) -> float: ...
-
-
-class Denoiser(nn.Module, ABC):
-    """Anything that predicts E[x_0 | x_t] along an SDE; the other views follow from it.
-
-    A subclass has `sde`, `prior` and `predict`. Guidance, inverse problems and other libraries' networks are subclasses
-    that wrap another Denoiser. States x are (B, *) in normalised units; t is a number, a scalar tensor or one for each
-    sample (B,); conditions are keyword tensors whose first dimension is the batch.
-    """
-
-    sde: SDE
-    normalizer: UnitMap | None
-    moments: Moments | None
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.normalizer = None
-        self.moments = None
-        self.measured: dict[tuple[int, ...], Moments | None] = {}  # by a sample's shape, see `moments_of`
-        self.fitted: dict[tuple[str, int], Any] = {}  # time grids by solver and steps, see `fit_grid`
-
-    @property
-    @abstractmethod
-    def prior(self) -> Prior:
-        """The distribution that stands for p(x) at t_max."""
-
-    @abstractmethod
-    def predict(self, x: Tensor, t: Tensor | float, **cond: Tensor) -> tuple[Tensor, Tensor | None]:
-        """E[x_0 | x_t = x], shape of `x`, and the learned variance's fraction in [0, 1] or None."""
-
-    def prepare(self, times: Iterable[float]) -> None:
-        """Told the times at which `predict` will be called with Python numbers, before a solver's loop."""
-
-    def denoise(self, x: Tensor, t: Tensor | float, **cond: Tensor) -> Tensor:
-        """E[x_0 | x_t = x]; shape of `x`."""
-        return self.predict(x, t, **cond)[0]
-
-    def score(self, x: Tensor, t: Tensor | float, **cond: Tensor) -> Tensor:
-        """grad_x log p_t(x) = (alpha E[x_0 | x] - x)/sigma^2 (Tweedie's formula); shape of `x`."""
-        alpha, sigma = self._marginal(x, t)
-        return (alpha * self.denoise(x, t, **cond) - x) / sigma**2
-
-    def noise(self, x: Tensor, t: Tensor | float, **cond: Tensor) -> Tensor:
-        """E[eps | x_t = x] = (x - alpha E[x_0 | x])/sigma; shape of `x`."""
-        alpha, sigma = self._marginal(x, t)
-        return (x - alpha * self.denoise(x, t, **cond)) / sigma
-
-    def velocity(self, x: Tensor, t: Tensor | float, **cond: Tensor) -> Tensor:
-        """The probability flow's dx/dt = f x - g^2/2 score = f x + lambda' (alpha E[x_0 | x] - x); shape of `x`."""
-        alpha, _ = self._marginal(x, t)
-        f, slope = (_like(value, x) for value in self.sde.slopes(as_time(t)))
-        return f * x + slope * (alpha * self.denoise(x, t, **cond) - x)
-
-    def _marginal(self, x: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
-        alpha, sigma = self.sde.marginal(as_time(t))
-        return _like(alpha, x), _like(sigma, x)
+PREDICTIONS: Registry[Meaning] = Registry(
+    {
+        "noise": _noise,
+        "data": _data,
+        "v": _v,
+        "flow": _flow,
+        "score": _score,
+        "edm": _edm,
+        "posterior_mean": _posterior_mean,
+    },
+    aliases={"epsilon": "noise", "x_0": "data", "sample": "data", "velocity": "flow"},
+)
+"""What a network's output F stands for: each gives (skip, out) at t (any shape) for data of standard deviation `std`, so that
+E[x_0 | x_t] = skip x_t + out F."""
 
 
 class ScoreModel(Denoiser):
     """A network, an SDE, and what the network's output means.
 
-    network: any callable `network(x, c, **cond)`, x of shape (B, *), c of shape (B,) as `clock` says; its output has the
-        shape of x, or twice its channels (dimension 1) with `variance="learned_range"`.
-    prediction: what the output stands for: "noise" (eps), "data" (x_0), "v" (alpha eps - sigma x_0; Salimans and Ho 2022,
-        arXiv:2202.00512), "flow" (dx/dt), "score", or "edm" (Karras et al. 2022, arXiv:2206.00364, for any alpha, sigma:
-        denoised = alpha s^2/(alpha^2 s^2 + sigma^2) x + sigma s/sqrt(alpha^2 s^2 + sigma^2) F(c_in x), s = data_std).
-    clock: what the network is told: "time", "half_log_snr", "edm" (c_noise), or a name registered in CLOCKS.
-    data_std: the data's standard deviation in normalised units; needed by "edm".
-    scale_input: multiply the network's input by c_in = 1/sqrt(alpha^2 s^2 + sigma^2); on for "edm", else off unless asked.
+    network: any callable `network(x, c, **cond)`.
+        x (B, *) is the state, in the dtype of the network's first floating parameter (the state's own where there is none).
+        c (B,) is what `clock` says of the noise level, float32 or float64 whatever the network's dtype, since narrower ones round it.
+        The conditions come under the names that the caller gives them, `label` for those of the package's own networks.
+        The output has the shape of x, or twice its channels (dimension 1) with `variance="learned_range"`, in any floating dtype.
+    prediction: what the output F stands for, a name in PREDICTIONS or a function (sde, t, data_std) -> (skip, out), each of the shape
+        of t, with E[x_0 | x_t] = skip x_t + out F.
+        "noise": eps. "data": x_0. "flow": dx/dt. "score": grad log p_t.
+        "v": alpha eps - sigma x_0 (Salimans and Ho 2022, arXiv:2202.00512).
+        "edm": denoised = alpha s^2/(alpha^2 s^2 + sigma^2) x + sigma s/sqrt(alpha^2 s^2 + sigma^2) F(c_in x), s = data_std (Karras
+        et al. 2022, arXiv:2206.00364, for any alpha and sigma).
+        "posterior_mean": E[x_{i-1} | x_i] of a chain, for SDEs that run through one.
+    clock: what the network is told of the noise level, a name in CLOCKS or a function (sde, t) -> c of the shape of t: "time",
+        "half_log_snr", "c_noise" (Karras et al. 2022; also "edm"), or "index" of a chain.
+    data_std: the data's standard deviation in normalised units, the field's sigma_data; "edm" and scale_input need it.
     normalizer: the map between the data's units and normalised ones (`encode`, `decode`, `log_det`), or None.
-    variance: None, or "learned_range" (Nichol and Dhariwal 2021, arXiv:2102.09672).
+    variance: None, or "learned_range" where half of the output's channels are the reverse step's variance (Nichol and Dhariwal 2021,
+        arXiv:2102.09672).
     prior: "sde", or "matched": the Gaussian with the data's moments at t_max, from `moments` (see `Moments`), or from mean
         0 and data_std where there are none.
+    moments: mean and covariance of the data in normalised units, or None.
+    scale_input: whether the network's input is multiplied by c_in = 1/sqrt(alpha^2 s^2 + sigma^2); None: for "edm" alone.
 
     Raises ValueError for a name that is not registered or settings that lack one another; TypeError for a network that
-    cannot be called or an output that is not of floating dtype.
+    cannot be called, an output that is not of floating dtype, or one without a gradient where a gradient with respect to x is asked for.
     """
 
     def __init__(
         self,
         network: Callable[..., Tensor],
         sde: SDE,
-        prediction: str = "noise",
-        clock: str = "time",
+        prediction: str | Meaning = "noise",
+        clock: str | Clock = "time",
         data_std: float | None = None,
         normalizer: UnitMap | None = None,
         variance: str | None = None,
@@ -175,41 +149,24 @@ class ScoreModel(Denoiser):
         moments: Moments | None = None,
         scale_input: bool | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(sde, normalizer, moments, data_std, prior)
         if not callable(network):
             raise TypeError(f"network must be callable, got {type(network).__name__}")
-        if not isinstance(sde, SDE):
-            raise TypeError(f"sde must be an SDE (see make_sde), got {sde!r}")
-        lookup(PREDICTIONS, "prediction", prediction)
-        lookup(CLOCKS, "clock", clock)
+        self.prediction, self._meaning = _named(PREDICTIONS, "prediction", prediction)
+        self.clock, self._clock = _named(CLOCKS, "clock", clock)
         if variance not in (None, "learned_range"):
             raise ValueError(f"unknown variance {variance!r}; choose from None, learned_range")
-        if prior not in ("sde", "matched"):
-            raise ValueError(f"unknown prior {prior!r}; choose from sde, matched")
-        scale_input = prediction == "edm" if scale_input is None else scale_input
-        if data_std is None and (prediction == "edm" or scale_input):
+        self.scale_input = self.prediction == "edm" if scale_input is None else scale_input
+        if data_std is None and (self.prediction == "edm" or self.scale_input):
             raise ValueError("prediction 'edm' and scale_input need data_std, the data's standard deviation in normalised units")
-        if prior == "matched" and moments is None and data_std is None:
-            raise ValueError("prior 'matched' needs moments or data_std")
-        self.network = network
-        self.sde = sde
-        self.prediction, self.clock, self.variance, self.prior_name = prediction, clock, variance, prior
-        self.data_std = None if data_std is None else check_positive("data_std", data_std)
-        self.scale_input = scale_input
-        if normalizer is not None:
-            del self.normalizer  # a module would be registered beside the None and never be found
-            self.normalizer = normalizer
-        if moments is not None:
-            del self.moments  # as above
-            self.moments = moments
-        self._scales: dict[float, Scales] = {}
+        self.network, self.variance = network, variance
 
     def with_network(self, network: Callable[..., Tensor]) -> ScoreModel:
         """The same model around another network: averaged weights, say."""
         return ScoreModel(network, self.sde, **self.settings(), normalizer=self.normalizer, moments=self.moments)
 
     def settings(self) -> dict[str, Any]:
-        """The settings that are plain values, as the constructor takes them."""
+        """The settings that are plain values, and functions where prediction or clock is one, as the constructor takes them."""
         return {
             "prediction": self.prediction,
             "clock": self.clock,
@@ -219,46 +176,60 @@ class ScoreModel(Denoiser):
             "scale_input": self.scale_input,
         }
 
-    @property
-    def prior(self) -> Prior:
-        if self.prior_name == "sde":
-            return SDEPrior(self.sde)
-        alpha, sigma = (float(value) for value in self.sde.marginal(as_time(self.sde.t_max)))
-        moments = self.moments
-        if moments is None:
-            assert self.data_std is not None
-            moments = Moments(torch.zeros(()), variance=torch.tensor(self.data_std**2))
-        return MatchedPrior(moments, alpha, sigma)
+    def conditions(self, cond: Mapping[str, Any] | None, count: int, device: torch.device) -> dict[str, Tensor]:
+        # Looked at here, once, and not in the loop, where a look at the values would wait for the device.
+        found = super().conditions(cond, count, device)
+        label = found.get("label")
+        if label is not None and isinstance(self.network, Network) and not label.is_floating_point():
+            classes = self.network.classes
+            if classes is None:
+                raise ValueError("condition 'label' was given to a network that was made without classes")
+            if label.numel() and not (int(label.min()) >= 0 and int(label.max()) <= classes):
+                raise ValueError(f"labels must be in 0 .. {classes - 1} ({classes}: none), got {int(label.min())} .. {int(label.max())}")
+        return found
 
     def scales(self, t: Tensor) -> Scales:
         """c_in, skip, out and the network's clock at times `t`, each of the shape and dtype of `t`."""
         std = 1.0 if self.data_std is None else self.data_std
-        skip, out = PREDICTIONS[self.prediction](self.sde, t, std)
+        skip, out = self._meaning(self.sde, t, std)
         c_in = torch.ones_like(t)
         if self.scale_input:
             alpha, sigma = self.sde.marginal(t)
             c_in = 1 / torch.sqrt(alpha**2 * std**2 + sigma**2)
-        return Scales(c_in, skip, out, CLOCKS[self.clock](self.sde, t))
+        return Scales(c_in, skip, out, self._clock(self.sde, t))
 
-    def prepare(self, times: Iterable[float]) -> None:
-        # One vectorised float64 evaluation for the whole grid; the loop then looks plain numbers up.
-        grid = list(times)
-        columns = (column.tolist() for column in self.scales(torch.tensor(grid, dtype=torch.float64)))
-        self._scales = {t: Scales(*row) for t, row in zip(grid, zip(*columns, strict=True), strict=True)}
+    def prepare(self, times: Sequence[PlannedTime]) -> None:
+        columns = (column.tolist() for column in self.scales(torch.tensor(list(times), dtype=torch.float64)))
+        dtype = self.network_dtype()
+        for t, row in zip(times, zip(*columns, strict=True), strict=True):
+            t.plans[self] = (Scales(*row), dtype)
 
-    def predict(self, x: Tensor, t: Tensor | float, **cond: Tensor) -> tuple[Tensor, Tensor | None]:
+    def network_dtype(self) -> torch.dtype | None:
+        """The dtype of the network's first floating parameter, in which it is asked; None where it has none."""
+        parameters = self.network.parameters() if isinstance(self.network, nn.Module) else ()
+        return next((p.dtype for p in parameters if p.is_floating_point()), None)
+
+    def predict(self, x: Tensor, t: Tensor | float, **cond: Tensor) -> Prediction:
         if isinstance(t, Tensor):
             at_t = self.scales(as_time(t))
-            scales = Scales(*(_like(value, x) for value in at_t))
-            clock = at_t.clock.to(x).expand(x.shape[0])
+            scales, dtype = Scales(*(like(value, x) for value in at_t)), self.network_dtype()
+            clock = at_t.clock.to(device=x.device, dtype=clock_dtype(x.dtype)).expand(x.shape[0])
         else:
-            if t not in self._scales:
-                self.prepare([t])
-            scales = self._scales[t]
-            clock = x.new_full((x.shape[0],), scales.clock)
-        output = self.network(x * scales.c_in if self.scale_input else x, clock, **cond)
+            if not isinstance(t, PlannedTime) or self not in t.plans:
+                t = self.planned((float(t),))[float(t)]
+            scales, dtype = t.plans[self]
+            clock = x.new_full((x.shape[0],), scales.clock, dtype=clock_dtype(x.dtype))
+        asked = x * scales.c_in if self.scale_input else x
+        if dtype is not None and dtype != x.dtype:
+            asked, clock = asked.to(dtype), clock.to(clock_dtype(dtype))
+        output = self.network(asked, clock, **cond)
         if not isinstance(output, Tensor):
             raise TypeError(f"the network must return a tensor, got {type(output).__name__}")
+        if x.requires_grad and not output.requires_grad and self.depends_on_state and torch.is_grad_enabled():
+            raise TypeError(
+                "the network's output has no gradient with respect to its input (detached, or computed under no_grad?); "
+                "where it is meant to be the same for every state, say model.depends_on_state = False"
+            )
         fraction = None
         if self.variance is not None:
             if output.shape != (doubled := (x.shape[0], 2 * x.shape[1], *x.shape[2:])):
@@ -272,14 +243,25 @@ class ScoreModel(Denoiser):
                 raise TypeError(f"the network's output has dtype {output.dtype} where a floating dtype was expected")
             output = output.to(x.dtype)
         if self.prediction == "data":
-            return output, fraction
+            return Prediction(output, fraction)
         if isinstance(t, Tensor):
-            return torch.addcmul(x * scales.skip, output, scales.out), fraction
-        return (x * scales.skip).add_(output, alpha=scales.out), fraction
+            return Prediction(torch.addcmul(x * scales.skip, output, scales.out), fraction)
+        return Prediction((x * scales.skip).add_(output, alpha=scales.out), fraction)
 
     forward = predict
 
 
-def _like(value: Tensor, x: Tensor) -> Tensor:
-    # Cast only after the float64 arithmetic on times is done.
-    return expand_as(value.to(dtype=x.dtype, device=x.device), x)
+def clock_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, else float32: indices and log-SNRs are not what they say in a narrower dtype."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+def _named(registry: Mapping[str, T], what: str, given: str | T) -> tuple[Any, T]:
+    """A name and its entry; for a function its name where it is registered under one, else itself."""
+    if callable(given):
+        return next((name for name, entry in registry.items() if entry is given), given), given
+    name = canonical(registry, what, given)
+    return name, registry[name]

@@ -14,9 +14,9 @@ from .mlp import MLP
 from .transformer import PatchTransformer
 from .unet import UNet
 
-__all__ = ["MLP", "NETWORKS", "Network", "PatchTransformer", "UNet", "make_network", "summary"]
+__all__ = ["MLP", "NETWORKS", "Network", "PatchTransformer", "UNet", "make_network", "register_network", "summary"]
 
-NETWORKS: dict[str, type[Network]] = {
+NETWORKS: dict[str, Any] = {
     "mlp": MLP,
     "transformer": PatchTransformer,
     "unet": UNet,
@@ -39,11 +39,29 @@ def make_network(name: str, shape: Sequence[int], classes: int | None = None, ou
     if name not in NETWORKS:
         raise ValueError(f"unknown network {name!r}; known: {', '.join(sorted(NETWORKS))}")
     kind = NETWORKS[name]
+    if not issubclass(kind, Network):
+        raise ValueError(f"network {name!r} ({kind.__name__}) is no sde_gen.networks.Network: make it yourself and give the object")
     allowed = [p.name for p in inspect.signature(kind).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
     unknown = sorted(set(options) - set(allowed))
     if unknown:
         raise ValueError(f"unknown option {', '.join(unknown)} of network {name!r}; known: {', '.join(allowed)}")
-    return kind(shape, classes, out_channels, **options)
+    made: Network = kind(shape, classes, out_channels, **options)
+    return made
+
+
+def register_network(name: str, kind: type[torch.nn.Module]) -> None:
+    """Let checkpoints, `train` and the command line know a network's class as `name`.
+
+    A subclass of `Network` is made by `kind(shape, classes, out_channels, **options)`. Any other torch.nn.Module is rebuilt from a
+    checkpoint by `kind(**network.options)`, `options` being a dict of numbers, strings, lists and dicts ({} where it has none).
+
+    Raises TypeError for what is no such class, ValueError for a name that another class has.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, torch.nn.Module)):
+        raise TypeError(f"kind must be a class of torch.nn.Module, got {kind!r}")
+    if NETWORKS.get(name, kind) is not kind:
+        raise ValueError(f"network {name!r} is registered already, as {NETWORKS[name].__name__}")
+    NETWORKS[name] = kind
 
 
 def summary(network: torch.nn.Module, shape: Sequence[int]) -> str:

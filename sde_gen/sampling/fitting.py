@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..models.score import Denoiser
+from ..models.denoiser import Denoiser
 from ..randomness import NoiseStream
-from ..solvers import FixedStepSolver, Run, Solver, Update, make_solver
+from ..solvers import FixedStepSolver, Run, Solver, Update, make_solver, solver_name
 
 SEED = 0x5EED
 """Calibration samples have a seed of their own, so that no sample drawn later was seen by the fit (unless it asks for this)."""
 REFERENCE_STEPS = 150
 EVALUATIONS, EVALUATIONS_FREE = 750, 4000
 """Network evaluations of a batch in each phase where nothing is asked for; the second where the score has no parameters."""
+FitKey = tuple[str, int, tuple[str, ...]]
+"""Solver, steps and the sorted names of the conditions of a fitted grid."""
 SMALLEST = 1e-24
 """Added to squared errors, so that their logarithm is finite."""
 
@@ -28,9 +30,12 @@ SMALLEST = 1e-24
 class FittedGrid:
     """What `fit_grid` found: `sample(model, ..., solver, steps)` uses it where solver and steps are these.
 
-    times: (steps + 1,), the last is t_min; options: of the solver; shifts: added to its weights (see FixedStepSolver).
-    error, default_error: geometric mean over held-out calibration samples of the root mean square error against the solver's
-    own converged answer, fitted and with the default grid, in normalised units.
+    times: (steps + 1,), the last is t_min.
+    options: of the solver.
+    shifts: added to the solver's weights (see FixedStepSolver).
+    error, default_error: geometric mean over held-out calibration samples of the root mean square error against the converged answer,
+        fitted and with the default grid, in normalised units.
+    conditions: names of the conditions under which it was fitted, sorted; it is used under these alone.
     """
 
     solver: str
@@ -40,12 +45,18 @@ class FittedGrid:
     shifts: tuple[tuple[float, ...], ...] = ()
     error: float = float("nan")
     default_error: float = float("nan")
+    conditions: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> FitKey:
+        """Under which a model keeps it."""
+        return self.solver, self.steps, self.conditions
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> FittedGrid:
         """The inverse of `dataclasses.asdict` after a way through JSON; ValueError for a solver or numbers that make no sense."""
         times, shifts = tuple(map(float, config["times"])), tuple(tuple(map(float, row)) for row in config["shifts"])
-        fitted = cls(**(config | {"times": times, "shifts": shifts}))
+        fitted = cls(**(config | {"times": times, "shifts": shifts, "conditions": tuple(config.get("conditions", ()))}))
         if len(times) != fitted.steps + 1:
             raise ValueError(f"a fitted grid of {fitted.steps} steps has {len(times)} times")
         fitted.make()
@@ -75,7 +86,7 @@ def fit_grid(
     batch_size: int = 16,
     iterations: int | None = None,
     seed: int = SEED,
-    cond: dict[str, Tensor] | None = None,
+    cond: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     **solver_options: Any,
 ) -> FittedGrid:
@@ -85,7 +96,7 @@ def fit_grid(
 
     by gradient descent through the solver and the network: first the times (and the solver's `scale` where it has one), then
     both with the weights. Two thirds of the calibration samples are fitted, the others choose the best iterate. The result
-    is stored in `model.fitted`, saved with the checkpoint and used by `sample` where solver and steps match.
+    is stored in `model.fitted`, saved with the checkpoint and used by `sample` where solver, steps and the conditions' names match.
 
     solver: a deterministic fixed-step one, with its options; shape: of one sample (None: that of the model's moments).
     samples, seed: the calibration draws of the prior; batch_size: of them in one iteration; iterations: of each phase (None: so
@@ -94,6 +105,7 @@ def fit_grid(
     Raises ValueError for a solver that is stochastic or adaptive, a shape that is not known, or a converged
     answer that is not finite. Tong et al. 2025, arXiv:2405.15506 (LD3); S4S, arXiv:2502.17423.
     """
+    solver = solver_name(solver)
     method = check_fit(solver, make_solver(solver, **solver_options), steps)
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     if iterations is None:
@@ -110,19 +122,20 @@ def fit_grid(
             raise ValueError("the model does not know the shape of a sample: give shape")
         shape = tuple(model.moments.mean.shape)
     device = torch.device("cpu") if parameter is None else parameter.device
-    dtype = dtype or (torch.float64 if parameter is None else parameter.dtype)
+    dtype = dtype or (torch.float64 if parameter is None or parameter.dtype == torch.float64 else torch.float32)
+    given = model.conditions(cond, samples, device)
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         noise = NoiseStream(seed, 0, samples, shape, dtype, device)
-        run = Run(model, noise, torch.zeros(samples, dtype=torch.int64, device=device), cond or {})
+        run = Run(model, noise, torch.zeros(samples, dtype=torch.int64, device=device), given)
         fit = _Fit(run, method, model.prior.from_noise(noise.draw()), steps)
         found = fit.find(iterations, batch_size)
     finally:
         for module in training:  # one by one: a network in evaluation mode may be inside a model that is not
             module.training = True
-    result = FittedGrid(solver, steps, options=solver_options | found.pop("options"), **found)
-    model.fitted[solver, steps] = result
+    result = FittedGrid(solver, steps, options=solver_options | found.pop("options"), conditions=tuple(sorted(given)), **found)
+    model.fitted[result.key] = result
     return result
 
 
@@ -239,7 +252,7 @@ def _apply(run: Run, x: Tensor, updates: list[Update], history: tuple[Tensor, ..
     for update in updates:
         seen = history
         if update.t is not None:
-            denoised = run.model.predict(x, update.t, **run.cond)[0]
+            denoised = run.model.predict(x, update.t, **run.cond).denoised
             if update.view is not None:
                 denoised = x * update.view[0] + denoised * update.view[1]
             seen = (denoised, *history)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.score import Denoiser
+from ..models.denoiser import Denoiser
 from .sample import sample
 
 
@@ -19,7 +19,7 @@ def encode(model: Denoiser, x: Tensor, solver: str = "ode", **options: Any) -> T
     chain: grid=chain.times. Song et al. 2021, arXiv:2011.13456, section 4.3; Song et al. 2020, arXiv:2010.02502, section 4.3.
     """
     ends: dict[str, Any] = {} if isinstance(options.get("grid"), Tensor) else {"t_start": model.sde.t_min, "t_end": model.sde.t_max}
-    return sample(model, x.shape, solver, x_init=x, **ends, **options).x
+    return sample(model, x.shape, solver, x_init=x, x_init_units="data", final="state", **ends, **options).x
 
 
 def interpolate(model: Denoiser, a: Tensor, b: Tensor, n: int, solver: str = "ode", **options: Any) -> Tensor:
@@ -29,13 +29,16 @@ def interpolate(model: Denoiser, a: Tensor, b: Tensor, n: int, solver: str = "od
     their norm. Ends are a and b to the solver's accuracy. Song et al. 2020, arXiv:2010.02502, section 5.3.
     """
     _check_pair(a, b, n)
-    z_a, z_b = encode(model, a, solver, **options), encode(model, b, solver, **options)
+    cond = options.pop("cond", None)
+    z_a, z_b = (encode(model, x, solver, cond=cond, **options) for x in (a, b))
     flat_a, flat_b = z_a.flatten(1), z_b.flatten(1)
     cosine = (flat_a * flat_b).sum(1) / (flat_a.norm(dim=1) * flat_b.norm(dim=1))
     angle = torch.arccos(cosine.clamp(-1 + 1e-6, 1 - 1e-6)).reshape(-1, *(1,) * (a.ndim - 1))
     shares = torch.linspace(0, 1, n, dtype=z_a.dtype, device=z_a.device).tolist()
     path = torch.stack([(torch.sin((1 - w) * angle) * z_a + torch.sin(w * angle) * z_b) / torch.sin(angle) for w in shares])
-    out = sample(model, path.flatten(0, 1).shape, solver, x_init=path.flatten(0, 1), final="raw", **options)
+    # Step k of pair i lies at k N + i: each pair keeps its conditions all the way.
+    repeated = None if cond is None else {name: torch.cat([torch.as_tensor(value)] * n) for name, value in cond.items()}
+    out = sample(model, path.flatten(0, 1).shape, solver, x_init=path.flatten(0, 1), final="raw", cond=repeated, **options)
     return out.x.reshape(path.shape)
 
 
@@ -50,9 +53,10 @@ def mix(model: Denoiser, a: Tensor, b: Tensor, n: int, t: float, solver: str = "
     sde = model.sde
     if not sde.t_min < t <= sde.t_max:
         raise ValueError(f"t must be in ({sde.t_min:.6g}, {sde.t_max:.6g}], got {t!r}")
-    clean_a, clean_b = (x if model.normalizer is None else model.normalizer.encode(x) for x in (a, b))
+    device = next((p.device for p in model.parameters()), a.device)
+    clean_a, clean_b = (x.to(device) if model.normalizer is None else model.normalizer.encode(x.to(device)) for x in (a, b))
     alpha, sigma = (float(value) for value in sde.marginal(torch.tensor(t, dtype=torch.float64)))
-    noise = torch.randn(a.shape, generator=torch.Generator().manual_seed(seed), dtype=a.dtype).to(a.device)
+    noise = torch.randn(a.shape, generator=torch.Generator().manual_seed(seed), dtype=a.dtype).to(device)
     results = []
     for w in torch.linspace(0, 1, n, dtype=torch.float64).tolist():
         state = alpha * ((1 - w) * clean_a + w * clean_b) + sigma * noise

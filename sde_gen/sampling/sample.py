@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,10 +14,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import memory, parallel
-from ..models.score import Denoiser
+from ..models.denoiser import Denoiser
 from ..randomness import NoiseStream, check_seed
 from ..registry import lookup
-from ..solvers import GRIDS, FixedStepSolver, Graphed, Run, Solver, make_solver
+from ..sdes import SDE
+from ..solvers import GRIDS, FixedStepSolver, Graphed, Run, Solver, make_solver, solver_name
 
 StepHook = Callable[[int, float, Tensor], bool | None]
 
@@ -49,9 +50,12 @@ class SolverError(RuntimeError):
 class Samples:
     """What `sample` returns.
 
-    x: (N, *shape), in the data's own units where sampling ended at t_min, else the state in normalised units;
-    nfe: network calls for each sample, counted, (N,); trajectory: (K, N, *shape) or None; times: (K,) of the trajectory;
-    failed: (N,) bool, the samples that are not to be used; fitted: whether a grid of `fit_grid` was used.
+    x: (N, *shape), in the units that `units` names.
+    nfe: network evaluations for each sample, counted, (N,).
+    trajectory: (K, N, *shape) on the CPU, or None; times: its times (K,).
+    failed: (N,) bool, the samples that are not to be used.
+    fitted: whether a grid of `fit_grid` was used.
+    units: "data", the data's own, or "normalised", a state.
     """
 
     x: Tensor
@@ -60,6 +64,7 @@ class Samples:
     times: Tensor | None
     failed: Tensor
     fitted: bool = False
+    units: str = "data"
 
 
 @torch.no_grad()
@@ -72,10 +77,10 @@ def sample(
     x_init: Tensor | None = None,
     t_start: float | None = None,
     t_end: float | None = None,
-    cond: dict[str, Tensor] | None = None,
+    cond: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
     index_offset: int = 0,
-    final: str = "denoise",
+    final: str | None = None,
     trajectory: str | None = None,
     step_hook: StepHook | None = None,
     on_failure: str = "raise",
@@ -84,63 +89,169 @@ def sample(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     graph: bool = False,
+    x_init_units: str = "normalised",
     **solver_options: Any,
 ) -> Samples:
-    """Draw `shape` = (N, *data shape) samples of `model`.
+    """Draw `shape` = (N, *data shape) samples of `model`, on the model's device.
 
-    solver: a registered name with `solver_options`, or a Solver; steps: of the grid, for an adaptive solver the cap on
-        attempted steps (None: the solver's default, or as many as `grid` has); grid: a name in GRIDS, the times (steps + 1,), or
-        "fitted" (None: what `fit_grid` found for this solver and steps, else the solver's default).
+    solver: a registered name, with `solver_options`, or a Solver.
+    steps: of the grid; an adaptive solver takes it as the cap on attempted steps. None: the solver's default, or as many as `grid` has.
+    grid: where the steps lie: a name in GRIDS, the times (steps + 1,) in either direction, or "fitted". None: what `fit_grid` found for
+        this solver and steps, else the solver's default.
     seed, index_offset: sample i's noise is a function of (seed, index_offset + i) alone, whatever the batch.
-    x_init: the state at t_start instead of a draw of the prior; data in its own units where t_start is t_min.
-    t_start, t_end: from and to which time (None: from t_max to t_min). Data lives at t_min in its own units; states above
-        are in normalised units.
-    cond: keyword tensors for the network, first dimension N.
-    final: at t_min, "denoise" returns E[x_0 | x] by one more network call, "raw" the state itself.
-    trajectory: None, "states" (x along the way, normalised units) or "denoised" (E[x_0 | x_t], the data's units): shown
-        at the end of each step, kept on the CPU.
+    x_init: where the run starts, in the place of a draw of the prior, (N, *data shape).
+    x_init_units: "normalised" says that x_init is the state at t_start; "data" that it is data in their own units, of which the state
+        alpha(t_start) encode(x_init) is made.
+    t_start, t_end: from and to which time. None: from t_max to t_min, the data.
+    cond: conditions for the network by name, tensors or arrays whose first dimension is N.
+    final: what is returned of the state x at the end.
+        "denoise": E[x_0 | x], by one more network call, in the data's units.
+        "raw": x/alpha, the data blurred by the noise of t_end, in the data's units.
+        "state": x itself, in normalised units.
+        None: "denoise" for a run towards the data whose t_end is not given, else "state". A step_hook that stops a batch leaves its state.
+    trajectory: "states" (x along the way, normalised units) or "denoised" (E[x_0 | x_t], the data's units), at the end of each step.
     step_hook: called as hook(step, t, x) after each step; True stops that batch there.
-    on_failure: "raise" a SolverError that carries the healthy samples, or "mask": return all, marked in `failed`.
-    progress: a bar on a terminal. dtype, device: of the states (None: the model's parameters', else float32 on the CPU).
-    graph: capture the loop of a fixed-step solver as a CUDA graph and replay it for each batch from the second of a size on;
+    on_failure: "raise" raises a SolverError that carries the healthy samples; "mask" returns all, marked in `failed`.
+    progress: whether a bar is shown on a terminal.
+    batch_size: of the samples that run together; None: all.
+    dtype: of the states, float32 or float64. None: that of the model's parameters, float32 for narrower ones and where there are none.
+    device: of the states where the model has no parameters; it may not differ from that of a model that has some.
+    graph: whether the loop of a fixed-step solver is captured as a CUDA graph and replayed for each batch from the second of a size on;
         the same samples. Ignored on other devices, and where step_hook or trajectory watches.
 
-    Raises ValueError or TypeError for bad arguments, SolverError for samples that are not finite,
-    grew absurdly (see `GROWTH`) or did not finish within the step cap of an adaptive solver.
+    Raises ValueError or TypeError for bad arguments; SolverError for samples that are not finite, grew absurdly (see `GROWTH`) or did
+    not finish within the step cap of an adaptive solver.
     """
     count, data_shape = _check_shape(shape)
+    plan = _plan(model, solver, steps, grid, t_start, t_end, final, cond, solver_options)
+    _check_choices(trajectory, on_failure, x_init_units)
+    check_seed(seed)
+    batch_size = count if batch_size is None else batch_size
+    for label, number, least in (("batch_size", batch_size, 1), ("index_offset", index_offset, 0)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            raise ValueError(f"{label} must be a whole number of at least {least}, got {number!r}")
+    if graph and not isinstance(plan.method, FixedStepSolver):
+        raise ValueError(f"graph=True captures the loop of a fixed-step solver, and {plan.name!r} is none")
+    if x_init is not None and not isinstance(x_init, Tensor):
+        raise TypeError(f"x_init must be a tensor, got {type(x_init).__name__}")
+    if x_init is not None and tuple(x_init.shape) != (count, *data_shape):
+        raise ValueError(f"x_init must have shape {(count, *data_shape)}, got {tuple(x_init.shape)}")
+    device, dtype = _where(model, x_init, device, dtype)
+    cond = model.conditions(cond, count, device)
+
+    method, adaptive = plan.method, plan.method.adaptive
+    loop = Graphed(method) if graph and isinstance(method, FixedStepSolver) else method
+    done: list[_Batch] = []
+    batches = deque(_batches(count, batch_size))
+    # A fixed-step solver shows its steps; an adaptive one, whose samples go at their own pace, and a graph, their finished batches.
+    total, unit = (count, "sample") if adaptive or graph else (plan.steps * len(batches), "step")
+    with tqdm(total=total, desc=f"sampling ({plan.name})", unit=unit, disable=None if progress else True, leave=False) as bar:
+        tick = None if adaptive or graph or bar.disable else bar.update
+        while batches:
+            first, last = batches.popleft()
+            part = {key: tensor[first:last] for key, tensor in cond.items()}
+            noise = NoiseStream(seed, index_offset + first, last - first, data_shape, dtype, device)
+            z = noise.draw()  # always drawn, so that the later draws are the same with and without x_init
+            x = (
+                model.prior.from_noise(z)
+                if x_init is None
+                else _state(model, x_init[first:last].to(device), plan.start, x_init_units, dtype)
+            )
+            run = Run(model, noise, torch.zeros(last - first, dtype=torch.int64, device=device), part)
+            batch = _Batch(model, trajectory, step_hook)
+            if trajectory is not None or step_hook is not None or tick is not None:
+                run.observer = batch.watcher(tick)
+            limit = GROWTH * _size(x).clamp_min(max(1.0, model.sde.prior_std))
+            try:
+                y = loop.solve(run, x, plan.start, plan.end, plan.steps, plan.grid)
+            except (RuntimeError, MemoryError) as error:
+                if not memory.out_of_memory(error) or last - first == 1:
+                    raise
+                memory.release()
+                half = (last - first + 1) // 2
+                warnings.warn(f"out of memory: going on with batches of {half} (batch_size={half} starts so)", stacklevel=3)
+                batches = deque((begin, min(begin + half, count)) for begin in range(first, count, half))
+                continue
+            lost = _broken(y, limit)
+            batch.finish(run, y, plan, lost, limit)
+            if bool(batch.failed.any()) and on_failure == "raise":
+                again = NoiseStream(seed, index_offset + first, last - first, data_shape, dtype, device)
+                again.draw()
+                where = _locate(plan, Run(model, again, torch.zeros_like(run.nfe), part), x, lost, limit)
+                index = torch.arange(last)
+                bad = torch.cat((torch.zeros(first, dtype=torch.bool), batch.failed.cpu()))
+                healthy = torch.cat((*(b.x for b in done), batch.x[~batch.failed]))
+                raise SolverError(plan.name, *where, index[bad], index[~bad], healthy)
+            done.append(batch)
+            lengths = {len(b.frames) for b in done}
+            if trajectory is not None and len(lengths) > 1:
+                raise ValueError(f"step_hook stopped batches after {' and '.join(map(str, lengths))} steps: a trajectory needs one length")
+            if adaptive or graph:
+                bar.update(last - first)
+    frames = trajectory is not None and len(done[0].frames) > 0
+    return Samples(
+        x=torch.cat([b.x for b in done]),
+        nfe=torch.cat([b.nfe for b in done]),
+        trajectory=torch.cat([torch.stack(b.frames) for b in done], dim=1) if frames else None,
+        times=torch.tensor(done[-1].times, dtype=torch.float64) if frames else None,
+        failed=torch.cat([b.failed for b in done]),
+        fitted=plan.fitted,
+        units="normalised" if any(b.stopped for b in done) or plan.final == "state" else "data",
+    )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is run: the solver under its name, its times, and what is made of the state at the end."""
+
+    name: str
+    method: Solver
+    steps: int
+    grid: str | Tensor
+    start: float
+    end: float
+    final: str
+    fitted: bool
+
+
+def _plan(
+    model: Denoiser,
+    solver: str | Solver,
+    steps: int | None,
+    grid: str | Tensor | None,
+    t_start: float | None,
+    t_end: float | None,
+    final: str | None,
+    cond: Mapping[str, Any] | None,
+    options: dict[str, Any],
+) -> _Plan:
     fitted = None
     if isinstance(solver, str):
-        name, method = solver, make_solver(solver, **solver_options)
+        name = solver_name(solver)
+        method = make_solver(name, **options)
         number = method.default_steps if steps is None else steps
         asked = isinstance(grid, str) and grid == "fitted"
-        if not solver_options and (asked or grid is t_start is t_end is None):
-            fitted = model.fitted.get((name, number))
+        if not options and (asked or grid is t_start is t_end is None):
+            fitted = model.fitted.get((name, number, tuple(sorted(cond or ()))))
         if asked and fitted is None:
-            known = ", ".join(" at ".join(map(str, key)) for key in model.fitted) or "none"
-            raise ValueError(f"no grid is fitted for solver {name!r} at {number} steps with these options (fitted: {known}); see fit_grid")
+            known = ", ".join(f"{key[0]} at {key[1]}" + (f" with {', '.join(key[2])}" if key[2] else "") for key in model.fitted) or "none"
+            raise ValueError(
+                f"no grid is fitted for solver {name!r} at {number} steps with these options and conditions (fitted: {known}); see fit_grid"
+            )
         if fitted is not None:
             method, grid = fitted.make(), fitted.grid
     elif isinstance(solver, Solver):
-        if solver_options:
-            raise ValueError(f"options {', '.join(solver_options)} belong to a solver given by name")
+        if options:
+            raise ValueError(f"options {', '.join(options)} belong to a solver given by name")
         name, method = type(solver).__name__, solver
     else:
         raise TypeError(f"solver must be a name or a Solver, got {solver!r}")
-    if graph and not isinstance(method, FixedStepSolver):
-        raise ValueError(f"graph=True captures the loop of a fixed-step solver, and {name!r} is none")
-    _choose("final", final, ("denoise", "raw"))
-    _choose("on_failure", on_failure, ("raise", "mask"))
-    if trajectory not in (None, "states", "denoised"):
-        raise ValueError(f"unknown trajectory {trajectory!r}; choose from None, states, denoised")
-    check_seed(seed)
     if steps is None:
         steps = len(grid) - 1 if isinstance(grid, Tensor) and grid.ndim == 1 and len(grid) > 1 else method.default_steps
-    batch_size = count if batch_size is None else batch_size
-    for label, number, least in (("steps", steps, 1), ("batch_size", batch_size, 1), ("index_offset", index_offset, 0)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < least:
-            raise ValueError(f"{label} must be a whole number of at least {least}, got {number!r}")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
     grid = method.default_grid if grid is None else grid
+    given = t_end is not None
     if not isinstance(grid, Tensor):
         lookup(GRIDS, "grid", grid)
     elif grid.shape != (steps + 1,) or not grid.is_floating_point() or not bool((grid.diff() * (grid[-1] - grid[0]) > 0).all()):
@@ -148,7 +259,8 @@ def sample(
     elif fitted is None:
         if t_start is not None or t_end is not None:
             raise ValueError("t_start and t_end are the ends of the times in grid: leave them out")
-        t_start, t_end, grid = float(grid[0]), float(grid[-1]), grid.detach().to("cpu", torch.float64)
+        grid = _inside(model.sde, grid.detach().to("cpu", torch.float64))
+        t_start, t_end = float(grid[0]), float(grid[-1])
     sde = model.sde
     start, end = (sde.t_max if t_start is None else float(t_start)), (sde.t_min if t_end is None else float(t_end))
     for label, value in (("t_start", start), ("t_end", end)):
@@ -158,92 +270,72 @@ def sample(
         raise ValueError(f"t_start and t_end must differ, both are {start!r}")
     if start < end and method.stochastic:
         raise ValueError(f"solver {name!r} runs from noise to data only: t_end must be below t_start, got {start!r} to {end!r}")
-    cond = cond or {}
-    for key, tensor in cond.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"condition {key!r} must be a tensor, got {type(tensor).__name__}")
-        if tensor.shape[:1] != (count,):
-            raise ValueError(f"condition {key!r} must have first dimension {count}, got shape {tuple(tensor.shape)}")
-    if x_init is not None and not isinstance(x_init, Tensor):
-        raise TypeError(f"x_init must be a tensor, got {type(x_init).__name__}")
-    if x_init is not None and tuple(x_init.shape) != (count, *data_shape):
-        raise ValueError(f"x_init must have shape {(count, *data_shape)}, got {tuple(x_init.shape)}")
-    device, dtype = _where(model, x_init, device, dtype)
+    if final is None:
+        final = "denoise" if end < start and not given else "state"
+    _choose("final", final, ("denoise", "raw", "state"))
+    return _Plan(name, method, steps, grid, start, end, final, fitted is not None)
 
-    states: list[Tensor] = []
-    calls: list[Tensor] = []
-    frames: list[Tensor] = []
-    failures: list[Tensor] = []
-    times: list[float] = []
-    batches = deque(_batches(count, batch_size))
-    loop = Graphed(method) if graph and isinstance(method, FixedStepSolver) else method
-    # A fixed-step solver shows its steps; an adaptive one, whose samples go at their own pace, and a graph, their finished batches.
-    total, unit = (count, "sample") if method.adaptive or graph else (steps * len(batches), "step")
-    with tqdm(total=total, desc=f"sampling ({name})", unit=unit, disable=None if progress else True, leave=False) as bar:
-        while batches:
-            first, last = batches.popleft()
-            part = {key: tensor[first:last].to(device) for key, tensor in cond.items()}
-            noise = NoiseStream(seed, index_offset + first, last - first, data_shape, dtype, device)
-            z = noise.draw()  # always drawn, so that the later draws are the same with and without x_init
-            if x_init is None:
-                x = model.prior.from_noise(z)
+
+def _inside(sde: SDE, times: Tensor) -> Tensor:
+    """`times` with ends that lie beyond the SDE's by no more than float32's rounding moved there."""
+    held = times.clamp(sde.t_min, sde.t_max)
+    return torch.where((held - times).abs() <= 1e-6, held, times)
+
+
+class _Batch:
+    """One batch on its way: what is shown and kept of it, and what is made of its state at the end."""
+
+    x: Tensor
+    nfe: Tensor
+    failed: Tensor
+
+    def __init__(self, model: Denoiser, trajectory: str | None, hook: StepHook | None) -> None:
+        self.model, self.trajectory, self.hook = model, trajectory, hook
+        self.frames: list[Tensor] = []
+        self.times: list[float] = []
+        self.stopped = False
+
+    def watcher(self, tick: Callable[[], object] | None) -> Callable[[float, Tensor, Tensor], bool]:
+        decode = None if self.model.normalizer is None else self.model.normalizer.decode
+
+        def observe(t: float, x: Tensor, denoised: Tensor) -> bool:
+            self.times.append(t)
+            if tick is not None:
+                tick()
+            if self.trajectory == "denoised":
+                self.frames.append((denoised if decode is None else decode(denoised)).cpu())
+            elif self.trajectory == "states":
+                self.frames.append(x.cpu())
+            self.stopped = self.hook is not None and self.hook(len(self.times), t, x) is True
+            return self.stopped
+
+        return observe
+
+    def finish(self, run: Run, y: Tensor, plan: _Plan, lost: Tensor, limit: Tensor) -> None:
+        """Make what was asked for of the state y at the end, and mark what is broken."""
+        failed, normalizer = lost, self.model.normalizer
+        if plan.final != "state" and not self.stopped:
+            if plan.final == "denoise":
+                y = run.predict(y, plan.end).denoised
+                failed = failed | _broken(y, limit)
             else:
-                x = x_init[first:last].to(device=device, dtype=dtype)
-                if start == sde.t_min and model.normalizer is not None:
-                    x = model.normalizer.encode(x)
-            run = Run(model, noise, torch.zeros(last - first, dtype=torch.int64, device=device), part)
-            kept: list[Tensor] = []
-            tick = None if method.adaptive or graph or bar.disable else bar.update
-            if trajectory is not None or step_hook is not None or tick is not None:
-                times = []
-                run.observer = _watcher(model, trajectory, step_hook, kept, times, tick)
-            limit = GROWTH * _size(x).clamp_min(max(1.0, sde.prior_std))
-            try:
-                y = loop.solve(run, x, start, end, steps, grid)
-            except (RuntimeError, MemoryError) as error:
-                if not memory.out_of_memory(error) or last - first == 1:
-                    raise
-                memory.release()
-                half = (last - first + 1) // 2
-                warnings.warn(f"out of memory: going on with batches of {half} (batch_size={half} starts so)", stacklevel=3)
-                batches = deque((begin, min(begin + half, count)) for begin in range(first, count, half))
-                continue
-            failed = lost = _broken(y, limit)
-            # A hook may have stopped above t_min, where the state is neither data nor to be decoded.
-            if (times[-1] if times else end) == sde.t_min:
-                if final == "denoise":
-                    y = model.predict(y, end, **part)[0]
-                    run.nfe += 1
-                    failed = failed | _broken(y, limit)
-                if model.normalizer is not None:
-                    y = model.normalizer.decode(y)
-                    failed = failed | ~torch.isfinite(_size(y))
-            if bool(failed.any()) and on_failure == "raise":
-                again = NoiseStream(seed, index_offset + first, last - first, data_shape, dtype, device)
-                again.draw()
-                rerun = Run(model, again, torch.zeros_like(run.nfe), part)
-                where = _locate(method, rerun, x, start, end, steps, grid, lost, limit)
-                index, bad = torch.arange(last), torch.cat((torch.zeros(first, dtype=torch.bool), failed.cpu()))
-                raise SolverError(name, *where, index[bad], index[~bad], torch.cat((*states, y[~failed])))
-            states.append(y)
-            calls.append(run.nfe)
-            failures.append(failed)
-            if trajectory is not None:
-                if frames and len(kept) != len(frames[0]):
-                    raise ValueError(
-                        f"step_hook stopped batches after {len(frames[0])} and {len(kept)} steps: a trajectory needs one length"
-                    )
-                frames.append(torch.stack(kept))
-            if method.adaptive or graph:
-                bar.update(last - first)
-    return Samples(
-        x=torch.cat(states),
-        nfe=torch.cat(calls),
-        trajectory=torch.cat(frames, dim=1) if frames else None,
-        times=torch.tensor(times, dtype=torch.float64) if frames else None,
-        failed=torch.cat(failures),
-        fitted=fitted is not None,
-    )
+                y = y / _alpha(self.model.sde, plan.end)
+            if normalizer is not None:
+                y = normalizer.decode(y)
+                failed = failed | ~torch.isfinite(_size(y))
+        self.x, self.nfe, self.failed = y, run.nfe, failed
+
+
+def _state(model: Denoiser, x_init: Tensor, t: float, units: str, dtype: torch.dtype) -> Tensor:
+    """The state at t that x_init stands for."""
+    if units == "normalised":
+        return x_init.to(dtype)
+    encoded = x_init if model.normalizer is None else model.normalizer.encode(x_init)
+    return (encoded * _alpha(model.sde, t)).to(dtype)
+
+
+def _alpha(sde: SDE, t: float) -> float:
+    return float(sde.marginal(torch.tensor(t, dtype=torch.float64))[0])
 
 
 def sample_together(model: Denoiser, shape: Sequence[int], cond: dict[str, Tensor] | None = None, **options: Any) -> Samples:
@@ -283,42 +375,32 @@ def _choose(what: str, value: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"unknown {what} {value!r}; choose from {', '.join(allowed)}")
 
 
+def _check_choices(trajectory: str | None, on_failure: str, x_init_units: str) -> None:
+    _choose("on_failure", on_failure, ("raise", "mask"))
+    _choose("x_init_units", x_init_units, ("normalised", "data"))
+    if trajectory not in (None, "states", "denoised"):
+        raise ValueError(f"unknown trajectory {trajectory!r}; choose from None, states, denoised")
+
+
 def _where(
     model: Denoiser, x_init: Tensor | None, device: torch.device | str | None, dtype: torch.dtype | None
 ) -> tuple[torch.device, torch.dtype]:
-    like = next((p for p in model.parameters() if p.is_floating_point()), x_init)
-    if device is None:
-        device = torch.device("cpu") if like is None else like.device
+    """The device and dtype of the states: the model's own, at least float32."""
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+    like = x_init if parameter is None else parameter
+    own = torch.device("cpu") if like is None else like.device
+    chosen = own if device is None else torch.device(device)
+    if parameter is not None and (chosen.type, chosen.index or 0) != (own.type, own.index or 0):
+        raise ValueError(f"the model is on {own} and its states are there too: move it, model.to({str(chosen)!r}), or leave device out")
     if dtype is None:
-        dtype = torch.float32 if like is None else like.dtype
-    if not dtype.is_floating_point:
-        raise TypeError(f"dtype must be a floating one, got {dtype}")
-    return torch.device(device), dtype
+        dtype = torch.float64 if like is not None and like.dtype == torch.float64 else torch.float32
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"states are float32 or float64, whatever the network's dtype, got {dtype}")
+    return chosen if parameter is None else own, dtype
 
 
 def _batches(count: int, size: int) -> Iterator[tuple[int, int]]:
     return ((first, min(first + size, count)) for first in range(0, count, size))
-
-
-def _watcher(
-    model: Denoiser,
-    trajectory: str | None,
-    hook: StepHook | None,
-    kept: list[Tensor],
-    times: list[float],
-    tick: Callable[[], object] | None,
-) -> Callable[[float, Tensor, Tensor], bool]:
-    def observe(t: float, x: Tensor, denoised: Tensor) -> bool:
-        times.append(t)
-        if tick is not None:
-            tick()
-        if trajectory == "denoised":
-            kept.append((denoised if model.normalizer is None else model.normalizer.decode(denoised)).cpu())
-        elif trajectory == "states":
-            kept.append(x.cpu())
-        return hook is not None and hook(len(times), t, x) is True
-
-    return observe
 
 
 def _size(x: Tensor) -> Tensor:
@@ -331,9 +413,7 @@ def _broken(x: Tensor, limit: Tensor) -> Tensor:
     return ~(_size(x) < limit)
 
 
-def _locate(
-    method: Solver, run: Run, x: Tensor, start: float, end: float, steps: int, grid: str | Tensor, lost: Tensor, limit: Tensor
-) -> tuple[float | None, int | None]:
+def _locate(plan: _Plan, run: Run, x: Tensor, lost: Tensor, limit: Tensor) -> tuple[float | None, int | None]:
     """Time and step at which one of the samples `lost` in the loop is first seen broken: the same batch again, watched, since
     a loop that ends well pays nothing for being able to say so."""
     found: list[tuple[float, int]] = []
@@ -348,9 +428,9 @@ def _locate(
         return bool(found)
 
     run.observer = observe
-    method.solve(run, x, start, end, steps, grid)
+    plan.method.solve(run, x, plan.start, plan.end, plan.steps, plan.grid)
     if found:
         return found[0]
-    if not taken or (method.adaptive and bool(lost.any())):
+    if not taken or (plan.method.adaptive and bool(lost.any())):
         return None, None
-    return end, taken  # after the last step shown: the denoising call, or what a solver does there unseen
+    return plan.end, taken  # after the last step shown: the denoising call, or what a solver does there unseen

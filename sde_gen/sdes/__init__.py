@@ -7,6 +7,7 @@ from typing import Any
 from ..registry import build
 from .base import SDE
 from .cosine import CosineVPSDE
+from .ddpm import BETAS, DDPMSDE, ChainSDE
 from .subvp import SubVPSDE
 from .ve import VESDE
 from .vp import VPSDE
@@ -16,6 +17,7 @@ SDES: dict[str, type[SDE]] = {
     "subvp": SubVPSDE,
     "ve": VESDE,
     "cosine": CosineVPSDE,
+    "ddpm": DDPMSDE,
 }
 
 
@@ -27,4 +29,16 @@ def make_sde(name: str, **settings: Any) -> SDE:
     return build(SDES, "SDE", name, settings)
 
 
-__all__ = ["SDE", "SDES", "VESDE", "VPSDE", "CosineVPSDE", "SubVPSDE", "make_sde"]
+def register_sde(name: str, kind: type[SDE]) -> None:
+    """Let checkpoints, `train` and the command line know an SDE's class as `name`; it is rebuilt by `kind(**sde.settings)`.
+
+    Raises TypeError for what is no such class, ValueError for a name that another class has.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, SDE)):
+        raise TypeError(f"kind must be a class of SDE, got {kind!r}")
+    if SDES.get(name, kind) is not kind:
+        raise ValueError(f"SDE {name!r} is registered already, as {SDES[name].__name__}")
+    SDES[name] = kind
+
+
+__all__ = ["BETAS", "DDPMSDE", "SDE", "SDES", "VESDE", "VPSDE", "ChainSDE", "CosineVPSDE", "SubVPSDE", "make_sde", "register_sde"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..registry import build
+from ..registry import Registry, build, canonical
 from .ab import AdamsBashforth
 from .adaptive_sde import AdaptiveSDE
 from .ancestral import Ancestral
@@ -26,25 +26,34 @@ from .reverse_diffusion import ReverseDiffusion
 from .torchsde import TorchSDE
 from .unipc import UniPC
 
-SOLVERS: dict[str, type[Solver]] = {
-    "em": EulerMaruyama,
-    "pc": PredictorCorrector,
-    "ode": ProbabilityFlow,
-    "ancestral": Ancestral,
-    "reverse_diffusion": ReverseDiffusion,
-    "langevin": AnnealedLangevin,
-    "dpm_sde": ExponentialMultistepSDE,
-    "edm": EDM,
-    "restart": Restart,
-    "adaptive_sde": AdaptiveSDE,
-    "torchsde": TorchSDE,
-    "ddim": DDIM,
-    "heun": Heun,
-    "ab": AdamsBashforth,
-    "dpm": ExponentialMultistep,
-    "unipc": UniPC,
-    "angle": AngleMultistep,
-}
+SOLVERS: Registry[type[Solver]] = Registry(
+    {
+        "em": EulerMaruyama,
+        "pc": PredictorCorrector,
+        "ode": ProbabilityFlow,
+        "ancestral": Ancestral,
+        "reverse_diffusion": ReverseDiffusion,
+        "langevin": AnnealedLangevin,
+        "dpm_sde": ExponentialMultistepSDE,
+        "edm": EDM,
+        "restart": Restart,
+        "adaptive_sde": AdaptiveSDE,
+        "torchsde": TorchSDE,
+        "ddim": DDIM,
+        "heun": Heun,
+        "ab": AdamsBashforth,
+        "dpm": ExponentialMultistep,
+        "unipc": UniPC,
+        "angle": AngleMultistep,
+    },
+    aliases={"dpmpp": "dpm", "deis": "ab"},
+)
+"""The solvers by name; the field's other names, DPM-Solver++ and DEIS, are aliases."""
+
+
+def solver_name(name: str) -> str:
+    """The name under which a solver is registered, of that name or of one of the field's other names for it."""
+    return canonical(SOLVERS, "solver", name)
 
 
 def make_solver(name: str, **options: Any) -> Solver:
@@ -83,4 +92,5 @@ __all__ = [
     "make_grid",
     "make_solver",
     "run_updates",
+    "solver_name",
 ]

@@ -94,8 +94,7 @@ class AdaptiveSDE(Solver):
     def _euler(run: Run, base: Tensor, x: Tensor, w: Tensor, h: Tensor, row: Tensor, at: Tensor) -> Tensor:
         """base + h drift(x) + sqrt(2) sigma w for the samples `at`, all at the times of `row`."""
         t, a, b, c = row.unbind(1)
-        run.nfe[at] += 1
-        denoised = run.model.predict(x, t, **{name: value[at] for name, value in run.cond.items()})[0]
+        denoised = run.predict(x, t, at).denoised
         a, b, c = (expand_as(value.to(x), x) for value in (h * a, h * b, c))
         return base + a * x + b * denoised + c * w
 
@@ -208,8 +207,6 @@ class _Show:
             self.shown += 1
             x = self.frames.pop(self.shown, torch.full_like(self.like, math.nan))
             t = self.clock.times[self.shown]
-            denoised = self.run.model.predict(x, t, **self.run.cond)[0]
-            self.run.nfe += 1
-            if self.run.observe(t, x, denoised):
+            if self.run.observe(t, x, self.run.predict(x, t).denoised):
                 return x
         return None

@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..models.prior import Moments
+from ..models.moments import Moments
 from ..sdes import SDE
 from ..sdes.base import check_positive
 from .base import FixedStepSolver, Run, Table, Update
@@ -82,8 +82,7 @@ class AngleMultistep(FixedStepSolver):
         mirrored = mirror(sde, times, self.points - 1)
         first, *later = self._updates(sde, times, scale, mirrored * scale / torch.sqrt(1 + (mirrored * scale) ** 2))
         # The imagined predictions are shifted to agree with the first call, so that wrong moments cost accuracy, not truth.
-        denoised = run.model.predict(x, times[0] if times.requires_grad else float(times[0]), **run.cond)[0]
-        run.nfe += 1
+        denoised = run.predict(x, times[0] if times.requires_grad else float(times[0])).denoised
         imagined = moments.continued(x, denoised, *sde.marginal(times[0]), mirrored)
         return x, [replace(first, t=None), *later], (denoised, *reversed(imagined))
 

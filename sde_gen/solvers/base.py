@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.moments import moments_of
-from ..models.prior import Moments
-from ..models.score import Denoiser
+from ..models.denoiser import Denoiser, Prediction
+from ..models.moments import Moments, moments_of
 from ..randomness import NoiseStream
 from ..sdes import SDE
 from ..shapes import expand_as
@@ -40,8 +39,8 @@ class Update:
     view: (p, q) to use and remember p x + q E[x_0|x] in the place of E[x_0|x]: (1/sigma, -alpha/sigma) is the noise.
     keep: whether later updates see this prediction. z is standard normal.
     c_most: where given, the noise's factor is c^(1 - v) c_most^v with the variance fraction v that the model predicts beside D_0.
-    snr: where given, a x + b[0] D_0 is the score and the update the Langevin step x + e score + sqrt(2 e) z with
-        e = 2 (snr |z|/|score|)^2, norms over each sample alone.
+    snr: where given, the prediction that `view` shows is the score, and the update the Langevin step x + e score + sqrt(2 e) z with
+        e = 2 (snr |z|/|score|)^2, norms over each sample alone; a, b and c are not used.
     """
 
     t: float | None
@@ -74,8 +73,16 @@ class Run:
         """Standard deviations of the data in normalised units: along the directions that hold most of the variance, and over
         all (see `Moments.spread`); data_std or 1 where there are no moments."""
         moments = self.moments(x)
-        std = getattr(self.model, "data_std", None) or 1.0
+        std = self.model.data_std or 1.0
         return (std, std) if moments is None else moments.spread()
+
+    def predict(self, x: Tensor, t: Tensor | float, which: Tensor | None = None) -> Prediction:
+        """What the model predicts at x, counted, with the conditions of the samples `which` (None: all of the batch)."""
+        if which is None:
+            self.nfe += self.model.cost
+            return self.model.predict(x, t, **self.cond)
+        self.nfe[which] += self.model.cost
+        return self.model.predict(x, t, **{name: value[which] for name, value in self.cond.items()})
 
     def observe(self, s: float, x: Tensor, denoised: Tensor) -> bool:
         """Show the state at the end of a step; True asks the solver to stop."""
@@ -165,17 +172,18 @@ def run_updates(run: Run, x: Tensor, updates: list[Update], history: tuple[Tenso
     denoised = history[0] if history else x
     fraction: Tensor | None = None
     calls = 0
-    model.prepare(dict.fromkeys(update.t for update in updates if update.t is not None))
+    planned = model.planned(update.t for update in updates if update.t is not None)
     for update, factor in zip(updates, factors(x, updates), strict=True):
         seen = history
         if update.t is not None:
-            denoised, fraction = model.predict(x, update.t, **cond)
-            calls += 1
+            prediction = model.predict(x, planned[update.t], **cond)
+            denoised, fraction = prediction.denoised, prediction.variance_fraction
+            calls += model.cost
             seen = (denoised if update.view is None else seen_as(x, denoised, *update.view), *history)
             if update.keep:
                 history = seen[:depth]
         if update.snr is not None:
-            x = normed_step(x, seen_as(x, denoised, update.a, update.b[0]), run.noise.draw(), update.snr)
+            x = normed_step(x, seen[0], run.noise.draw(), update.snr)
             continue
         terms = [(weight, value) for weight, value in zip(update.b, seen, strict=False) if weight]
         if update.c_most is not None:

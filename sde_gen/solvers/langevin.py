@@ -49,4 +49,4 @@ def langevin_steps(sde: SDE, times: Tensor, snr: float) -> list[Update]:
 def normed_steps(sde: SDE, times: Tensor, snr: float) -> list[Update]:
     """One Langevin step for each of `times` whose size is that of the sample's own noise over its own score (`Update.snr`)."""
     alpha, sigma = sde.marginal(times)
-    return [Update(t=t, a=a, b=(b,), keep=False, snr=snr) for t, a, b in rows(times, -1 / sigma**2, alpha / sigma**2)]
+    return [Update(t=t, a=1.0, view=(p, q), keep=False, snr=snr) for t, p, q in rows(times, -1 / sigma**2, alpha / sigma**2)]

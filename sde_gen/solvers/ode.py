@@ -80,7 +80,7 @@ class ProbabilityFlow(Solver):
         return None
 
     def solve(self, run: Run, x: Tensor, t_start: float, t_end: float, steps: int, grid: str | Tensor) -> Tensor:
-        path = Angle(run.model.sde, getattr(run.model, "data_std", None) or 1.0)
+        path = Angle(run.model.sde, run.model.data_std or 1.0)
         first = path.angle(t_start)
         y = x / path.radius(torch.tensor(t_start, dtype=torch.float64)).to(x)
         state = _State(
@@ -95,11 +95,8 @@ class ProbabilityFlow(Solver):
         for stop in stops:
             self._advance(run, path, state, path.angle(stop), steps)
             shown = state.y * path.radius(torch.tensor(stop, dtype=torch.float64)).to(x)
-            if run.observer is not None:
-                denoised = run.model.predict(shown, stop, **run.cond)[0]
-                run.nfe += 1
-                if run.observer(stop, shown, denoised):
-                    break
+            if run.observer is not None and run.observer(stop, shown, run.predict(shown, stop).denoised):
+                break
         return shown
 
     def _first_step(self, run: Run, path: Angle, state: _State, last: float) -> Tensor:
@@ -175,12 +172,7 @@ def _combine(stages: list[Tensor], weights: tuple[float, ...]) -> Tensor:
 
 def _slope(run: Run, path: Angle, y: Tensor, theta: Tensor, active: Tensor | None) -> Tensor:
     """dy/dtheta for the samples `active` (None: all), whose network calls are counted."""
-    cond = run.cond if active is None else {name: value[active] for name, value in run.cond.items()}
-    if active is None:
-        run.nfe += 1
-    else:
-        run.nfe[active] += 1
     t = path.time(theta)
-    denoised = run.model.predict(y * expand_as(path.radius(t).to(y), y), t, **cond)[0]
+    denoised = run.predict(y * expand_as(path.radius(t).to(y), y), t, active).denoised
     cosine, sine = (expand_as(value.to(y), y) for value in (torch.cos(theta), torch.sin(theta)))
     return (cosine * y - denoised / path.data_std) / sine

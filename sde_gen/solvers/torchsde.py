@@ -11,6 +11,7 @@ import torch
 import torchsde
 from torch import Tensor
 
+from ..models.denoiser import Denoiser
 from ..models.reverse import coefficients
 from ..registry import lookup
 from ..sdes import SDE
@@ -61,7 +62,7 @@ class TorchSDE(Solver):
     def solve(self, run: Run, x: Tensor, t_start: float, t_end: float, steps: int, grid: str | Tensor) -> Tensor:
         if self.adaptive:
             return self._adaptive(run, x, t_start, t_end, steps, grid)
-        clock = _StepClock(run.model.sde, self.times(run, x, t_start, t_end, steps, grid), run.model.prepare)
+        clock = _StepClock(run.model, self.times(run, x, t_start, t_end, steps, grid))
         process = _Process(run, x.shape, clock)
         # Twice the step as dt, so that rounding never leaves a sliver of a second step.
         span, options = torch.tensor([0.0, 1.0], dtype=torch.float64), {"method": self.method, "dt": 2.0}
@@ -106,8 +107,7 @@ class TorchSDE(Solver):
         if run.observer is None:
             return states[-1]
         for stop, state in zip(stops[1:].tolist(), states[1:], strict=True):
-            run.nfe += 1
-            if run.observer(stop, state, run.model.predict(state, stop, **run.cond)[0]):
+            if run.observer(stop, state, run.predict(state, stop).denoised):
                 break
         return state
 
@@ -156,8 +156,7 @@ class _Process:
         t, a, b, _ = row = self.clock(float(u))
         if self.seen is None or self.seen[0] != row or self.seen[1] is not y:
             x = y.reshape(self.shape)
-            self.run.nfe += 1
-            self.denoised = self.run.model.predict(x, t, **self.run.cond)[0]
+            self.denoised = self.run.predict(x, t).denoised
             self.drift = (a * x).add_(self.denoised, alpha=b).reshape(-1, 1)
             self.seen = row, y
             if self.limit is not None and not bool((self.drift.abs() <= self.limit).all()):
@@ -171,8 +170,8 @@ class _Process:
 class _StepClock:
     """From 0 to 1 along each step of a grid, even in t; worked out for all steps once a stage is asked for."""
 
-    def __init__(self, sde: SDE, times: Tensor, prepare: Callable[[dict[float, None]], None]) -> None:
-        self.sde, self.times, self.prepare = sde, times, prepare
+    def __init__(self, model: Denoiser, times: Tensor) -> None:
+        self.model, self.times = model, times
         self.step = 0
         self.stages: dict[float, list[Row]] = {}
 
@@ -180,9 +179,10 @@ class _StepClock:
         if u not in self.stages:
             length = self.times.diff()
             t = self.times[:-1] + u * length
-            a, b, c = coefficients(self.sde, t)
-            self.stages[u] = rows(t, length * a, length * b, torch.sqrt(-length) * c)
-            self.prepare({row[0]: None for stage in self.stages.values() for row in stage})
+            a, b, c = coefficients(self.model.sde, t)
+            stage = rows(t, length * a, length * b, torch.sqrt(-length) * c)
+            planned = self.model.planned(row[0] for row in stage)
+            self.stages[u] = [(planned[time], *others) for time, *others in stage]
         return self.stages[u][self.step]
 
 

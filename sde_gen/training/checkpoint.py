@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..data import Normalizer
-from ..models.prior import Moments
+from ..models.moments import Moments
 from ..models.score import ScoreModel
 from ..networks import NETWORKS, Network, make_network
 from ..sampling.fitting import FittedGrid
-from ..sdes import SDES, make_sde
+from ..sdes import SDE, SDES, make_sde
 from ..version import __version__
 from .store import MANIFEST, CheckpointError, fault, newest, versions, write_version
 
@@ -34,32 +34,44 @@ MOST_OF_ANYTHING = 1 << 16
 State = tuple[dict[str, Tensor], dict[str, Any]]
 
 
-def _name_of(registry: dict[str, Any], value: object, what: str) -> str:
-    for name, kind in registry.items():
-        if type(value) is kind:
-            return name
-    raise CheckpointError(f"cannot save a model whose {what} is {type(value).__name__}; it must be one of {', '.join(registry)}")
+def _name_of(registry: dict[str, Any], value: object) -> str | None:
+    return next((name for name, kind in registry.items() if type(value) is kind), None)
 
 
 def describe(model: ScoreModel) -> dict[str, Any]:
-    """All that rebuilds `model` but its numbers, JSON-able. CheckpointError for parts that no registry knows."""
-    network = model.network
-    name = _name_of(NETWORKS, network, "network")
-    assert isinstance(network, Network)
-    normalizer = model.normalizer
+    """All that rebuilds `model` but its numbers, JSON-able.
+
+    A network or SDE of a class that is not registered is described by its class's name, and `load` must be given one.
+    Raises TypeError for another Denoiser, CheckpointError for parts that cannot be written.
+    """
+    if not isinstance(model, ScoreModel):
+        raise TypeError(f"save takes a ScoreModel, whose network it writes, got {type(model).__name__}: save the model that it wraps")
+    network, normalizer = model.network, model.normalizer
+    if not isinstance(network, nn.Module):
+        raise CheckpointError(f"cannot save a network that is a {type(network).__name__}: make it a torch.nn.Module")
     if normalizer is not None and not isinstance(normalizer, Normalizer):
         raise CheckpointError(f"cannot save a model whose normalizer is {type(normalizer).__name__}; it must be sde_gen.data.Normalizer")
+    for what in ("prediction", "clock"):
+        if not isinstance(getattr(model, what), str):
+            raise CheckpointError(
+                f"cannot save a {what} that is a function: register it, sde_gen.models.score.{what.upper()}S['name'] = it"
+            )
+    about = {"name": _name_of(NETWORKS, network), "class": type(network).__name__, "options": getattr(network, "options", {})}
+    if isinstance(network, Network):
+        about |= {"shape": list(network.shape), "classes": network.classes, "out_channels": network.out_channels}
+    process = {"name": _name_of(SDES, model.sde), "class": type(model.sde).__name__, "settings": dict(model.sde.settings)}
+    for what, values in (("network", about["options"]), ("SDE", process["settings"])):
+        try:
+            json.dumps(values)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"cannot save the settings of this {what}: {error}; they must be numbers, strings, lists and dicts"
+            ) from error
     return {
         "format": FORMAT,
         "version": __version__,
-        "sde": {"name": _name_of(SDES, model.sde, "sde"), "settings": dict(model.sde.settings)},
-        "network": {
-            "name": name,
-            "shape": list(network.shape),
-            "classes": network.classes,
-            "out_channels": network.out_channels,
-            "options": network.options,
-        },
+        "sde": process,
+        "network": about,
         "model": model.settings(),
         "normalizer": None if normalizer is None else normalizer.to_config(),
         "moments": None if model.moments is None else {"covariance": model.moments.eigenvectors is not None},
@@ -79,7 +91,8 @@ def save(
     JSON-able values: of a training) from `read_state`.
 
     Each save is a new numbered version in `path`, whole or not there at all, whenever the process dies (see `write_version`); the
-    one before it is kept. Raises CheckpointError for a model that `load` could not rebuild, OSError where it cannot be written.
+    one before it is kept. Any torch.nn.Module is written as a network; `load` rebuilds those that are registered, and is given the others.
+    Raises TypeError for another Denoiser, CheckpointError for a model that cannot be written, OSError where the disk cannot.
     """
     path = Path(path)
     description = describe(model) | {"extra": extra or {}}
@@ -179,27 +192,43 @@ def read_state(path: str | os.PathLike[str]) -> State | None:
         raise CheckpointError(f"cannot read the state of the training at {path}: {type(error).__name__}: {error}") from error
 
 
-def load(path: str | os.PathLike[str], ema: bool = True, device: torch.device | str = "cpu") -> ScoreModel:
-    """The model saved at the directory `path`, in evaluation mode; `ema`: with the averaged weights where there are any.
+def load(
+    path: str | os.PathLike[str],
+    ema: bool = True,
+    device: torch.device | str = "cpu",
+    network: nn.Module | None = None,
+    sde: SDE | None = None,
+) -> ScoreModel:
+    """The model saved at the directory `path`, or that of the run directory `path`, in evaluation mode on `device`.
+
+    ema: whether the averaged weights are loaded where there are any.
+    network, sde: what the weights are loaded into and the process that the model runs along, for a checkpoint of classes that are not
+        registered (see `register_network` and `register_sde`); None: as the checkpoint says.
 
     Where the newest version is damaged, the one before it is loaded, with a warning. Nothing is unpickled or executed. Raises
-    CheckpointError, one line, for a checkpoint that is missing, damaged or of another shape than its description says.
+    CheckpointError, one line, for a checkpoint that is missing, damaged, of another shape than its description says, or of classes that
+    are neither registered nor given.
     """
+    path = checkpoint_of(path)
     version = open_checkpoint(path)
     description = _read_description(version)
     try:
         tensors = load_file(version / WEIGHTS, device=str(device))
         _check_size(description["sde"])
         _check_size(description["network"]["options"])
-        sde = make_sde(description["sde"]["name"], **description["sde"]["settings"])
-        about = description["network"]
-        arguments = (about["name"], about["shape"], about["classes"], about["out_channels"])
-        with torch.device("meta"):  # nothing is allocated before the file is known to hold as much
-            expected = make_network(*arguments, **about["options"]).state_dict()
-        for key, value in expected.items():
-            if tensors[f"network.{key}"].shape != value.shape:
-                raise ValueError(f"network.{key} has shape {tuple(tensors[f'network.{key}'].shape)}, not {tuple(value.shape)}")
-        network = make_network(*arguments, **about["options"]).to(device)
+        process, about = description["sde"], description["network"]
+        if sde is None and process["name"] not in SDES:
+            raise _Unknown("an SDE", process, "sde", "register_sde")
+        if network is None and about["name"] not in NETWORKS:
+            raise _Unknown("a network", about, "network", "register_network")
+        sde = make_sde(process["name"], **process["settings"]) if sde is None else sde
+        if network is None:
+            with torch.device("meta"):  # nothing is allocated before the file is known to hold as much
+                _check_weights(_made(about), tensors)
+            network = _made(about)
+        else:
+            _check_weights(network, tensors)
+        network = network.to(device)
         parts: dict[str, dict[str, Tensor]] = {"network": {}, "ema": {}, "normalizer": {}, "moments": {}}
         for key, value in tensors.items():
             part, _, rest = key.partition(".")
@@ -212,11 +241,44 @@ def load(path: str | os.PathLike[str], ema: bool = True, device: torch.device | 
         moments = None if description["moments"] is None else _moments(parts["moments"]).to(device)
         model = ScoreModel(network, sde, **description["model"], normalizer=normalizer, moments=moments)
         fitted = [FittedGrid.from_config(values) for values in description.get("fitted", [])]
-        model.fitted = {(grid.solver, grid.steps): grid for grid in fitted}
+        model.fitted = {grid.key: grid for grid in fitted}
     except (OSError, SafetensorError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"cannot load the checkpoint at {path}: {type(error).__name__}: {reason[:300]}") from error
+        reason = str(error) if isinstance(error, _Unknown) else f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise CheckpointError(f"cannot load the checkpoint at {path}: {reason}") from error
     return model.eval().requires_grad_(False)
+
+
+def checkpoint_of(path: str | os.PathLike[str]) -> Path:
+    """`path`, or the checkpoint in it where it is a run directory."""
+    path = Path(path)
+    inside = path / "checkpoint"
+    return inside if inside.is_dir() and not (path / DESCRIPTION).exists() and not versions(path) else path
+
+
+class _Unknown(ValueError):
+    """A class that the registries do not know."""
+
+    def __init__(self, what: str, about: dict[str, Any], argument: str, register: str) -> None:
+        kind = about.get("class") or about["name"]
+        super().__init__(
+            f"it was saved with {what} of class {kind}, which is not registered: give load({argument}=...) one, "
+            f"or call sde_gen.{register}({(about['name'] or str(kind).lower())!r}, {kind}) first"
+        )
+
+
+def _made(about: dict[str, Any]) -> nn.Module:
+    if "shape" in about:
+        return make_network(about["name"], about["shape"], about["classes"], about["out_channels"], **about["options"])
+    made: nn.Module = NETWORKS[about["name"]](**about["options"])
+    return made
+
+
+def _check_weights(network: nn.Module, tensors: dict[str, Tensor]) -> None:
+    for key, value in network.state_dict().items():
+        found = tensors.get(f"network.{key}")
+        if found is None or found.shape != value.shape:
+            shape = "missing" if found is None else f"of shape {tuple(found.shape)}"
+            raise ValueError(f"network.{key} is {shape}, not {tuple(value.shape)}")
 
 
 def _check_size(values: Any) -> None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from .. import parallel
 from ..data import Normalizer, Source
-from ..models.prior import Moments
+from ..models.moments import Moments
 from ..models.score import ScoreModel
 from ..networks import make_network
 from ..sdes import SDE, make_sde

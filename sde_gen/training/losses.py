@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..models.score import Denoiser
+from ..models.denoiser import Denoiser
 from ..registry import lookup
 from ..sdes import SDE
 from ..sdes.base import as_time
@@ -118,7 +118,7 @@ def dsm_loss(
         if generator is not None:
             raise ValueError("dsm_loss takes seed or generator, not both")
         generator = torch.Generator(x_0.device).manual_seed(seed)
-    data_std = getattr(model, "data_std", None) or 1.0
+    data_std = model.data_std or 1.0
     weight_of = lookup(WEIGHTINGS, "weighting", weighting) if isinstance(weighting, str) else weighting
     if isinstance(times, Tensor):
         t = as_time(times)

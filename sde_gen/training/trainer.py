@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from .. import memory, parallel
 from ..data import Source
-from ..models.prior import Moments
+from ..models.moments import Moments
 from ..models.score import ScoreModel
 from .checkpoint import State
 from .ema import power_average

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..models.prior import Moments
+from ..models.moments import Moments
 from ..models.score import ScoreModel
 
 LEVELS = 16

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.prior import Moments
+from ..models.moments import Moments
 from ..models.score import ScoreModel
 from .validation import Validation
 

@@ -8,7 +8,8 @@ import torch
 from toys import all_sdes
 
 from sde_gen import make_sde, sample
-from sde_gen.discrete import BETAS, DiscreteChain, make_chain
+from sde_gen.discrete import DiscreteChain, make_chain
+from sde_gen.sdes import BETAS
 from sde_gen.solvers import make_solver
 
 getcontext().prec = 60

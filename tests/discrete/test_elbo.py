@@ -341,7 +341,7 @@ def test_bad_arguments():
         ({"scale": 0.0}, "scale must be positive"),
         ({"levels": 3}, r"values must be in 0 \.\. 2, got 0 \.\. 3"),
         ({"levels": None}, "levels must be given for torch.int64"),
-        ({"cond": {"label": torch.zeros(3)}}, "'label' must have 2 rows"),
+        ({"cond": {"label": torch.zeros(3)}}, "'label' must have first dimension 2"),
     ):
         with pytest.raises(ValueError, match=message):
             elbo(model, x, chain, **{"levels": 4, **options})

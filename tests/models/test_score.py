@@ -92,8 +92,8 @@ def test_a_time_may_be_a_number_a_scalar_or_one_for_each_sample(name, prediction
     for time in (0.37, torch.tensor(0.37, dtype=torch.float64), t[:1]):
         for key, value in views(model, x, time).items():
             torch.testing.assert_close(value, expected[key], rtol=1e-11, atol=1e-11)
-    model.prepare([0.9, 0.37, 0.1])
-    torch.testing.assert_close(model.denoise(x, 0.37), expected["denoise"], rtol=1e-11, atol=1e-11)
+    planned = model.planned([0.9, 0.37, 0.1])
+    torch.testing.assert_close(model.denoise(x, planned[0.37]), expected["denoise"], rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(model.denoise(x, 0.5), model.denoise(x, torch.tensor(0.5, dtype=torch.float64)), rtol=1e-11, atol=1e-11)
 
 
@@ -112,7 +112,7 @@ def test_the_network_sees_its_clock(name, clock):
     model = ScoreModel(lambda x, c: seen.append((x, c)) or x, sde, clock=clock)
     t = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
     alpha, sigma = marginal(sde, t)
-    expected = {"time": t, "half_log_snr": torch.log(alpha / sigma), "edm": torch.log(sigma / alpha) / 4}[clock]
+    expected = {"time": t, "half_log_snr": torch.log(alpha / sigma), "c_noise": torch.log(sigma / alpha) / 4}[clock]
     x = torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     model.denoise(x, t)
     model.denoise(x, 0.5)
@@ -170,10 +170,10 @@ def test_edm_output_has_unit_variance_on_matching_data(name):
 def test_learned_range_splits_the_channels():
     x = torch.randn(3, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     model = ScoreModel(lambda x, c: torch.cat((2 * x, torch.full_like(x, -0.5)), dim=1), make_sde("vp"), "data", variance="learned_range")
-    denoised, fraction = model.predict(x, 0.5)
-    torch.testing.assert_close(denoised, 2 * x)
-    torch.testing.assert_close(fraction, torch.full_like(x, 0.25))
-    assert ScoreModel(lambda x, c: x, make_sde("vp")).predict(x, 0.5)[1] is None
+    found = model.predict(x, 0.5)
+    torch.testing.assert_close(found.denoised, 2 * x)
+    torch.testing.assert_close(found.variance_fraction, torch.full_like(x, 0.25))
+    assert ScoreModel(lambda x, c: x, make_sde("vp")).predict(x, 0.5).variance_fraction is None
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5, 6])
@@ -237,7 +237,7 @@ def test_states_and_derivatives():
         ({"network": 3}, TypeError, "network must be callable, got int"),
         ({"sde": "vp"}, TypeError, "sde must be an SDE"),
         ({"prediction": "x0"}, ValueError, "unknown prediction 'x0'; choose from noise, data, v, flow, score, edm"),
-        ({"clock": "sigma"}, ValueError, "unknown clock 'sigma'; choose from time, half_log_snr, edm"),
+        ({"clock": "sigma"}, ValueError, "unknown clock 'sigma'; choose from time, half_log_snr, c_noise"),
         ({"variance": "fixed"}, ValueError, "unknown variance 'fixed'; choose from None, learned_range"),
         ({"prior": "normal"}, ValueError, "unknown prior 'normal'; choose from sde, matched"),
         ({"prediction": "edm"}, ValueError, "need data_std"),

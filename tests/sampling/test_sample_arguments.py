@@ -47,7 +47,7 @@ from sde_gen import ScoreModel, make_sde, sample
         ({"cond": {"label": torch.zeros(3)}}, ValueError, r"condition 'label' must have first dimension 4, got shape \(3,\)"),
         ({"cond": {"label": torch.tensor(3)}}, ValueError, "condition 'label' must have first dimension 4"),
         ({"cond": {"label": 3}}, TypeError, "condition 'label' must be a tensor, got int"),
-        ({"dtype": torch.int64}, TypeError, "dtype must be a floating one, got torch.int64"),
+        ({"dtype": torch.int64}, TypeError, "states are float32 or float64.*got torch.int64"),
     ],
 )
 def test_bad_arguments(arguments, error, match):

@@ -3,7 +3,7 @@ import torch
 from toys import FREE_PREDICTIONS
 
 from sde_gen import ScoreModel, make_sde
-from sde_gen.models.prior import Moments
+from sde_gen.models.moments import Moments
 from sde_gen.sdes import SDES
 from sde_gen.training import Validation
 

@@ -1,0 +1,300 @@
+"""Every consumer takes every kind of model: equal results where equal is right, one clear TypeError where it cannot.
+
+A wrapper that shifts the data by d is another law of which everything is known: along the VE SDE each state, sample, latent and bound is
+the model's own, moved by d, whatever the solver. A normaliser, moments or prior that a wrapper loses, or keeps from the wrong law, shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sde_gen
+from sde_gen.data import Normalizer
+from sde_gen.discrete import ChainView, chain_of
+from sde_gen.exact.mixtures import MixtureData
+from sde_gen.models.denoiser import Denoiser, Prediction, Wrapper
+from sde_gen.models.moments import Moments
+from sde_gen.randomness import NoiseStream
+from sde_gen.solvers import SOLVERS, FixedStepSolver, Graphed, Run, make_solver
+
+VE = sde_gen.make_sde("ve", sigma_min=0.02, sigma_max=8.0)
+SCALE, CENTRE, D = 3.0, 20.0, 2.0
+"""The data's units: x = CENTRE + SCALE z. D: the shift, in normalised units."""
+DATA = MixtureData(
+    torch.tensor([0.7, 0.3]),
+    torch.tensor([[-1.0, 0.5], [1.0, -0.5]], dtype=torch.float64),
+    torch.stack((0.2 * torch.eye(2, dtype=torch.float64), 0.1 * torch.eye(2, dtype=torch.float64))),
+)
+COUNT = 5
+
+
+def base() -> sde_gen.ScoreModel:
+    units = Normalizer(torch.full((2,), CENTRE), torch.full((2,), SCALE))
+    mean, covariance = DATA.moments()
+    return sde_gen.ScoreModel(
+        DATA.score(VE), VE, "score", normalizer=units, moments=Moments(mean, covariance=covariance), prior="matched", data_std=1.0
+    )
+
+
+class Counted(Wrapper):
+    """Counts its predictions and changes nothing."""
+
+    same_law = True
+
+    def __init__(self, model: Denoiser) -> None:
+        super().__init__(model)
+        self.calls = 0
+
+    def predict(self, x: Tensor, t: Tensor | float, **cond: Tensor) -> Prediction:
+        self.calls += len(x)
+        return super().predict(x, t, **cond)
+
+
+class Shifted(Wrapper):
+    """The law of z + D where the model's is that of z, by two calls in the place of one."""
+
+    same_law = False
+
+    def __init__(self, model: Denoiser) -> None:
+        moments = model.moments
+        assert moments is not None
+        super().__init__(model, Moments(moments.mean + D, covariance=DATA.moments()[1]))
+        self.cost = 2 * model.cost
+
+    def predict(self, x: Tensor, t: Tensor | float, **cond: Tensor) -> Prediction:
+        moved = x - D  # alpha = 1
+        return Prediction(0.5 * (self.model.denoise(moved, t, **cond) + self.model.denoise(moved, t, **cond)) + D)
+
+
+class Told(nn.Module):
+    """A network that is told its shift as a condition."""
+
+    def forward(self, x: Tensor, c: Tensor, shift: Tensor) -> Tensor:
+        return DATA.denoise_at(x - shift[:, None], VE, c) + shift[:, None]
+
+
+def told() -> sde_gen.ScoreModel:
+    mean, covariance = DATA.moments()
+    moments = Moments(mean + D, covariance=covariance)  # those under the one condition that it is given here
+    return sde_gen.ScoreModel(Told(), VE, "data", normalizer=base().normalizer, moments=moments, prior="matched", data_std=1.0)
+
+
+KINDS: dict[str, tuple[Callable[[], Denoiser], float, bool]] = {
+    "transparent": (lambda: Wrapper(base()), 0.0, False),
+    "counted": (lambda: Counted(base()), 0.0, False),
+    "wrapped twice": (lambda: Wrapper(Counted(base())), 0.0, False),
+    "shifted": (lambda: Shifted(base()), D, False),
+    "conditional": (told, D, True),
+}
+"""A model, the shift of its law, and whether it must be told of it."""
+
+
+def given(conditional: bool, count: int = COUNT) -> dict[str, Tensor] | None:
+    return {"shift": torch.full((count,), D, dtype=torch.float64)} if conditional else None
+
+
+def points(shift: float, count: int = COUNT) -> Tensor:
+    """Data in their own units."""
+    return CENTRE + SCALE * (DATA.sample(count, seed=3) + shift)
+
+
+def drawn(name: str) -> Callable[[Denoiser, float, bool], Tensor]:
+    def draw(model: Denoiser, shift: float, conditional: bool) -> Tensor:
+        # An error judged relative to the state would see the shift.
+        options = {"ode": {"rtol": 1e-6, "atol": 1e-6}, "adaptive_sde": {"rtol": 1e-9, "atol": 0.1}}.get(name, {})
+        z = torch.randn(COUNT, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        start = 8.0 * z + shift
+        steps = None if SOLVERS[name].adaptive else 12
+        out = sde_gen.sample(model, (COUNT, 2), name, steps, x_init=start, cond=given(conditional), dtype=torch.float64, **options)
+        return out.x - SCALE * shift
+
+    return draw
+
+
+def _log_likelihood(model: Denoiser, shift: float, conditional: bool) -> Tensor:
+    found = sde_gen.log_likelihood(model, points(shift), cond=given(conditional))
+    return torch.cat((found.log_prob[:, None], found.latent - shift), 1)
+
+
+def _elbo(model: Denoiser, shift: float, conditional: bool) -> Tensor:
+    found = sde_gen.elbo_continuous(model, points(shift), samples=8, cond=given(conditional))
+    return torch.tensor([found.decoder.value, found.diffusion.value], dtype=torch.float64)
+
+
+def _chain_elbo(model: Denoiser, shift: float, conditional: bool) -> Tensor:
+    found = sde_gen.elbo(model, points(shift), chain_of(VE, 10), cond=given(conditional))
+    return torch.tensor([found.decoder.value, found.diffusion.value], dtype=torch.float64)
+
+
+def _bits_per_dim(model: Denoiser, shift: float, conditional: bool) -> Tensor:
+    images = torch.arange(2 * COUNT).reshape(COUNT, 2) % 8 + 16
+    return sde_gen.bits_per_dim(model, images + round(SCALE * shift), levels=64, seed=1, cond=given(conditional)).each
+
+
+def _encode(model: Denoiser, shift: float, conditional: bool) -> Tensor:
+    return sde_gen.encode(model, points(shift), cond=given(conditional), rtol=1e-7, atol=1e-7) - shift
+
+
+def _interpolate(model: Denoiser, shift: float, conditional: bool) -> Tensor:
+    # Spherical interpolation depends on the origin: its ends alone move with the law.
+    x = points(shift, 2 * COUNT)
+    path = sde_gen.interpolate(model, x[:COUNT], x[COUNT:], 3, cond=given(conditional), rtol=1e-7, atol=1e-7)
+    return path[[0, 2]] - SCALE * shift
+
+
+def _mix(model: Denoiser, shift: float, conditional: bool) -> Tensor:
+    x = points(shift, 2 * COUNT)
+    return sde_gen.mix(model, x[:COUNT], x[COUNT:], 2, t=0.5, steps=5, cond=given(conditional)) - SCALE * shift
+
+
+def _fit_grid(model: Denoiser, shift: float, conditional: bool) -> Tensor:
+    cond = given(conditional, 6)
+    fitted = sde_gen.fit_grid(model, "dpm", 3, (2,), samples=6, batch_size=4, iterations=2, cond=cond)
+    out = sde_gen.sample(model, (6, 2), "dpm", 3, cond=cond)
+    assert out.fitted and model.fitted == {("dpm", 3, ("shift",) if conditional else ()): fitted}
+    return torch.tensor([fitted.default_error], dtype=torch.float64)
+
+
+def _reverse_sde(model: Denoiser, shift: float, conditional: bool) -> Tensor:
+    x = DATA.sample(COUNT) + shift
+    return sde_gen.ReverseSDE(model, **(given(conditional) or {})).drift(x, 0.5)
+
+
+def _chain_view(model: Denoiser, shift: float, conditional: bool) -> Tensor:
+    x, view = DATA.sample(COUNT) + shift, ChainView(model, chain_of(VE, 10))
+    return torch.cat((view.reverse(x, 4, **(given(conditional) or {}))[0] - shift, view.score(x, 4, **(given(conditional) or {}))))
+
+
+def _graphed(model: Denoiser, shift: float, conditional: bool) -> Tensor:
+    noise = NoiseStream(0, 0, COUNT, (2,), torch.float64, torch.device("cpu"))
+    run = Run(model, noise, torch.zeros(COUNT, dtype=torch.int64), given(conditional) or {})
+    solver = make_solver("ancestral")
+    assert isinstance(solver, FixedStepSolver)
+    out = Graphed(solver).solve(run, 8.0 * noise.draw() + shift, VE.t_max, VE.t_min, 6, "karras")
+    assert (run.nfe == 6 * model.cost).all()
+    return out - shift
+
+
+def _views(model: Denoiser, shift: float, conditional: bool) -> Tensor:
+    x, cond = DATA.sample(COUNT) + shift, given(conditional) or {}
+    t = torch.full((COUNT,), 0.4, dtype=torch.float64)
+    return torch.cat([view(x, t, **cond) for view in (model.score, model.noise, model.velocity)])
+
+
+CONSUMERS = {
+    **{f"sample {name}": drawn(name) for name in SOLVERS},
+    **{"log_likelihood": _log_likelihood, "bits_per_dim": _bits_per_dim, "elbo": _chain_elbo, "elbo_continuous": _elbo},
+    **{"encode": _encode, "interpolate": _interpolate, "mix": _mix, "fit_grid": _fit_grid},
+    **{"ReverseSDE": _reverse_sde, "ChainView": _chain_view, "Graphed": _graphed, "views": _views},
+}
+LOOSE = {
+    **{"sample ode": 1e-4, "encode": 1e-5, "interpolate": 1e-4, "log_likelihood": 1e-3, "bits_per_dim": 1e-3},
+    "sample angle": 0.1,  # under a condition it does not skip the first part of the way
+}
+"""Where steps are chosen by tolerances relative to the state, the shift shows."""
+_expected: dict[str, Tensor] = {}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("consumer", CONSUMERS)
+def test_every_consumer_takes_every_kind_of_model(consumer: str, kind: str) -> None:
+    make, shift, conditional = KINDS[kind]
+    consume = CONSUMERS[consumer]
+    if consumer not in _expected:
+        _expected[consumer] = consume(base(), 0.0, False)
+    found, expected = consume(make(), shift, conditional), _expected[consumer]
+    if not shift:
+        assert torch.equal(found, expected)
+        return
+    torch.testing.assert_close(found, expected, rtol=0, atol=LOOSE.get(consumer, 1e-6))
+
+
+def test_network_evaluations_are_counted_through_wrappers() -> None:
+    counted = Counted(base())
+    for name in SOLVERS:
+        counted.calls = 0
+        out = sde_gen.sample(counted, (COUNT, 2), name, None if SOLVERS[name].adaptive else 6)
+        assert int(out.nfe.sum()) == counted.calls, name
+        if not SOLVERS[name].adaptive:
+            double = sde_gen.sample(Shifted(base()), (COUNT, 2), name, 6)
+            assert torch.equal(double.nfe, 2 * out.nfe), name
+    likelihood = sde_gen.log_likelihood(Shifted(base()), points(D))
+    assert (likelihood.nfe % 2 == 0).all()
+
+
+def test_a_law_that_is_another_keeps_nothing_that_was_known_of_the_models() -> None:
+    class Silent(Wrapper):
+        same_law = False
+
+        def predict(self, x: Tensor, t: Tensor | float, **cond: Tensor) -> Prediction:
+            return self.model.predict(x, t, **cond)
+
+    model = base()
+    sde_gen.fit_grid(model, "ddim", 2, (2,), samples=4, iterations=1)
+    silent, same = Silent(model), Wrapper(model)
+    assert silent.moments is None and silent.fitted == {} and type(silent.prior).__name__ == "SDEPrior"
+    assert same.moments is model.moments and same.fitted is model.fitted and type(same.prior).__name__ == "MatchedPrior"
+    assert silent.normalizer is model.normalizer and silent.sde is VE and silent.data_std == 1.0
+    assert Shifted(model).prior.log_prob(torch.full((1, 2), D)) > model.prior.log_prob(torch.full((1, 2), 4 * D))
+
+
+def test_what_a_subclass_forgets_is_said() -> None:
+    class NoConstructor(Denoiser):
+        def __init__(self) -> None:
+            self.sde = VE
+
+        def predict(self, x: Tensor, t: Tensor | float, **cond: Tensor) -> Prediction:
+            return Prediction(x)
+
+    class NetworkFirst(NoConstructor):
+        def __init__(self) -> None:
+            self.network = nn.Linear(2, 2)
+
+    class NoNormalizer(NoConstructor):
+        def __init__(self) -> None:
+            Denoiser.__init__(self, VE)  # type: ignore[call-arg]
+
+    for kind in (NoConstructor, NetworkFirst):
+        with pytest.raises(TypeError, match=rf"{kind.__name__}.__init__ must call super\(\).__init__"):
+            kind()
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'normalizer'"):
+        NoNormalizer()
+    with pytest.raises(TypeError, match=r"Unsaid overrides predict: it must say `same_law"):
+
+        class Unsaid(Wrapper):
+            def predict(self, x: Tensor, t: Tensor | float, **cond: Tensor) -> Prediction:
+                return Prediction(x)
+
+    with pytest.raises(TypeError, match="wraps a Denoiser such as ScoreModel, got Linear"):
+        Wrapper(nn.Linear(2, 2))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="moments of its own would contradict"):
+        Wrapper(base(), Moments(torch.zeros(2), variance=torch.ones(2)))
+
+
+def test_a_consumer_that_cannot_says_so_in_one_line(tmp_path) -> None:
+    with pytest.raises(TypeError, match=r"save takes a ScoreModel.*got Counted: save the model that it wraps") as caught:
+        sde_gen.save(Counted(base()), tmp_path / "checkpoint")  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_two_threads_sample_one_model() -> None:
+    """The tables of two runs along other times are in use at the same time."""
+    import threading
+
+    model, found = base(), {}
+
+    def draw(steps: int) -> None:
+        for _ in range(5):
+            found[steps] = sde_gen.sample(model, (COUNT, 2), "dpm", steps, progress=False).x
+
+    threads = [threading.Thread(target=draw, args=(steps,)) for steps in (20, 21, 22, 23)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for steps in (20, 21, 22, 23):
+        assert torch.equal(found[steps], sde_gen.sample(base(), (COUNT, 2), "dpm", steps, progress=False).x)
