@@ -6,7 +6,7 @@ import pytest
 import torch
 from toys import FREE_CLOCKS, FREE_PREDICTIONS, LinearPath, all_sdes
 
-from sde_gen import Moments, ScoreModel, make_sde
+from sde_gen import Moments, ScoreModel, make_network, make_sde, sample
 from sde_gen.exact.mixtures import GaussianData, MixtureData, column, marginal
 from sde_gen.models.score import CLOCKS, PREDICTIONS
 
@@ -122,6 +122,86 @@ def test_the_network_sees_its_clock(name, clock):
         assert c.shape == (3,) and c.dtype == got.dtype
         torch.testing.assert_close(c.double(), wanted, rtol=1e-6 if c.dtype == torch.float32 else 1e-12, atol=1e-12)
     assert torch.equal(seen[0][0], x)  # the input is not scaled unless asked
+
+
+def test_a_clock_and_a_prediction_may_be_functions_and_have_the_fields_names():
+    sde = make_sde("vp")
+    x = torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def network(x, c):
+        return torch.tanh(x + c[:, None])
+
+    for given, same in (({"clock": CLOCKS["half_log_snr"]}, {"clock": "half_log_snr"}), ({"clock": "edm"}, {"clock": "c_noise"})):
+        model, named = ScoreModel(network, sde, **given), ScoreModel(network, sde, **same)
+        assert model.settings() == named.settings() and torch.equal(model.score(x, 0.4), named.score(x, 0.4))
+    own = ScoreModel(network, sde, clock=lambda sde, t: 10 * t, prediction=lambda sde, t, std: (0 * t, std * t), data_std=2.0)
+    torch.testing.assert_close(own.denoise(x, 0.4), 0.8 * torch.tanh(x + 4.0))
+    assert ScoreModel(network, sde, prediction="epsilon").prediction == "noise"
+    with pytest.raises(ValueError, match=r"unknown prediction 'eps'; choose from noise, .* \(also epsilon, x_0"):
+        ScoreModel(network, sde, prediction="eps")
+
+
+@pytest.mark.parametrize("narrow", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_narrow_network_is_asked_in_its_dtype_and_told_the_clock_in_float32(narrow):
+    seen = []
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(2))
+
+        def forward(self, x, c):
+            seen.append((x.dtype, c.dtype, float(c[0])))
+            return x * self.weight
+
+    sde = make_sde("ddpm")
+    model = ScoreModel(Net(), sde, clock="index").to(narrow)
+    for dtype in (torch.float32, torch.float64):
+        assert model.denoise(torch.ones(2, 2, dtype=dtype), float(sde.points.times[997])).dtype == dtype
+        assert model.denoise(torch.ones(2, 2, dtype=dtype), sde.points.times[[997, 777]]).dtype == dtype
+    assert seen == [(narrow, torch.float32, 997.0)] * 4
+    out = sample(model, (2, 2), "ddim", steps=3)
+    assert out.x.dtype == torch.float32 and bool(torch.isfinite(out.x).all())
+    assert sample(model, (2, 2), "ddim", steps=3, dtype=torch.float64).x.dtype == torch.float64
+
+
+@pytest.mark.parametrize("cast", ["float", "half", "bfloat16"])
+def test_a_cast_of_the_model_leaves_its_moments_as_they_are(cast):
+    moments = Moments(torch.tensor([281.24, 0.1]), covariance=torch.eye(2, dtype=torch.float64) / 3)
+    model = ScoreModel(torch.nn.Linear(2, 2), make_sde("vp"), moments=moments)
+    before = [value.clone() for value in moments.buffers()]
+    getattr(model, cast)()
+    assert all(torch.equal(one, other) for one, other in zip(moments.buffers(), before, strict=True))
+    assert next(model.network.parameters()).dtype == {"float": torch.float32, "half": torch.float16, "bfloat16": torch.bfloat16}[cast]
+
+
+def test_a_network_without_gradients_is_named():
+    sde = make_sde("vp")
+    x = torch.ones(2, 2, requires_grad=True)
+    for prediction in ("noise", "data"):
+        model = ScoreModel(lambda x, c: x.detach(), sde, prediction=prediction)
+        with pytest.raises(TypeError, match="no gradient with respect to its input"):
+            model.denoise(x, 0.5)
+        model.denoise(x.detach(), 0.5)
+        model.depends_on_state = False
+        model.denoise(x, 0.5)
+
+
+def test_labels_are_checked_where_they_come_in():
+    network = make_network("mlp", (2,), classes=3, width=16, depth=1)
+    model = ScoreModel(network, make_sde("vp"), "edm", "half_log_snr", data_std=1.0)
+    sample(model, (2, 2), "ddim", 2, cond={"label": torch.tensor([0, 3]).numpy()})
+    for label, error, message in (
+        (torch.tensor([0, 4]), ValueError, r"labels must be in 0 .. 2 \(3: none\), got 0 .. 4"),
+        (torch.tensor([-1, 0]), ValueError, r"got -1 .. 0"),
+        (torch.tensor([0, 1, 2]), ValueError, r"first dimension 2, got shape \(3,\)"),
+        ([0, 1], TypeError, "condition 'label' must be a tensor, got list"),
+    ):
+        with pytest.raises(error, match=message):
+            sample(model, (2, 2), "ddim", 2, cond={"label": label})
+    plain = ScoreModel(make_network("mlp", (2,), width=16, depth=1), make_sde("vp"), "edm", "half_log_snr", data_std=1.0)
+    with pytest.raises(ValueError, match="a network that was made without classes"):
+        sample(plain, (2, 2), "ddim", 2, cond={"label": torch.tensor([0, 1])})
 
 
 def test_a_clock_and_a_prediction_may_be_registered(monkeypatch):

@@ -85,9 +85,86 @@ def test_a_failed_save_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.Mo
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
-def test_what_could_not_be_rebuilt_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="network is Linear; it must be one of"):
-        sde_gen.save(ScoreModel(nn.Linear(2, 2), make_sde("vp")), tmp_path / "checkpoint")
+class OwnNetwork(nn.Module):
+    """A network as a user writes one: no base class of ours."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.options = {"width": width}
+        self.layers = nn.Sequential(nn.Linear(4, width), nn.SiLU(), nn.Linear(width, 3))
+
+    def forward(self, x: torch.Tensor, c: torch.Tensor, **cond: torch.Tensor) -> torch.Tensor:
+        return self.layers(torch.cat((x, c[:, None]), 1))
+
+
+class FlowMatching(sde_gen.SDE):
+    """README's own recipe."""
+
+    def marginal(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return 1 - t, t.clone()
+
+
+def own_model() -> ScoreModel:
+    torch.manual_seed(0)
+    return build_model(torch.randn(50, 3, generator=torch.Generator().manual_seed(1)), FlowMatching(), OwnNetwork(12)).eval()
+
+
+def test_a_network_and_an_sde_of_ones_own_are_saved_and_given_to_load(tmp_path: Path) -> None:
+    before, path = own_model(), tmp_path / "checkpoint"
+    sde_gen.save(before, path)
+    assert_same(before, sde_gen.load(path, network=OwnNetwork(12), sde=FlowMatching()))
+    with pytest.raises(CheckpointError, match=r"an SDE of class FlowMatching, which is not registered: give load\(sde=...\) one, or call"):
+        sde_gen.load(path, network=OwnNetwork(12))
+    with pytest.raises(CheckpointError, match=r"a network of class OwnNetwork.*sde_gen.register_network\('ownnetwork', OwnNetwork\) first"):
+        sde_gen.load(path, sde=FlowMatching())
+    with pytest.raises(CheckpointError, match=r"network.layers.0.weight is of shape \(12, 4\), not \(8, 4\)"):
+        sde_gen.load(path, network=OwnNetwork(8), sde=FlowMatching())
+
+
+def test_registered_classes_are_rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for registry in (NETWORKS, SDES):
+        for name, kind in list(registry.items()):
+            monkeypatch.setitem(registry, name, kind)  # so that what follows is undone
+    monkeypatch.setitem(NETWORKS, "own", OwnNetwork)
+    monkeypatch.setitem(SDES, "flow matching", FlowMatching)
+    sde_gen.register_network("own", OwnNetwork)
+    sde_gen.register_sde("flow matching", FlowMatching)
+    before = own_model()
+    assert_same(before, sde_gen.load(sde_gen.save(before, tmp_path / "checkpoint")))
+    for register, kind, message in (
+        (sde_gen.register_network, nn.Linear, "network 'own' is registered already, as OwnNetwork"),
+        (sde_gen.register_sde, sde_gen.VPSDE, "SDE 'own' is registered already, as FlowMatching"),
+    ):
+        monkeypatch.setitem(SDES, "own", FlowMatching)
+        with pytest.raises(ValueError, match=message):
+            register("own", kind)
+        with pytest.raises(TypeError, match="kind must be a class of"):
+            register("other", int)
+    with pytest.raises(ValueError, match="make it yourself and give the object"):
+        make_network("own", (3,))
+
+
+def test_the_checkpoint_of_a_run_directory_is_found(tmp_path: Path) -> None:
+    sde_gen.save(model(), tmp_path / "run" / "checkpoint")
+    (tmp_path / "run" / "config.yaml").write_text("")
+    assert_same(sde_gen.load(tmp_path / "run"), model())
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        sde_gen.load(tmp_path)
+
+
+def test_what_cannot_be_written_is_refused_before_anything_is(tmp_path: Path) -> None:
+    class Odd(nn.Linear):
+        options = {"activation": torch.tanh}  # noqa: RUF012
+
+    for network, settings, message in (
+        (lambda x, c: x, {}, "cannot save a network that is a function: make it a torch.nn.Module"),
+        (nn.Linear(2, 2), {"clock": lambda sde, t: t}, "cannot save a clock that is a function: register it"),
+        (nn.Linear(2, 2), {"prediction": lambda sde, t, s: (t, t)}, r"register it, sde_gen.models.score.PREDICTIONS\['name'\] = it"),
+        (Odd(2, 2), {}, "cannot save the settings of this network"),
+    ):
+        with pytest.raises(CheckpointError, match=message) as caught:
+            sde_gen.save(ScoreModel(network, make_sde("vp"), **settings), tmp_path / "checkpoint")
+        assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
