@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +34,16 @@ class SinusoidalEmbedding(nn.Module):
         # not in the state_dict: a constant of the class, rebuilt with it
         self.register_buffer("frequencies", exponents.exp().to(torch.get_default_dtype()), persistent=False)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SinusoidalEmbedding:
+        # In a dtype narrower than float32 neighbouring levels would look alike: the numbers stay, whatever the network's weights become.
+        def wide(value: Tensor) -> Tensor:
+            other = fn(value)
+            return value.to(other.device) if other.dtype.itemsize < 4 else other
+
+        return super()._apply(wide, recurse)
+
     def forward(self, c: Tensor) -> Tensor:
-        """c: (B,) -> (B, features)."""
+        """c: (B,) -> (B, features), in float32 or wider."""
         angles = c[:, None].to(self.frequencies.dtype) * self.frequencies
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
@@ -94,7 +103,10 @@ class ConditionEmbedding(nn.Module):
         self.label = None if classes is None else LabelEmbedding(classes, width, label_dropout)
 
     def forward(self, c: Tensor, label: Tensor | None) -> Tensor:
-        embedding = self.level(c)
+        sinusoids, first, *rest = self.level
+        embedding = first(sinusoids(c).to(first.weight.dtype))
+        for layer in rest:
+            embedding = layer(embedding)
         if self.label is not None:
             embedding = embedding + self.label(label, len(c))
         elif label is not None:
