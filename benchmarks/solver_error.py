@@ -85,7 +85,7 @@ class Problem:
     start: Tensor
     sigma_max: float
     sigma_mins: tuple[float, ...]
-    final: str = "raw"
+    final: str = "state"
 
 
 def mixture(dim: int, seed: int) -> MixtureData:

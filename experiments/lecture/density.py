@@ -72,7 +72,7 @@ def draw(studio: Studio) -> Numbers:
     }
     for (way, (solver, steps, title)), (noise, middle, end) in zip(WAYS.items(), grid, strict=True):
         steps = studio.count(steps, 40)
-        out = sde_gen.sample(model, starts.shape, solver, steps, x_init=starts, final="raw", trajectory="states")
+        out = sde_gen.sample(model, starts.shape, solver, steps, x_init=starts, final="state", trajectory="states")
         assert out.trajectory is not None and out.times is not None
         paths = torch.cat((starts[None], out.trajectory))
         numbers[f"crossed_{way}"] = crossed(paths)
@@ -85,7 +85,7 @@ def draw(studio: Studio) -> Numbers:
         middle.grid(False)
         middle.set_xlim(sde.t_max, sde.t_min)
 
-        x = sde_gen.sample(model, prior.shape, solver, steps, seed=1, x_init=prior, final="raw").x
+        x = sde_gen.sample(model, prior.shape, solver, steps, seed=1, x_init=prior, final="state").x
         density(noise, data, sde, sde.t_max, "noise")
         noise.set_ylabel("x", fontsize=fig.TEXT)
         noise.invert_xaxis()

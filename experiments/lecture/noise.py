@@ -111,9 +111,9 @@ def draw(studio: Studio) -> Numbers:
         half = plain if k == levels else half
     found = {"plain": plain}
     for key, snr in SNR.items():
-        out = sde_gen.sample(exact, start.shape, "langevin", levels, seed=1, x_init=start, final="raw", snr=snr, corrections=2)
+        out = sde_gen.sample(exact, start.shape, "langevin", levels, seed=1, x_init=start, final="state", snr=snr, corrections=2)
         found[key] = out.x
-    found["em"] = sde_gen.sample(exact, start.shape, "em", 2 * levels, seed=1, x_init=start, final="raw").x
+    found["em"] = sde_gen.sample(exact, start.shape, "em", 2 * levels, seed=1, x_init=start, final="state").x
     for key, x in found.items():
         near = (x @ torch.tensor(MEANS).T).argmax(1)
         share = float((near == 0).double().mean())

@@ -38,7 +38,7 @@ def by_the_flow(name):
 
 def error(model, name, solver, steps):
     x, exact = by_the_flow(name)
-    out = sample(model, tuple(x.shape), solver, steps=steps, x_init=x, final="raw", progress=False)
+    out = sample(model, tuple(x.shape), solver, steps=steps, x_init=x, final="state", progress=False)
     return float((out.x - exact).square().mean(1).sqrt().log().mean().exp()), out
 
 

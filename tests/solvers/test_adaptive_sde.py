@@ -22,7 +22,7 @@ every = pytest.mark.parametrize("name", SDES)
 
 
 def draw(model, shape, **options):
-    return sample(model, shape, "adaptive_sde", **{"dtype": torch.float64, "progress": False, "final": "raw", **options})
+    return sample(model, shape, "adaptive_sde", **{"dtype": torch.float64, "progress": False, "final": "state", **options})
 
 
 def run_of(model, count: int, noise=None) -> Run:

@@ -17,7 +17,7 @@ RING = RingData(3, std=0.4)
 
 
 def draw(model, count, steps, solver="angle", **settings):
-    return sample(model, (count, 2), solver, steps=steps, final="raw", dtype=torch.float64, progress=False, **settings)
+    return sample(model, (count, 2), solver, steps=steps, final="state", dtype=torch.float64, progress=False, **settings)
 
 
 def exact(model, x):

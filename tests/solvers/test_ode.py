@@ -21,7 +21,7 @@ every = pytest.mark.parametrize("name", SDES)
 
 
 def flow(model, x, start, end, **options):
-    return sample(model, x.shape, "ode", x_init=x, t_start=start, t_end=end, final="raw", progress=False, dtype=x.dtype, **options)
+    return sample(model, x.shape, "ode", x_init=x, t_start=start, t_end=end, final="state", progress=False, dtype=x.dtype, **options)
 
 
 def prior_draws(model, count: int) -> torch.Tensor:
@@ -129,7 +129,7 @@ def test_calls_are_counted_for_each_sample():
     sde, count = make_sde("vp"), 12
     network = CountingNetwork(MIXTURE.score(sde), count)
     model = ScoreModel(network, sde, prediction="score")
-    for final in ("raw", "denoise"):
+    for final in ("state", "denoise"):
         for hook in (None, lambda step, t, x: None):
             network.calls.zero_()
             x = prior_draws(model, count)

@@ -115,7 +115,7 @@ def test_all_correctors_sample_the_data(name):
     model = data.model(SDES[name])
     mean, covariance = data.moments(SDES[name], SDES[name].t_min)
     for corrector in ("ald", "langevin", "none"):
-        out = sample(model, (60, 256), "pc", steps=150, corrector=corrector, dtype=torch.float64, progress=False, final="raw")
+        out = sample(model, (60, 256), "pc", steps=150, corrector=corrector, dtype=torch.float64, progress=False, final="state")
         assert float((out.x.mean(0) - mean).square().mean().sqrt()) < 0.11
         assert float(out.x.var(0).mean()) == pytest.approx(float(covariance.diagonal().mean()), rel=0.07)
         assert (out.nfe == (150 if corrector == "none" else 300)).all()

@@ -72,7 +72,7 @@ def test_the_loop_does_what_the_table_says(method):
     """Samples of the real loop have the moments of the recursion, coarse grid and all; deterministic ones to rounding."""
     sde, count, steps = make_sde("vp"), 8000, 12
     model, solver = DATA.model(sde), TABLES[method]
-    out = sample(model, (count, 2), solver, steps=steps, final="raw", dtype=torch.float64, progress=False)
+    out = sample(model, (count, 2), solver, steps=steps, final="state", dtype=torch.float64, progress=False)
     updates = solver.plan(sde, make_grid(sde, solver.default_grid, sde.t_max, sde.t_min, steps))
     mean, covariance = DATA.run_moments(updates, sde, *DATA.moments(sde, sde.t_max))
     torch.testing.assert_close(out.x.mean(0), mean, rtol=0, atol=4 * float(covariance.max()) ** 0.5 / count**0.5)
@@ -165,7 +165,7 @@ def test_calls_are_as_declared_for_any_shape(method, shape):
         (count, *shape),
         solver,
         steps=200 if solver.adaptive else steps,
-        final="raw",
+        final="state",
         progress=False,
         cond={"index": torch.arange(count)},
     )

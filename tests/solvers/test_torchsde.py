@@ -21,7 +21,7 @@ START, END = 0.75, 0.25
 
 
 def draw(model, shape, solver="torchsde", **options):
-    return sample(model, shape, solver, **{"dtype": torch.float64, "progress": False, "final": "raw", **options})
+    return sample(model, shape, solver, **{"dtype": torch.float64, "progress": False, "final": "state", **options})
 
 
 def states(sde, count: int) -> torch.Tensor:
