@@ -193,7 +193,7 @@ def without_the_bad(divergence):
 @every_divergence
 @pytest.mark.parametrize("kind", ["nan data", "nan network", "inf network", "stiff", "nan backward"])
 def test_a_bad_sample_harms_no_other_and_is_warned_of(kind, divergence, monkeypatch):
-    monkeypatch.setattr(sde_gen.likelihood, "CAP", 150)
+    monkeypatch.setattr(sde_gen.likelihood.flow, "CAP", 150)
     score, bad = MIXTURE.score(VP), 3
     x = X.clone()
 
@@ -258,7 +258,7 @@ def test_fixed_steps_along_a_named_grid_and_along_times(name, grid):
 
 
 def test_more_fixed_steps_than_the_adaptive_cap(monkeypatch):
-    monkeypatch.setattr(sde_gen.likelihood, "CAP", 20)
+    monkeypatch.setattr(sde_gen.likelihood.flow, "CAP", 20)
     assert bool(log_likelihood(GAUSSIAN.model(VP), X[:2], steps=30).converged.all())
 
 
