@@ -17,7 +17,9 @@ from ..solvers import FixedStepSolver, Run, Solver, Update, make_solver, solver_
 
 SEED = 0x5EED
 """Calibration samples have a seed of their own, so that no sample drawn later was seen by the fit (unless it asks for this)."""
-REFERENCE_STEPS = 150
+REFERENCE, REFERENCE_ATTEMPTS = {torch.float32: 1e-5, torch.float64: 1e-7}, 4000
+"""Tolerance of the converged answer by the dtype of the states, and the cap on its steps. It comes from `ode`, never from the solver that
+is judged."""
 EVALUATIONS, EVALUATIONS_FREE = 750, 4000
 """Network evaluations of a batch in each phase where nothing is asked for; the second where the score has no parameters."""
 FitKey = tuple[str, int, tuple[str, ...]]
@@ -172,7 +174,10 @@ class _Fit:
         self.sde = run.model.sde
         self.start, self.end = self.sde.t_max, self.sde.t_min
         with torch.no_grad():
-            self.exact = make_solver("angle").solve(run, x, self.start, self.end, max(REFERENCE_STEPS, 6 * steps), "angle")
+            tight = REFERENCE[x.dtype]
+            self.exact = make_solver("ode", rtol=tight, atol=tight).solve(
+                run, x, self.start, self.end, REFERENCE_ATTEMPTS, method.default_grid
+            )
         lost = int((~torch.isfinite(self.exact).flatten(1).all(1)).sum())
         if lost:
             raise ValueError(f"the converged answer is not finite for {lost} of {len(x)} calibration samples")

@@ -110,7 +110,7 @@ def sample(
         "state": x itself, in normalised units.
         None: "denoise" for a run towards the data whose t_end is not given, else "state". A step_hook that stops a batch leaves its state.
     trajectory: "states" (x along the way, normalised units) or "denoised" (E[x_0 | x_t], the data's units), at the end of each step.
-    step_hook: called as hook(step, t, x) after each step; True stops that batch there.
+    step_hook: called as hook(step, t, x) after each step, with a copy of the state; True stops that batch there.
     on_failure: "raise" raises a SolverError that carries the healthy samples; "mask" returns all, marked in `failed`.
     progress: whether a bar is shown on a terminal.
     batch_size: of the samples that run together; None: all.
@@ -247,14 +247,20 @@ def _plan(
     else:
         raise TypeError(f"solver must be a name or a Solver, got {solver!r}")
     if steps is None:
-        steps = len(grid) - 1 if isinstance(grid, Tensor) and grid.ndim == 1 and len(grid) > 1 else method.default_steps
+        counted = isinstance(grid, Tensor) and grid.ndim == 1 and len(grid) > 1 and not method.adaptive
+        steps = len(grid) - 1 if counted else method.default_steps  # type: ignore[arg-type]
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
     grid = method.default_grid if grid is None else grid
     given = t_end is not None
     if not isinstance(grid, Tensor):
         lookup(GRIDS, "grid", grid)
-    elif grid.shape != (steps + 1,) or not grid.is_floating_point() or not bool((grid.diff() * (grid[-1] - grid[0]) > 0).all()):
+    elif (
+        (grid.ndim != 1 if method.adaptive else grid.shape != (steps + 1,))
+        or len(grid) < 2
+        or not grid.is_floating_point()
+        or not bool((grid.diff() * (grid[-1] - grid[0]) > 0).all())
+    ):
         raise ValueError(f"times must be {steps + 1} numbers that only rise or only fall, got shape {tuple(grid.shape)}")
     elif fitted is None:
         if t_start is not None or t_end is not None:
@@ -306,7 +312,8 @@ class _Batch:
                 self.frames.append((denoised if decode is None else decode(denoised)).cpu())
             elif self.trajectory == "states":
                 self.frames.append(x.cpu())
-            self.stopped = self.hook is not None and self.hook(len(self.times), t, x) is True
+            # A copy, so that a hook that edits what it is shown steers no solver: a Wrapper is for that.
+            self.stopped = self.hook is not None and self.hook(len(self.times), t, x.clone()) is True
             return self.stopped
 
         return observe

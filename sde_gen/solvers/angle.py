@@ -100,9 +100,10 @@ def _remembered(sde: SDE, times: tuple[float, ...], points: int, scale: float, b
 
 
 def _moments(run: Run, x: Tensor, t_start: float) -> Moments | None:
-    """The moments of the data where they are known and t_start is so noisy that they say all."""
+    """The moments of the data where their principal axes are known and t_start is so noisy that they say all."""
     clear = float(signal_fraction(run.model.sde.half_log_snr(t_start), run.spread(x)[0])) > NOISE_ALONE
-    return None if clear else run.moments(x)
+    moments = None if clear else run.moments(x)
+    return moments if moments is not None and moments.has_axes else None
 
 
 def mirror(sde: SDE, times: Tensor, count: int) -> Tensor:

@@ -238,7 +238,7 @@ def load(
         if description["normalizer"] is not None:
             normalizer = Normalizer.from_config(description["normalizer"]).to(device)
             normalizer.load_state_dict(parts["normalizer"])
-        moments = None if description["moments"] is None else _moments(parts["moments"]).to(device)
+        moments = None if description["moments"] is None else Moments.from_state(parts["moments"]).to(device)
         model = ScoreModel(network, sde, **description["model"], normalizer=normalizer, moments=moments)
         fitted = [FittedGrid.from_config(values) for values in description.get("fitted", [])]
         model.fitted = {grid.key: grid for grid in fitted}
@@ -287,9 +287,3 @@ def _check_size(values: Any) -> None:
         if isinstance(value, int) and value > MOST_OF_ANYTHING:
             raise ValueError(f"{value} is more than the {MOST_OF_ANYTHING} of anything that a checkpoint may ask for")
         _check_size(value)
-
-
-def _moments(state: dict[str, Tensor]) -> Moments:
-    moments = Moments(state["mean"], variance=state["eigenvalues"])
-    moments.eigenvectors = state.get("eigenvectors")
-    return moments

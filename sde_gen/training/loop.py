@@ -71,7 +71,7 @@ def build_model(
         prior=prior,
         moments=Moments.fit(z),
         scale_input=True,
-    )
+    ).eval()
 
 
 def fit(
