@@ -7,7 +7,7 @@ import pytest
 import torch
 from toys import all_sdes
 
-from sde_gen import Normalizer, ScoreModel, make_sde
+from sde_gen import Denoiser, Normalizer, ScoreModel, make_sde
 from sde_gen.discrete import DiscreteChain, elbo, elbo_continuous, make_chain, prior_kl, step_kl
 from sde_gen.exact.mixtures import GaussianData, slope
 
@@ -275,6 +275,31 @@ def test_conditions_reach_the_network():
     ]
     torch.testing.assert_close(found[0], found[1])
     assert float(found[0][5]) > float(found[0][0])
+
+
+class Plain(Denoiser):
+    """A Denoiser that is no ScoreModel and has no parameters: the exact one of `DATA`, and a fraction of the variance."""
+
+    def __init__(self, fraction=None):
+        super().__init__()
+        self.sde, self.fraction = VP, fraction
+
+    @property
+    def prior(self):
+        return DATA.model(VP).prior
+
+    def predict(self, x, t, **cond):
+        denoised, _ = DATA.model(VP).predict(x, t)
+        return denoised, None if self.fraction is None else torch.full_like(x, self.fraction)
+
+
+def test_any_denoiser_has_a_bound():
+    x, chain = DATA.sample(20), DiscreteChain.from_sde(VP, 8)
+    torch.testing.assert_close(elbo(Plain(), x, chain).each, elbo(DATA.model(VP), x, chain).each, rtol=1e-12, atol=0)
+    found = elbo(Plain(0.3), x, chain, variance="learned").each
+    torch.testing.assert_close(found, elbo(learned(0.3), x, chain, variance="learned").each, rtol=1e-9, atol=0)
+    found = elbo_continuous(Plain(), x, samples=4).each
+    torch.testing.assert_close(found, elbo_continuous(DATA.model(VP), x, samples=4).each, rtol=1e-12, atol=0)
 
 
 def learned(fraction):
