@@ -212,6 +212,12 @@ class TermSums:
         )
 
 
+def check_model(model: Denoiser, function: str) -> None:
+    """TypeError for a model that `function` cannot take."""
+    if not isinstance(model, Denoiser):
+        raise TypeError(f"{function} needs a Denoiser, such as a ScoreModel, got {type(model).__name__}")
+
+
 def _mean(each: Tensor) -> Estimate:
     return Estimate(float(each.mean()), float(each.std()) / math.sqrt(len(each)) if len(each) > 1 else math.nan)
 
