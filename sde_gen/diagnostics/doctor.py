@@ -58,9 +58,9 @@ def diagnose(
     """
     for name, given in (("model", model), *(() if raw is None else (("raw", raw),))):
         if not isinstance(given, Denoiser):
-            raise TypeError(f"diagnose needs a Denoiser, such as a ScoreModel, as {name}, got {type(given).__name__}")
+            raise TypeError(f"{name} must be a Denoiser such as ScoreModel, got {type(given).__name__}")
     if not isinstance(data, Dataset | Tensor):
-        raise TypeError(f"diagnose needs a Dataset or a tensor (N, *) as data, got {type(data).__name__}")
+        raise TypeError(f"data must be a Dataset or a tensor (N, *), got {type(data).__name__}")
     x, labels, reference, of_reference = _parts(data, seed)
     findings = _broken_weights(model, raw)
     if any(finding.severity == "fault" for finding in findings):

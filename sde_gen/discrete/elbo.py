@@ -68,7 +68,7 @@ def elbo(
     Ho et al. 2020, arXiv:2006.11239, equations 5 and 13; Nichol and Dhariwal 2021, arXiv:2102.09672; the sampling of terms follows
     Kingma et al. 2021, arXiv:2107.00630, appendix I.
     """
-    check_model(model, "elbo")
+    check_model(model)
     if variance not in VARIANCES:
         raise ValueError(f"unknown variance {variance!r}; choose from {', '.join(VARIANCES)}")
     if decoder not in DECODERS:
@@ -152,7 +152,7 @@ def elbo_continuous(
     The other arguments, and what is raised, are those of `elbo`.
     Kingma et al. 2021, arXiv:2107.00630, equations 14 and 15; Song et al. 2021, arXiv:2101.09258.
     """
-    check_model(model, "elbo_continuous")
+    check_model(model)
     sde = model.sde
     first = sde.t_min if t_min is None else float(t_min)
     if not sde.t_min <= first < sde.t_max:

@@ -212,10 +212,10 @@ class TermSums:
         )
 
 
-def check_model(model: Denoiser, function: str) -> None:
-    """TypeError for a model that `function` cannot take."""
+def check_model(model: Denoiser) -> None:
+    """TypeError for a model that has no bound."""
     if not isinstance(model, Denoiser):
-        raise TypeError(f"{function} needs a Denoiser, such as a ScoreModel, got {type(model).__name__}")
+        raise TypeError(f"model must be a Denoiser such as ScoreModel, got {type(model).__name__}")
 
 
 def _mean(each: Tensor) -> Estimate:

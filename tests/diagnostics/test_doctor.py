@@ -288,9 +288,9 @@ def test_refuses_what_it_cannot_measure(plain: tuple[ScoreModel, ScoreModel]) ->
         diagnose(model, torch.randn(5, 2))
     needy = model.with_network(lambda x, c, *, age: x)
     for arguments, message in (
-        ((model.network, x), "diagnose needs a Denoiser, such as a ScoreModel, as model, got MLP"),
-        ((model, x, model.network), "diagnose needs a Denoiser, such as a ScoreModel, as raw, got MLP"),
-        ((model, x.numpy()), r"diagnose needs a Dataset or a tensor \(N, \*\) as data, got ndarray"),
+        ((model.network, x), "model must be a Denoiser such as ScoreModel, got MLP"),
+        ((model, x, model.network), "raw must be a Denoiser such as ScoreModel, got MLP"),
+        ((model, x.numpy()), r"data must be a Dataset or a tensor \(N, \*\), got ndarray"),
         ((needy, x), r"cannot call this ScoreModel with items of shape \(2,\) and no condition: .*age"),
         (
             (RingData().model(make_sde("vp")), torch.randn(50, 3)),
