@@ -49,37 +49,37 @@ class SDE(ABC):
     lambda_min: float = LAMBDA_MIN
     settings: Mapping[str, Any] = MappingProxyType({})
 
-    auto: tuple[str, ...] = ()
-    """The settings that `settings_of_ends` chooses."""
-
-    @classmethod
-    def log_alpha_at(cls, half_log_snr: float) -> float | None:
-        """log alpha where the half log-SNR is this, whatever the settings; None for a process that does not shrink the data."""
-        return None
-
-    @classmethod
-    def settings_of_ends(cls, first: float, last: float, given: Mapping[str, Any]) -> dict[str, float]:
-        """The settings `auto` for which the half log-SNR is `first` at t_min and `last` at t_max, beside those that are `given`."""
-        return {}
-
-    @cached_property
-    def t_min(self) -> float:
-        """The end at the data: where lambda is `lambda_max`, or 0 where it never gets so high."""
-        return float(self.time_of(self.lambda_max).clamp(0.0, 1.0))
-
-    @cached_property
-    def t_max(self) -> float:
-        """The end at the noise: where lambda is `lambda_min`, or 1 where it never gets so low."""
-        return float(self.time_of(self.lambda_min).clamp(0.0, 1.0))
-
     @abstractmethod
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """alpha(t) and sigma(t), both of the shape of `t`."""
+
+    def f(self, t: Tensor | float) -> Tensor:
+        """The drift's coefficient f(t) = alpha'/alpha, in 1/time; shape of `t`."""
+        return self.slopes(t)[0]
+
+    def drift(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """f(t) x: `x` of shape (B, *), `t` a scalar or (B,); shape of `x`."""
+        return expand_as(self.f(t).to(x), x) * x
+
+    def diffusion(self, t: Tensor | float) -> Tensor:
+        """g(t) = sigma sqrt(-2 lambda'), in units of x per square root of time; shape of `t`."""
+        t = as_time(t)
+        return self.marginal(t)[1] * torch.sqrt(-2.0 * self.slopes(t)[1])
 
     def half_log_snr(self, t: Tensor | float) -> Tensor:
         """lambda(t) = log(alpha(t) / sigma(t)), shape of `t`."""
         alpha, sigma = self.marginal(as_time(t))
         return torch.log(alpha) - torch.log(sigma)
+
+    def slopes(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """(log alpha)'(t) and lambda'(t), by forward differentiation of `marginal`; shape of `t`."""
+        t = as_time(t)
+
+        def logarithms(time: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.log(self.marginal(time)[0]), self.half_log_snr(time)
+
+        _, (log_alpha, lambda_) = _derivative(logarithms, t)
+        return log_alpha, lambda_
 
     def time_of(self, lambda_: Tensor | float) -> Tensor:
         """The time at which the half log-SNR is `lambda_`: the inverse of `half_log_snr`, shape of `lambda_`.
@@ -94,28 +94,15 @@ class SDE(ABC):
             low, high = torch.where(early, middle, low), torch.where(early, high, middle)
         return 0.5 * (low + high)
 
-    def slopes(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
-        """(log alpha)'(t) and lambda'(t), by forward differentiation of `marginal`; shape of `t`."""
-        t = as_time(t)
+    @cached_property
+    def t_min(self) -> float:
+        """The end at the data: where lambda is `lambda_max`, or 0 where it never gets so high."""
+        return float(self.time_of(self.lambda_max).clamp(0.0, 1.0))
 
-        def logarithms(time: Tensor) -> tuple[Tensor, Tensor]:
-            return torch.log(self.marginal(time)[0]), self.half_log_snr(time)
-
-        _, (log_alpha, lambda_) = _derivative(logarithms, t)
-        return log_alpha, lambda_
-
-    def f(self, t: Tensor | float) -> Tensor:
-        """The drift's coefficient f(t) = alpha'/alpha, in 1/time; shape of `t`."""
-        return self.slopes(t)[0]
-
-    def drift(self, x: Tensor, t: Tensor | float) -> Tensor:
-        """f(t) x: `x` of shape (B, *), `t` a scalar or (B,); shape of `x`."""
-        return expand_as(self.f(t).to(x), x) * x
-
-    def diffusion(self, t: Tensor | float) -> Tensor:
-        """g(t) = sigma sqrt(-2 lambda'), in units of x per square root of time; shape of `t`."""
-        t = as_time(t)
-        return self.marginal(t)[1] * torch.sqrt(-2.0 * self.slopes(t)[1])
+    @cached_property
+    def t_max(self) -> float:
+        """The end at the noise: where lambda is `lambda_min`, or 1 where it never gets so low."""
+        return float(self.time_of(self.lambda_min).clamp(0.0, 1.0))
 
     @property
     def prior_std(self) -> float:
@@ -131,6 +118,19 @@ class SDE(ABC):
         """log N(x; 0, prior_std^2 I) in nats: (B, *) gives (B,)."""
         z = x.flatten(1) / self.prior_std
         return -0.5 * (z * z).sum(1) - z.shape[1] * (0.5 * math.log(2 * math.pi) + math.log(self.prior_std))
+
+    auto: tuple[str, ...] = ()
+    """The settings that `settings_of_ends` chooses."""
+
+    @classmethod
+    def log_alpha_at(cls, half_log_snr: float) -> float | None:
+        """log alpha where the half log-SNR is this, whatever the settings; None for a process that does not shrink the data."""
+        return None
+
+    @classmethod
+    def settings_of_ends(cls, first: float, last: float, given: Mapping[str, Any]) -> dict[str, float]:
+        """The settings `auto` for which the half log-SNR is `first` at t_min and `last` at t_max, beside those that are `given`."""
+        return {}
 
     def __repr__(self) -> str:
         inside = ", ".join(f"{key}={value!r}" for key, value in self.settings.items())
