@@ -40,9 +40,10 @@ class SDE(ABC):
 
     (Song et al. 2021, arXiv:2011.13456, section 3; Kingma et al. 2021, arXiv:2107.00630, for lambda.)
     Times may be Python numbers or tensors of any shape; the same shape and dtype come back (float64 for Python numbers).
-    Everything runs on [t_min, t_max], where alpha, sigma and lambda are finite: the part of [0, 1] on which lambda lies
-    between `lambda_min` and `lambda_max`.
-    `settings` holds the constructor's arguments: `make_sde(name, **sde.settings)` rebuilds the process.
+    Everything runs on [t_min, t_max], where alpha, sigma and lambda are finite.
+
+    lambda_max, lambda_min: [t_min, t_max] is the part of [0, 1] on which lambda lies between these.
+    settings: the constructor's arguments; `make_sde(name, **sde.settings)` rebuilds the process.
     """
 
     lambda_max: float = LAMBDA_MAX
@@ -96,12 +97,12 @@ class SDE(ABC):
 
     @cached_property
     def t_min(self) -> float:
-        """The end at the data: where lambda is `lambda_max`, or 0 where it never gets so high."""
+        """The end at the data: the time at which lambda is `lambda_max`, or 0 where it never gets so high."""
         return float(self.time_of(self.lambda_max).clamp(0.0, 1.0))
 
     @cached_property
     def t_max(self) -> float:
-        """The end at the noise: where lambda is `lambda_min`, or 1 where it never gets so low."""
+        """The end at the noise: the time at which lambda is `lambda_min`, or 1 where it never gets so low."""
         return float(self.time_of(self.lambda_min).clamp(0.0, 1.0))
 
     @property
@@ -110,7 +111,7 @@ class SDE(ABC):
         return float(self.marginal(as_time(self.t_max))[1])
 
     def prior_sample(self, shape: Sequence[int], generator: torch.Generator | None = None, dtype: torch.dtype | None = None) -> Tensor:
-        """Draws of the prior, shape `shape`, on the generator's device."""
+        """Draws of the prior, of shape `shape`, on the generator's device."""
         device = generator.device if generator is not None else None
         return self.prior_std * torch.randn(tuple(shape), generator=generator, device=device, dtype=dtype)
 
@@ -120,11 +121,11 @@ class SDE(ABC):
         return -0.5 * (z * z).sum(1) - z.shape[1] * (0.5 * math.log(2 * math.pi) + math.log(self.prior_std))
 
     auto: tuple[str, ...] = ()
-    """The settings that `settings_of_ends` chooses."""
+    """The names of the settings that `settings_of_ends` chooses."""
 
     @classmethod
     def log_alpha_at(cls, half_log_snr: float) -> float | None:
-        """log alpha where the half log-SNR is this, whatever the settings; None for a process that does not shrink the data."""
+        """log alpha where the half log-SNR has this value, whatever the settings; None for a process that does not shrink the data."""
         return None
 
     @classmethod
