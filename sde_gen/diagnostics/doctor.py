@@ -162,10 +162,9 @@ def _data_range(model: Denoiser, z: Tensor) -> Finding | None:
     if known is None and z[0].numel() <= LARGEST:
         known, source = measure_moments(model, shape, z.dtype, z.device), "what the model itself says of its data at high noise"
     if known is None:
-        data_std = getattr(model, "data_std", None)
-        if data_std is None:
+        if model.data_std is None:
             return None
-        known, source = Moments(torch.zeros(shape), variance=torch.full(shape, data_std**2)), "data_std"
+        known, source = Moments(torch.zeros(shape), variance=torch.full(shape, model.data_std**2)), "data_std"
     mean, variances, vectors = known.axes(shape)
     per_element = variances if vectors is None else vectors.square() @ variances
     flat = z.flatten(1).double()

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..metrics import Estimate, sliced_wasserstein
+from ..models.denoiser import Denoiser
 from ..models.prior import MatchedPrior
-from ..models.score import Denoiser
 from ..sampling.sample import sample
 from ..solvers import FixedStepSolver, make_solver
 from .finding import SIGNIFICANCE, Finding, std_error

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from toys import TINY_RUN, Command
 
-from sde_gen import SDE, Dataset, Denoiser, ScoreModel, diagnose, load, load_dataset, make_sde, save
+from sde_gen import SDE, Dataset, ScoreModel, diagnose, load, load_dataset, make_sde, save
 from sde_gen.diagnostics.sampling_checks import permuted_distance
 from sde_gen.exact.mixtures import GaussianData, MixtureData, RingData
-from sde_gen.models.prior import Prior
+from sde_gen.models.denoiser import Prediction, Wrapper
 from sde_gen.training import TrainSettings, build_model, fit
 
 DDIM = {"solver": "ddim", "steps": 50}
@@ -240,21 +240,17 @@ def test_permutations_hold_their_level() -> None:
     assert distance - chance.value > 4 * chance.std_error
 
 
-class Wrapped(Denoiser):
-    """Another Denoiser as it is; `change` may change its prediction."""
+class Wrapped(Wrapper):
+    """The model as it is, or with another prediction."""
+
+    same_law = True
 
     def __init__(self, model: ScoreModel, change: Callable[[Tensor], Tensor] = lambda denoised: denoised) -> None:
-        super().__init__()
-        self.inner, self.sde, self.change = model, model.sde, change
-        self.__dict__ |= {"normalizer": model.normalizer, "moments": model.moments}
+        super().__init__(model)
+        self.change = change
 
-    @property
-    def prior(self) -> Prior:
-        return self.inner.prior
-
-    def predict(self, x: Tensor, t: Tensor | float, **cond: Tensor) -> Any:
-        denoised, fraction = self.inner.predict(x, t, **cond)
-        return self.change(denoised), fraction
+    def predict(self, x: Tensor, t: Tensor | float, **cond: Tensor) -> Prediction:
+        return Prediction(self.change(self.model.denoise(x, t, **cond)))
 
 
 def test_any_denoiser_is_diagnosed_but_for_the_meaning_of_its_output(

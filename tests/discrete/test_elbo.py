@@ -10,6 +10,7 @@ from toys import all_sdes
 from sde_gen import Denoiser, Normalizer, ScoreModel, make_sde
 from sde_gen.discrete import DiscreteChain, elbo, elbo_continuous, make_chain, prior_kl, step_kl
 from sde_gen.exact.mixtures import GaussianData, slope
+from sde_gen.models.denoiser import Prediction
 
 SDES = all_sdes()
 DATA = GaussianData.correlated()
@@ -281,16 +282,11 @@ class Plain(Denoiser):
     """A Denoiser that is no ScoreModel and has no parameters: the exact one of `DATA`, and a fraction of the variance."""
 
     def __init__(self, fraction=None):
-        super().__init__()
-        self.sde, self.fraction = VP, fraction
-
-    @property
-    def prior(self):
-        return DATA.model(VP).prior
+        super().__init__(VP, None, DATA.model(VP).moments, prior="matched")
+        self.fraction = fraction
 
     def predict(self, x, t, **cond):
-        denoised, _ = DATA.model(VP).predict(x, t)
-        return denoised, None if self.fraction is None else torch.full_like(x, self.fraction)
+        return Prediction(DATA.model(VP).denoise(x, t), None if self.fraction is None else torch.full_like(x, self.fraction))
 
 
 def test_any_denoiser_has_a_bound():
