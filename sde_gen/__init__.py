@@ -2,7 +2,7 @@
 
 from .data import Dataset, Normalizer, load_dataset
 from .diagnostics.doctor import diagnose
-from .diagnostics.findings import Finding
+from .diagnostics.finding import Finding
 from .discrete import DiscreteChain, elbo, elbo_continuous, make_chain
 from .exact.empirical import empirical_score
 from .likelihood.bits_per_dim import BitsPerDim, bits_per_dim

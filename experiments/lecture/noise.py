@@ -65,7 +65,7 @@ def denoising(sde: SDE, t: float) -> Loss:
 
     def loss(net: nn.Module, x: Tensor, generator: torch.Generator) -> Tensor:
         model = ScoreModel(lambda x, c: net(x), sde, prediction="score")
-        return sde_gen.dsm_loss(model, x, times=torch.full((len(x),), t), generator=generator)
+        return sde_gen.dsm_loss(model, x, "simple", torch.full((len(x),), t), generator=generator)
 
     return loss
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from ..diagnostics.doctor import Finding, diagnose
+from ..diagnostics.doctor import diagnose
+from ..diagnostics.finding import Finding
 from ..training import load
 from .config import ConfigError, read_config, resolve
 from .runs import changed_data, load_data, write_text
@@ -33,7 +34,7 @@ def doctor_run(
     sampling = {"solver": chosen.solver, "steps": chosen.steps, "grid": chosen.grid, **chosen.options}
     try:
         findings = diagnose(model, data, raw, sampling, chosen.seed, samples)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
     if changed is not None:
         findings.insert(0, Finding("changed data", "warning", changed, "train again on the data as they are: --retrain", {}))

@@ -9,61 +9,76 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data import Dataset
 from ..metrics import Estimate
+from ..models.denoiser import Denoiser
 from ..models.moments import LARGEST, Moments, measure_moments
 from ..models.score import CLOCKS, PREDICTIONS, ScoreModel
-from .findings import SURE, Finding, std_error, sure
-from .probe import ITEMS, REFERENCE, Learned, Probe
+from .finding import SIGNIFICANCE, Finding, significant, std_error
+from .level_errors import ITEMS, REFERENCE, Learned, LevelErrors
 from .sampling_checks import check_prior, check_steps
 
 MUCH = 0.2
-"""Of what can be learned: how much better another explanation or other weights must be to be named."""
+"""Another explanation, or other weights, is named where it is better by this share of what can be learned."""
 TIED, CANDIDATES = 0.01, 3
-"""Explanations whose errors differ by less are one; how many are measured in full after a first look."""
+"""Explanations whose errors differ by less than the first are one; the second is how many are measured in full after a first look."""
 HALF = 0.5
-"""Of what can be learned: what an explanation must account for, and a network must have learned."""
+"""An explanation must account for this share of what can be learned, and a network must have learned it."""
 
 
 def diagnose(
-    model: ScoreModel,
+    model: Denoiser,
     data: Dataset | Tensor,
-    raw: ScoreModel | None = None,
+    raw: Denoiser | None = None,
     sampling: Mapping[str, Any] | None = None,
     seed: int = 0,
     samples: int | None = None,
 ) -> list[Finding]:
-    """Name the causes of bad samples; an empty list where nothing wrong is found.
+    """Name the causes of bad samples; the list is empty where nothing wrong is found.
 
-    data: a data set, of which the held-out part is measured on where there is one, or items (N, *) in their own units, N >= 32.
-    raw: the model with its last weights, where `model` has averaged ones. sampling: arguments of `sample` that the samples in question
-    were drawn with ("solver", "steps", "grid", options), or None to leave the solver alone. samples: how many are drawn for it (None: as
-    many as `CALLS` network evaluations allow, 32 to 1,000; 0: none).
+    Each explanation is judged by the share of what can be learned that the model has learned under it, measured on the same noised
+    items (`LevelErrors`). A cause is named where it changes that share by more than `MUCH` beyond `SIGNIFICANCE` standard errors.
+    Faults that make others unmeasurable are reported alone. Whether the network's output and clock mean what the model says is asked
+    of a `ScoreModel` alone; every other Denoiser gets all other checks.
 
-    Of each explanation the share of what can be learned is measured on the same noised items (`Probe`), and a cause is named where
-    it changes that share by more than `MUCH` beyond `SURE` standard errors. Faults that make others unmeasurable are reported alone.
-    Raises ValueError for fewer than 32 items, TypeError for another kind of model.
+    model: any Denoiser. The only condition that it is given is the data's labels, as `label`, where its network has `classes`.
+    data: a data set, of which the held-out part is measured on where it has 32 items or more; or items (N, *), N at least 32. Both
+        are in their own units.
+    raw: the model with its last weights, where `model` has averaged ones.
+    sampling: the arguments of `sample` that the samples in question were drawn with ("solver", "steps", "grid" and the solver's
+        options). None leaves the solver alone.
+    seed: seeds the choice of items, the noise and the samples.
+    samples: so many samples are drawn to check the solver. None draws as many as `CALLS` network evaluations allow, from 32 to 1,000;
+        0 draws none.
+
+    Raises ValueError for fewer than 32 items, and TypeError for a model that is no Denoiser or cannot be called with these data, or
+    data of another kind.
     """
-    if not isinstance(model, ScoreModel):
-        raise TypeError(f"diagnose needs a ScoreModel, got {type(model).__name__}")
+    for name, given in (("model", model), *(() if raw is None else (("raw", raw),))):
+        if not isinstance(given, Denoiser):
+            raise TypeError(f"{name} must be a Denoiser such as ScoreModel, got {type(given).__name__}")
+    if not isinstance(data, Dataset | Tensor):
+        raise TypeError(f"data must be a Dataset or a tensor (N, *), got {type(data).__name__}")
     x, labels, reference, of_reference = _parts(data, seed)
     findings = _broken_weights(model, raw)
     if any(finding.severity == "fault" for finding in findings):
         return findings
     device = next((p.device for p in model.parameters()), x.device)
     z, z_reference = (part.to(device) if model.normalizer is None else model.normalizer.encode(part.to(device)) for part in (x, reference))
-    conditional = getattr(model.network, "classes", None) is not None
+    classes = _classes(model)
     known = None
-    if conditional and labels is not None and of_reference is not None:
+    if classes is not None and labels is not None and of_reference is not None:
         known = labels.to(device), of_reference.to(device)
+    for given in (model,) if raw is None else (model, raw):
+        _check_call(given, z, None if known is None else known[0])
     wrong_range = _data_range(model, z_reference)
     if wrong_range is not None:
         return [*findings, wrong_range]
     with torch.no_grad():
-        probe = Probe(model, z, z_reference, known, seed)
-        learned = probe.learned(model)
+        measured = LevelErrors(model, z, z_reference, known, seed)
+        learned = measured.learned(model)
         if not all(map(math.isfinite, learned.by_level)):
             bad = sum(not math.isfinite(level) for level in learned.by_level)
             text = f"finite weights, but answers that are not finite at {bad} of {len(learned.by_level)} noise levels"
@@ -71,25 +86,45 @@ def diagnose(
             return [*findings, Finding("NaN answers", "fault", text, advice, {"levels": bad})]
         examined = model
         if raw is not None:
-            young = _young_average(probe, learned, raw)
+            young = _young_average(measured, learned, raw)
             if young is not None:
                 findings.append(young)
-                examined, learned = raw, probe.learned(raw)
-        meaning = _wrong_meaning(probe, examined, learned)
+                examined, learned = raw, measured.learned(raw)
+        meaning = _wrong_meaning(measured, examined, learned) if isinstance(examined, ScoreModel) else None
         if meaning is not None:
             findings.append(meaning)
         if known is not None and meaning is None:
-            findings += _ignored_labels(probe, examined)
+            findings += _ignored_labels(measured, examined)
         if not any(finding.severity == "fault" for finding in findings):
-            findings += _not_learned(learned) or _bad_levels(probe, examined)
-        findings += check_prior(model, probe)
+            findings += _not_learned(learned) or _bad_levels(measured, examined)
+        findings += check_prior(model, measured)
         if sampling is not None and samples != 0 and not any(finding.severity == "fault" for finding in findings):
-            findings += check_steps(model, z_reference, dict(sampling), seed, samples)
+            findings += check_steps(model, z_reference, classes, dict(sampling), seed, samples)
     return findings
 
 
+def _classes(model: Denoiser) -> int | None:
+    """The number of labels of the model's network, or of that of the model that it wraps; None where it takes none."""
+    found = (getattr(getattr(part, "network", None), "classes", None) for part in model.modules())
+    return next((classes for classes in found if classes is not None), None)
+
+
+@torch.no_grad()
+def _check_call(model: Denoiser, z: Tensor, labels: Tensor | None) -> None:
+    """TypeError, one line, for a model that cannot denoise such items."""
+    cond = {} if labels is None else {"label": labels[:2]}
+    try:
+        model.denoise(z[:2], model.sde.t_max, **cond)
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise TypeError(
+            f"diagnose cannot call this {type(model).__name__} with items of shape {tuple(z.shape[1:])} and "
+            f"{'no condition' if labels is None else 'a label each'}: {reason}"
+        ) from error
+
+
 def _parts(data: Dataset | Tensor, seed: int) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-    """Items to measure on and others for reference, with their labels."""
+    """Items to measure on with their labels, and others for reference with theirs."""
     generator = torch.Generator().manual_seed(seed)
     train, labels = (data, None) if isinstance(data, Tensor) else (data.train, data.train_labels)
     if len(train) < 32:
@@ -106,14 +141,11 @@ def _parts(data: Dataset | Tensor, seed: int) -> tuple[Tensor, Tensor | None, Te
     return x.float(), of_x, train[order].float(), None if labels is None else labels[order]
 
 
-def _broken_weights(model: ScoreModel, raw: ScoreModel | None) -> list[Finding]:
+def _broken_weights(model: Denoiser, raw: Denoiser | None) -> list[Finding]:
     findings = []
     for name, owner in (("averaged weights" if raw is not None else "weights", model), ("last weights", raw)):
-        network = None if owner is None else owner.network
-        if not isinstance(network, nn.Module):
-            continue
-        bad = {key: int((~torch.isfinite(value)).sum()) for key, value in network.state_dict().items() if value.is_floating_point()}
-        bad = {key: count for key, count in bad.items() if count}
+        weights = {} if owner is None else {key: value for key, value in owner.state_dict().items() if value.is_floating_point()}
+        bad = {key: count for key, value in weights.items() if (count := int((~torch.isfinite(value)).sum()))}
         if bad:
             text = f"{sum(bad.values())} of the {name} are NaN or infinite, in {len(bad)} tensors ({', '.join(list(bad)[:3])}, ...)"
             advice = (
@@ -123,12 +155,12 @@ def _broken_weights(model: ScoreModel, raw: ScoreModel | None) -> list[Finding]:
     return findings
 
 
-def _data_range(model: ScoreModel, z: Tensor) -> Finding | None:
-    """Whether the encoded data have the mean and spread of the data that the model was trained on, as far as it knows them."""
+def _data_range(model: Denoiser, z: Tensor) -> Finding | None:
+    """Find data whose mean or spread, encoded, is not that of the data that the model was trained on, as far as it knows them."""
     shape = tuple(z.shape[1:])
     known, source = model.moments, "the model's moments"
     if known is None and z[0].numel() <= LARGEST:
-        known, source = measure_moments(model, shape, z.dtype, z.device), "what the network itself says of its data at high noise"
+        known, source = measure_moments(model, shape, z.dtype, z.device), "what the model itself says of its data at high noise"
     if known is None:
         if model.data_std is None:
             return None
@@ -144,8 +176,8 @@ def _data_range(model: ScoreModel, z: Tensor) -> Finding | None:
     square = (flat - flat.mean(0)).square().mean(1)
     ratio = Estimate(float(square.mean()) ** 0.5 / expected, std_error(square) / (2 * float(square.mean()) ** 0.5 * expected + 1e-300))
     off = Estimate(float(shift.mean()), std_error(shift))
-    far = abs(off.value) - SURE * off.std_error > HALF
-    scaled = ratio.value + SURE * ratio.std_error < HALF or ratio.value - SURE * ratio.std_error > 1 / HALF
+    far = abs(off.value) - SIGNIFICANCE * off.std_error > HALF
+    scaled = ratio.value + SIGNIFICANCE * ratio.std_error < HALF or ratio.value - SIGNIFICANCE * ratio.std_error > 1 / HALF
     if not (far or scaled):
         return None
     ends = float(((flat == flat.amin()) | (flat == flat.amax())).double().mean())
@@ -164,9 +196,9 @@ def _data_range(model: ScoreModel, z: Tensor) -> Finding | None:
     return Finding("wrong data range", "fault", text + clipped, advice, numbers)
 
 
-def _young_average(probe: Probe, learned: Learned, raw: ScoreModel) -> Finding | None:
-    of_raw = probe.learned(raw)
-    if not sure(learned.excess - of_raw.excess - MUCH * learned.scale):
+def _young_average(measured: LevelErrors, learned: Learned, raw: Denoiser) -> Finding | None:
+    of_raw = measured.learned(raw)
+    if not significant(learned.excess - of_raw.excess - MUCH * learned.scale):
         return None
     text = f"the averaged weights have learned {learned.share} of what can be learned, the last ones {of_raw.share}"
     advice = "sample with the last weights (load(..., ema=False)), train longer, or average over less: a smaller ema_width (ema decay)"
@@ -187,7 +219,7 @@ def _with_clock(model: ScoreModel, map_: Callable[[Tensor], Tensor]) -> ScoreMod
 
 
 def _explanations(model: ScoreModel) -> Iterator[_Explanation]:
-    """The same network understood otherwise: one thing changed at a time."""
+    """The same network understood in other ways, with one thing changed at a time."""
     network, sde = model.network, model.sde
     advice = "turn the sign: the target is the score grad log p, noise is -sigma times it, and the network's answer has the other sign"
     yield _Explanation("flipped sign", "minus the output", advice, model.with_network(lambda x, c, **cond: -network(x, c, **cond)))
@@ -222,9 +254,9 @@ def _explanations(model: ScoreModel) -> Iterator[_Explanation]:
         yield _Explanation("wrong input scale", text, f"use {text} with this network", other)
 
 
-def _wrong_meaning(probe: Probe, model: ScoreModel, learned: Learned) -> Finding | None:
-    """Another meaning of the network's input or output that explains its answers far better than the declared one."""
-    part = probe.thinned(64, 2)
+def _wrong_meaning(measured: LevelErrors, model: ScoreModel, learned: Learned) -> Finding | None:
+    """Find another meaning of the network's input or output that explains its answers far better than the declared one."""
+    part = measured.thinned(64, 2)
     screened: list[tuple[float, int, _Explanation]] = []
     for number, explanation in enumerate(_explanations(model)):
         try:
@@ -234,8 +266,8 @@ def _wrong_meaning(probe: Probe, model: ScoreModel, learned: Learned) -> Finding
     screened.sort(key=lambda item: item[:2])
     found: list[tuple[int, _Explanation, Learned]] = []
     for _, number, explanation in screened[:CANDIDATES]:
-        other = probe.learned(explanation.model)
-        if sure(learned.excess - other.excess - MUCH * learned.scale) and sure(other.learned) and other.share.value > HALF:
+        other = measured.learned(explanation.model)
+        if significant(learned.excess - other.excess - MUCH * learned.scale) and significant(other.learned) and other.share.value > HALF:
             found.append((number, explanation, other))
     if not found:
         return None
@@ -244,7 +276,7 @@ def _wrong_meaning(probe: Probe, model: ScoreModel, learned: Learned) -> Finding
     found = sorted((item for item in found if float(item[2].excess.mean()) <= least + TIED), key=lambda item: item[0])
     _, best, other = found[0]
     alike = f" (the same with {', '.join(explanation.text for _, explanation, _ in found[1:])})" if len(found) > 1 else ""
-    correlation = _correlation(probe, model)
+    correlation = _correlation(measured, model)
     text = (
         f"as declared ({model.prediction!r}, clock {model.clock!r}) it has learned {learned.share} of what can be learned, "
         f"with {best.text} {other.share}{alike}; its output correlates {correlation:+.2f} with the declared target"
@@ -253,33 +285,33 @@ def _wrong_meaning(probe: Probe, model: ScoreModel, learned: Learned) -> Finding
     return Finding(best.name, "fault", text, best.advice, numbers | {"explained_error": other.share.std_error, "correlation": correlation})
 
 
-def _correlation(probe: Probe, model: ScoreModel) -> float:
-    """Of the network's output with its target, the mean over levels."""
-    denoise = probe.denoiser(model)
+def _correlation(measured: LevelErrors, model: ScoreModel) -> float:
+    """The correlation of the network's output with its target, as a mean over levels."""
+    denoise = measured.denoiser(model)
     values = []
-    for t, x in probe.states():
+    for t, x in measured.states():
         skip = float(model.scales(torch.tensor(t, dtype=torch.float64)).skip)
-        output, target = (denoise(x, t) - skip * x).double().flatten(), (probe.items - skip * x).double().flatten()
+        output, target = (denoise(x, t) - skip * x).double().flatten(), (measured.items - skip * x).double().flatten()
         size = float(output.norm() * target.norm())
         values.append(float(output @ target) / size if size > 0 and math.isfinite(size) else 0.0)
     return sum(values) / len(values)
 
 
-def _ignored_labels(probe: Probe, model: ScoreModel) -> list[Finding]:
-    """Whether labels that tell something about the items change the answers for the better, as they can."""
-    assert probe.labels is not None
-    labels, of_reference = probe.labels
+def _ignored_labels(measured: LevelErrors, model: Denoiser) -> list[Finding]:
+    """Find a model that does not use the labels, though they tell something about the items."""
+    assert measured.labels is not None
+    labels, of_reference = measured.labels
     classes = of_reference.unique()
     if len(classes) < 2 or not bool(torch.isin(labels, classes).all()):
         return []
-    possible = (probe.errors(probe.linear) - probe.errors(probe.told_linear())).mean(0)
+    possible = (measured.errors(measured.linear) - measured.errors(measured.linear_by_class())).mean(0)
     wrong = labels.roll(1)
     position = torch.searchsorted(classes, labels)
     wrong = torch.where(wrong == labels, classes[(position + 1) % len(classes)], wrong)
-    right = probe.errors(probe.denoiser(model))
-    gain = (probe.errors(probe.denoiser(model, wrong)) - right).mean(0)
+    right = measured.errors(measured.denoiser(model))
+    gain = (measured.errors(measured.denoiser(model, wrong)) - right).mean(0)
     best, own = (Estimate(float(value.mean()), std_error(value)) for value in (possible, gain))
-    if not (sure(possible) and sure(MUCH * possible - gain)):
+    if not (significant(possible) and significant(MUCH * possible - gain)):
         return []
     unit = float(right.mean())
     costs = f"{own.value / unit:.2%} +- {own.std_error / unit:.2%}"
@@ -293,25 +325,27 @@ def _ignored_labels(probe: Probe, model: ScoreModel) -> list[Finding]:
 
 def _not_learned(learned: Learned) -> list[Finding]:
     share = learned.share
-    if not sure(learned.excess - HALF * learned.scale):
+    if not significant(learned.excess - HALF * learned.scale):
         return []
     text = f"the network has learned {share} of what simple denoisers know of this data (1: linear or nearest neighbours; 0: answers 0)"
     advice = "train longer, try another lr, and see the loss by noise level in loss.png; no other explanation of its output fits better"
     return [Finding("not learned", "fault", text, advice, {"share": share.value, "share_error": share.std_error})]
 
 
-def _bad_levels(probe: Probe, model: ScoreModel) -> list[Finding]:
-    """Noise levels at which the denoised data, which is what sampling uses, is worse than that of scaling the input alone: in the units
-    of a noise or score prediction the same error looks small."""
-    errors = probe.errors(probe.denoiser(model))
-    scaling = Moments(probe.moments.mean, variance=probe.reference.double().var(0).mean())
-    simple = probe.errors(lambda x, t: scaling.denoise(x, *probe.marginal(t)))
-    bad = [k for k in range(len(errors)) if sure(errors[k] - simple[k] / HALF)]
+def _bad_levels(measured: LevelErrors, model: Denoiser) -> list[Finding]:
+    """Find noise levels at which E[x_0 | x_t], which is what sampling uses, is worse than the input scaled by one number.
+
+    In the units of a noise or score prediction the same error looks small.
+    """
+    errors = measured.errors(measured.denoiser(model))
+    scaling = Moments(measured.moments.mean, variance=measured.reference.double().var(0).mean())
+    simple = measured.errors(lambda x, t: scaling.denoise(x, *measured.marginal(t)))
+    bad = [k for k in range(len(errors)) if significant(errors[k] - simple[k] / HALF)]
     if not bad:
         return []
     worst = max(bad, key=lambda k: float(errors[k].mean() / simple[k].mean()))
     times, unit = float(errors[worst].mean() / simple[worst].mean()), float(simple[worst].mean())
-    lambdas = probe.lambdas[bad].tolist()
+    lambdas = measured.lambdas[bad].tolist()
     text = (
         f"at {len(bad)} of {len(errors)} noise levels (half log-SNR {min(lambdas):.1f} to {max(lambdas):.1f}) E[x_0 | x_t] is up to "
         f"{times:.3g} +- {std_error(errors[worst]) / unit:.2g} times as wrong as the input scaled"

@@ -1,4 +1,4 @@
-"""What the doctor looks at beside the network: where sampling starts, and whether it takes enough steps."""
+"""Checks of sampling: whether the prior that it starts in stands for the data, and whether it takes enough steps."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ import torch
 from torch import Tensor
 
 from ..metrics import Estimate, sliced_wasserstein
+from ..models.denoiser import Denoiser
 from ..models.prior import MatchedPrior
-from ..models.score import ScoreModel
 from ..sampling.sample import sample
 from ..solvers import FixedStepSolver, make_solver
-from .findings import SURE, Finding, std_error
-from .probe import Probe
+from .finding import SIGNIFICANCE, Finding, std_error
+from .level_errors import LevelErrors
 
 PRIOR_NATS = 0.02
 """KL of the data at t_max to the prior that counts: by Pinsker's inequality a tenth of the samples could be misplaced."""
 LEAST_ALPHA = 0.5
-"""Of a process that explodes rather than fades: its noise alone must mix the data."""
+"""A process with a larger alpha at t_max explodes rather than fades: its noise alone must mix the data."""
 STEP_FACTOR, PERMUTATIONS, CALLS = 4, 40, 40_000
-"""How many times more steps to compare with, permutations of the test, network evaluations that it may take."""
+"""The samples are compared with those of so many times the steps, by so many permutations, in about so many network evaluations."""
 
 
-def check_prior(model: ScoreModel, probe: Probe) -> list[Finding]:
-    """Whether the prior stands for the data at t_max."""
-    alpha, sigma = probe.marginal(model.sde.t_max)
-    data = MatchedPrior(probe.moments, alpha, sigma)
-    generator = torch.Generator().manual_seed(probe.seed)
-    z = torch.randn(1024, *probe.items.shape[1:], generator=generator, dtype=torch.float64).to(probe.items.device)
+def check_prior(model: Denoiser, measured: LevelErrors) -> list[Finding]:
+    """Find a prior that does not stand for the data at t_max."""
+    alpha, sigma = measured.marginal(model.sde.t_max)
+    data = MatchedPrior(measured.moments, alpha, sigma)
+    generator = torch.Generator().manual_seed(measured.seed)
+    z = torch.randn(1024, *measured.items.shape[1:], generator=generator, dtype=torch.float64).to(measured.items.device)
     x = data.from_noise(z)
     each = data.log_prob(x) - model.prior.log_prob(x)
     nats = Estimate(float(each.mean()), std_error(each))
-    flat = probe.reference[:512].flatten(1).double()
+    flat = measured.reference[:512].flatten(1).double()
     widest = float(torch.cdist(flat, flat).max())
     reach = sigma / alpha
     numbers = {"nats": nats.value, "nats_error": nats.std_error, "sigma_over_alpha": reach, "largest_distance": widest}
     advice = f"a larger sigma_max or beta_max (sigma/alpha of at least {widest:.3g}, the largest pairwise distance)"
-    if nats.value - SURE * nats.std_error > PRIOR_NATS:
+    if nats.value - SIGNIFICANCE * nats.std_error > PRIOR_NATS:
         text = (
             f"at t_max the data is {nats} nats ({nats.value / flat.shape[1]:.2g} a dimension) from the prior that "
             f"sampling starts in; sigma/alpha is {reach:.3g} there"
@@ -51,8 +51,14 @@ def check_prior(model: ScoreModel, probe: Probe) -> list[Finding]:
     return []
 
 
-def check_steps(model: ScoreModel, reference: Tensor, sampling: dict[str, Any], seed: int, samples: int | None) -> list[Finding]:
-    """Samples as they are drawn against those of many more steps of the same solver."""
+def check_steps(
+    model: Denoiser, reference: Tensor, classes: int | None, sampling: dict[str, Any], seed: int, samples: int | None
+) -> list[Finding]:
+    """Find a solver with too few steps: its samples differ from those of `STEP_FACTOR` times the steps, and lie farther from the data.
+
+    reference: (m, *) data in normalised units. classes: the number of labels of a conditional model, or None.
+    sampling, samples: see `diagnose`.
+    """
     name, steps, grid = sampling.pop("solver", "pc"), sampling.pop("steps", None), sampling.pop("grid", None)
     method = make_solver(name, **sampling) if isinstance(name, str) else name
     steps = method.default_steps if steps is None else steps
@@ -60,7 +66,6 @@ def check_steps(model: ScoreModel, reference: Tensor, sampling: dict[str, Any], 
     fixed = isinstance(method, FixedStepSolver)
     count = max(32, min(1000, CALLS // ((steps + many) * (method.calls or 1)))) if samples is None else samples
     shape = (count, *reference.shape[1:])
-    classes = getattr(model.network, "classes", None)
     cond = None if classes is None else {"label": torch.arange(count, device=reference.device) % classes}
     common: dict[str, Any] = {"cond": cond, "on_failure": "mask", "progress": False, "batch_size": min(count, 256)}
     options = sampling if isinstance(name, str) else {}
@@ -85,7 +90,7 @@ def check_steps(model: ScoreModel, reference: Tensor, sampling: dict[str, Any], 
     distance, null = permuted_distance(a, b, seed)
     data = reference.cpu().double().flatten(1)[:count]
     off = [sliced_wasserstein(part, data, bootstrap=2, seed=seed).value for part in (a, b)]
-    if not (distance - null.value > SURE * null.std_error and off[0] > off[1]):
+    if not (distance - null.value > SIGNIFICANCE * null.std_error and off[0] > off[1]):
         return []
     text = (
         f"{count} samples with {steps} steps lie {distance:.3g} (sliced Wasserstein, normalised units) from as many with {many}, "
@@ -97,8 +102,11 @@ def check_steps(model: ScoreModel, reference: Tensor, sampling: dict[str, Any], 
 
 
 def permuted_distance(a: Tensor, b: Tensor, seed: int = 0) -> tuple[float, Estimate]:
-    """Sliced Wasserstein distance of two sets of samples (N, D), and its mean and standard deviation where the items of both are dealt
-    out anew at random: what two sets of one distribution have."""
+    """The sliced Wasserstein distance of two sets of samples (N, D), and the one that chance gives.
+
+    The second is its mean and standard deviation where the items of both sets are dealt out anew at random: what two sets of one
+    distribution have.
+    """
     pooled, generator = torch.cat((a, b)), torch.Generator().manual_seed(seed)
     found = sliced_wasserstein(a, b, bootstrap=2, seed=seed).value
     dealt = []

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ..models.denoiser import Denoiser
-from .bound import Batch, Elbo, Table, Task
 from .chain import VARIANCES, DiscreteChain, Index
-from .terms import prior_kl, step_kl, step_log_ratio, variance_alone
+from .elbo_estimate import BoundInputs, Elbo, ImageBatch, TermSums, check_model
+from .elbo_terms import fixed_variance_kl, prior_kl, step_kl, step_log_ratio
 
 DECODERS = ("noise", "step")
 
@@ -41,26 +41,34 @@ def elbo(
     p(x_{i-1} | x_i) is the posterior with the model's E[x_0 | x_i] at the chain's time t_i in the place of x_0. The index counts as
     in the chain: DDPM's L_0 .. L_{T-1} stand at 0 .. N - 1 in `terms`, its L_T in `prior`.
 
-    images: (B, *) integers 0 .. levels - 1 (None: 256, for uint8), with the bins of `discretized_log_prob`; or floats, whose density
-        the decoder is then, in nats/dim of the data's units. scale, shift: value v stands for the bin of this width around shift +
-        scale v in the data's units.
-    chain: its marginals must be those of the model's SDE at its times: `DiscreteChain.from_sde(model.sde, N)`, or a model of
-        `chain.to_sde()`.
-    variance: "fixed_small" | "fixed_large" | "learned" (see `DiscreteChain.variance`).
-    decoder: the variance of its Gaussian around E[x_0 | x at i = 0]: "noise", (sigma_0/alpha_0)^2, the same for every chain that
-        starts at this time; "step", that of Ho et al.'s code, the posterior's of the next index (with "learned" the network's own).
-    terms: "all", or K: each image draws K indices, one in each K-th of the way from first to last in half log-SNR, with one random
-        offset for all (systematic sampling), weighted so that the sum is unbiased. The share that a fixed variance alone
-        contributes is added exactly.
-    draws: independent repetitions for each image. seed, index_offset: image i's draws are a function of (seed, index_offset + i).
-    cond: keyword tensors for the model, first dimension B. dtype: of the network's input (None: the model's parameters').
-    rao_blackwell: False replaces each KL by the log-ratio at one drawn x_{i-1} (`step_log_ratio`), at the same x_i: the same mean with
-        more noise, there to measure how much.
-    together: whether all processes of a torchrun call this and share the images out; each gets the same bound.
+    model: any Denoiser whose prior is Gaussian.
+    images: (B, *) integers 0 .. levels - 1, with the bins of `discretized_log_prob`; or floats in the data's units, of which the
+        decoder is a density, in nats/dim.
+    chain: the chain, whose marginals must be those of the model's SDE at its times: take `DiscreteChain.from_sde(model.sde, N)`, or a
+        model of `chain.to_sde()`.
+    levels: the number of values of integer images. None stands for the 256 of uint8, and for floats.
+    variance: "fixed_small", "fixed_large" or "learned" (see `DiscreteChain.variance`).
+    terms: "all" evaluates every term. A number K lets each image draw K indices, one in each K-th of the way from first to last in
+        half log-SNR, with one random offset for all (systematic sampling), weighted so that the sum is unbiased. What a fixed
+        variance alone contributes is added exactly.
+    draws: so many independent repetitions are made for each image.
+    decoder: chooses the variance of the Gaussian around E[x_0 | x at i = 0]. "noise" is (sigma_0/alpha_0)^2, the same for every chain
+        that starts at this time. "step" is that of Ho et al.'s code, the posterior's of the next index, and with "learned" the
+        network's own.
+    scale, shift: integer v stands for the bin of width `scale` around shift + scale v in the data's units.
+    seed, index_offset: the draws of image i are a function of (seed, index_offset + i).
+    batch_size: so many images are in memory at once; None takes all.
+    cond: keyword tensors for the model, whose first dimension is B.
+    dtype: the dtype of the network's input; None takes that of the model's parameters.
+    rao_blackwell: False replaces each KL by the log-ratio at one drawn x_{i-1} (`step_log_ratio`), at the same x_i. The mean is the
+        same with more noise: it is there to measure how much.
+    together: True where all processes of a torchrun call this and share the images out; each gets the same bound.
 
-    Raises ValueError or TypeError for bad arguments. Ho et al. 2020, arXiv:2006.11239, equations 5 and 13; Nichol and Dhariwal 2021,
-    arXiv:2102.09672; sampling of terms after Kingma et al. 2021, arXiv:2107.00630, appendix I.
+    Raises ValueError or TypeError for bad arguments.
+    Ho et al. 2020, arXiv:2006.11239, equations 5 and 13; Nichol and Dhariwal 2021, arXiv:2102.09672; the sampling of terms follows
+    Kingma et al. 2021, arXiv:2107.00630, appendix I.
     """
+    check_model(model)
     if variance not in VARIANCES:
         raise ValueError(f"unknown variance {variance!r}; choose from {', '.join(VARIANCES)}")
     if decoder not in DECODERS:
@@ -78,13 +86,13 @@ def elbo(
         raise ValueError(f"terms must be 'all' or a whole number of at least 1, got {terms!r}")
     else:
         picks = None if steps == 1 else terms
-    task = Task(model, images, levels, draws, scale, shift, seed, batch_size, index_offset, cond, dtype, together)
+    inputs = BoundInputs(model, images, levels, draws, scale, shift, seed, batch_size, index_offset, cond, dtype, together)
     # Where the steps end on the way from first to last index in half log-SNR: a draw falls on one in proportion to its length.
     edges = (chain.lambda_[0] - chain.lambda_) / (chain.lambda_[0] - chain.lambda_[-1])
-    known = variance_alone(chain, variance) * task.dim
-    table = Table(task, steps)
+    known = fixed_variance_kl(chain, variance) * inputs.dim
+    sums = TermSums(inputs, steps)
     planned = model.planned(chain.times.tolist() if picks is None else chain.times[:1].tolist())
-    for batch in task.batches(steps):
+    for batch in inputs.batches(steps):
         end = prior_kl(model.prior, batch.x_0 * chain.alpha[-1].to(batch.x_0), float(chain.sigma[-1]))
         for draw in range(draws):
             denoised, fraction = batch.predict(batch.noised(*chain.marginal(0)), planned[float(chain.times[0])])
@@ -93,7 +101,7 @@ def elbo(
             else:
                 step = chain.variance(0, "learned", _fraction(fraction) if variance == "learned" else torch.zeros((), dtype=torch.float64))
                 std = torch.sqrt(step)
-            of_decoder = task.decode(batch, denoised, std.to(denoised))
+            of_decoder = inputs.decode(batch, denoised, std.to(denoised))
             batch.put(0, of_decoder)
             diffusion = torch.zeros_like(of_decoder)
             if picks is None:
@@ -105,13 +113,13 @@ def elbo(
                 diffusion += float(known.sum())
                 for place in batch.systematic(draw, picks):
                     at = torch.searchsorted(edges[1:], place, right=True).clamp(max=steps - 2) + 1
-                    kl = _one_term(batch, chain, at, chain.time(at).to(task.device), variance, rao_blackwell)
+                    kl = _one_term(batch, chain, at, chain.time(at).to(inputs.device), variance, rao_blackwell)
                     batch.put(at, kl)
                     odds = picks * (edges[at] - edges[at - 1])
                     diffusion += (kl - known[at].to(kl)) / odds.to(kl)
-            table.put(batch, draw, of_decoder, diffusion, end)
-        table.close(batch)
-    return table.collect(chain.times, chain.lambda_, model.cost * draws * (1 + (steps - 1 if picks is None else picks)))
+            sums.put(batch, draw, of_decoder, diffusion, end)
+        sums.close(batch)
+    return sums.collect(chain.times, chain.lambda_, model.cost * draws * (1 + (steps - 1 if picks is None else picks)))
 
 
 @torch.no_grad()
@@ -135,43 +143,49 @@ def elbo_continuous(
 
         L = L_0 + 1/2 E int -dSNR/dt |x_0 - E[x_0 | x_t]|^2 dt + L_T = L_0 + E int exp(2 lambda) |x_0 - E[x_0 | x_t]|^2 dlambda + L_T
 
-    L_0 and L_T are those of `elbo` (decoder="noise") at t_min (None: the SDE's own) and t_max. The integral is estimated by `samples`
-    times for each image, even in lambda with one random offset for all: unbiased. The other arguments are those of `elbo`.
+    L_0 and L_T are those of `elbo` (decoder="noise") at t_min and t_max.
+
+    model: any Denoiser whose prior is Gaussian.
+    t_min: the time at which L_0 is taken; None takes the SDE's own t_min.
+    samples: the integral is estimated from so many times for each image, even in lambda with one random offset for all: without bias.
+
+    The other arguments, and what is raised, are those of `elbo`.
     Kingma et al. 2021, arXiv:2107.00630, equations 14 and 15; Song et al. 2021, arXiv:2101.09258.
     """
+    check_model(model)
     sde = model.sde
     first = sde.t_min if t_min is None else float(t_min)
     if not sde.t_min <= first < sde.t_max:
         raise ValueError(f"t_min must be in [t_min, t_max) = [{sde.t_min:.6g}, {sde.t_max:.6g}), got {t_min!r}")
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
         raise ValueError(f"samples must be a whole number of at least 1, got {samples!r}")
-    task = Task(model, images, levels, draws, scale, shift, seed, batch_size, index_offset, cond, dtype, together)
+    inputs = BoundInputs(model, images, levels, draws, scale, shift, seed, batch_size, index_offset, cond, dtype, together)
     ends = torch.tensor([first, sde.t_max], dtype=torch.float64)
     alpha, sigma = sde.marginal(ends)
     high, low = sde.half_log_snr(ends).tolist()
-    table = Table(task, samples + 1)
-    for batch in task.batches(samples + 1):
+    sums = TermSums(inputs, samples + 1)
+    for batch in inputs.batches(samples + 1):
         end = prior_kl(model.prior, batch.x_0 * alpha[1].to(batch.x_0), float(sigma[1]))
         for draw in range(draws):
             denoised, _ = batch.predict(batch.noised(alpha[0], sigma[0]), first)
-            of_decoder = task.decode(batch, denoised, (sigma[0] / alpha[0]).to(denoised))
+            of_decoder = inputs.decode(batch, denoised, (sigma[0] / alpha[0]).to(denoised))
             batch.put(0, of_decoder)
             diffusion = torch.zeros_like(of_decoder)
             for k, place in enumerate(batch.systematic(draw, samples)):
-                t = sde.time_of(high + (low - high) * place).clamp(first, sde.t_max).to(task.device)
+                t = sde.time_of(high + (low - high) * place).clamp(first, sde.t_max).to(inputs.device)
                 denoised, _ = batch.predict(batch.noised(*sde.marginal(t)), t)
                 error = (batch.x_0 - denoised).square().flatten(1).sum(1)
                 share = torch.exp(2 * sde.half_log_snr(t)) * error * ((high - low) / samples)
                 batch.put(k + 1, share)
                 diffusion += share
-            table.put(batch, draw, of_decoder, diffusion, end)
-        table.close(batch)
+            sums.put(batch, draw, of_decoder, diffusion, end)
+        sums.close(batch)
     edges = high + (low - high) * torch.arange(samples + 1, dtype=torch.float64) / samples
     middles = sde.time_of((edges[1:] + edges[:-1]) / 2)
-    return table.collect(torch.cat((ends[:1], middles)), edges, model.cost * draws * (samples + 1))
+    return sums.collect(torch.cat((ends[:1], middles)), edges, model.cost * draws * (samples + 1))
 
 
-def _one_term(batch: Batch, chain: DiscreteChain, i: Index, t: Tensor | float, variance: str, rao_blackwell: bool) -> Tensor:
+def _one_term(batch: ImageBatch, chain: DiscreteChain, i: Index, t: Tensor | float, variance: str, rao_blackwell: bool) -> Tensor:
     denoised, fraction = batch.predict(batch.noised(*chain.marginal(i)), t)
     fraction = _fraction(fraction) if variance == "learned" else None
     if rao_blackwell:

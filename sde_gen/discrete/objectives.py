@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..models.denoiser import Denoiser
 from ..shapes import expand_as
 from .chain import DiscreteChain
-from .terms import decoder_nll, step_kl
+from .elbo_terms import decoder_nll, step_kl
 
 OBJECTIVES = ("simple", "vlb", "hybrid")
 INDEX_SAMPLERS = ("uniform", "importance")
@@ -19,11 +19,15 @@ HISTORY = 10
 
 
 class IndexSampler(nn.Module):
-    """Draws of the index i, each with the weight 1/(N p_i) that keeps the mean over indices unbiased.
+    """Draws indices i, each with the weight 1/(N p_i) that keeps the mean over indices unbiased.
 
-    "uniform": p_i = 1/N, one draw in each of as many equal cells as the batch has samples. "importance": p_i proportional to
-    sqrt(E L_i^2) over the last `HISTORY` losses seen at i, uniform until every index has as many (Nichol and Dhariwal 2021,
-    arXiv:2102.09672, section 3.3), mixed with a thousandth of the uniform one. What has been seen is kept in buffers, float64.
+    steps: N, the length of the chain.
+    kind: "uniform" has p_i = 1/N, with one draw in each of as many equal cells as the batch has samples.
+        "importance" has p_i proportional to sqrt(E L_i^2) over the last `HISTORY` losses seen at i, mixed with a thousandth of the
+        uniform distribution; it is uniform until every index has been seen as often.
+
+    The losses that were seen are its state, in float64 buffers. Raises ValueError for another kind.
+    Nichol and Dhariwal 2021, arXiv:2102.09672, section 3.3.
     """
 
     losses: Tensor
@@ -56,7 +60,7 @@ class IndexSampler(nn.Module):
         return i, 1 / (self.steps * p[i])
 
     def update(self, i: Tensor, losses: Tensor) -> None:
-        """Remember the losses (B,) met at indices i (B,); values that are not finite are left out."""
+        """Remember the losses (B,) met at indices i (B,), without those that are not finite."""
         if self.kind == "uniform":
             return
         for index, loss in zip(i.tolist(), losses.detach().double().tolist(), strict=True):
@@ -85,9 +89,14 @@ def chain_loss(
         "hybrid"  simple + 0.001 vlb, where the mean in vlb is held still, so that it trains the variance alone
                   (Nichol and Dhariwal 2021, arXiv:2102.09672, section 3.1); needs a model with variance="learned_range"
 
-    x_0 in normalised units. indices: a sampler, which also learns from the losses met; the indices themselves (B,); None: uniform.
-    levels: see `decoder_nll`; noise: eps itself (B, *). Draws come from `generator`, or one seeded by `seed`, or the global one.
-    ValueError for bad arguments.
+    x_0: (B, *) in normalised units.
+    indices: a sampler, which also learns from the losses met; or the indices themselves, (B,); None draws them uniformly.
+    levels: see `decoder_nll`.
+    seed, generator: the draws come from `generator`, or from one seeded by `seed`, or else from the global one.
+    noise: eps itself, (B, *); None draws it.
+    cond: conditions for the model.
+
+    Raises ValueError for bad arguments.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"unknown objective {objective!r}; choose from {', '.join(OBJECTIVES)}")
@@ -122,7 +131,7 @@ def chain_loss(
 def _bound_term(
     model: Denoiser, chain: DiscreteChain, x_0: Tensor, denoised: Tensor, i: Tensor, fraction: Tensor | None, levels: int | None
 ) -> Tensor:
-    """L_i in nats, (B,): KL for i > 0, the decoder at i = 0."""
+    """L_i in nats, (B,): the KL for i > 0, the decoder for i = 0."""
     kind = "fixed_small" if fraction is None else "learned"
     first = torch.nonzero(i == 0)[:, 0]  # known on the host: no wait for the device
     later = torch.nonzero(i > 0)[:, 0]

@@ -13,10 +13,12 @@ from .chain import DiscreteChain, Index
 class ChainView:
     """The reverse chain of a `Denoiser`, by index: p(x_{i-1} | x_i) = N(mean, variance), with no weights of its own.
 
-    The chain's marginals must be those of the model's SDE at its times (see `elbo`). States x_i are (B, *) in normalised units,
-    i an index or (B,) of them, conditions keyword tensors. ValueError for an index outside the chain. `sample(model, shape,
-    "ancestral", grid=chain.times.flip(0))` walks down the same chain with all of `sample`'s options, where the chain begins at the
-    SDE's t_min, as that of `chain_of` does.
+    model: any Denoiser.
+    chain: the chain, whose marginals must be those of the model's SDE at its times (see `elbo`).
+
+    In all methods states x_i are (B, *) in normalised units, i is an index or (B,) of them, and conditions are keyword tensors; an
+    index outside the chain raises ValueError. `sample(model, shape, "ancestral", grid=chain.times.flip(0))` walks down the same chain
+    with all of `sample`'s options, where the chain begins at the SDE's t_min, as that of `chain_of` does.
     """
 
     def __init__(self, model: Denoiser, chain: DiscreteChain) -> None:
@@ -35,9 +37,11 @@ class ChainView:
         return self.model.score(x_i, self._time(i, x_i), **cond)
 
     def reverse(self, x_i: Tensor, i: Index, variance: str = "fixed_small", **cond: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of p(x_{i-1} | x_i): the posterior with E[x_0 | x_i] in the place of x_0, and the variance that
-        `DiscreteChain.variance` gives. The mean has the shape of `x_i`, the variance broadcasts over it.
-        Ho et al. 2020, arXiv:2006.11239, equation 11. ValueError for "learned" with a model that predicts no variance."""
+        """Mean and variance of p(x_{i-1} | x_i): the posterior with E[x_0 | x_i] in the place of x_0, and `DiscreteChain.variance`.
+
+        The mean has the shape of `x_i`, the variance broadcasts over it. Raises ValueError for "learned" with a model that predicts no
+        variance. Ho et al. 2020, arXiv:2006.11239, equation 11.
+        """
         found = self.model.predict(x_i, self._time(i, x_i), **cond)
         mean, _ = self.chain.posterior(found.denoised, x_i, i)
         of_noise = self.chain.variance(i, variance, found.variance_fraction).to(x_i)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from ..data import Normalizer
@@ -17,18 +18,21 @@ from ..sdes import SDE
 from ..shapes import expand_as
 
 CHUNK = 1 << 22
-"""Distances between states and data that are in memory at once."""
+"""So many distances between states and data are in memory at once."""
 EVALUATIONS = 1 << 22
-"""Pairs of a state and a data point at each level of `best_level_loss`, unless told otherwise."""
+"""`best_level_loss` looks at about so many pairs of a state and a data point at each level, unless it is given a number."""
 
 
 class EmpiricalDenoiser(nn.Module):
-    """E[x_0 | x_t = x] where x_0 is one of the rows of `data` (N, *), each as likely as the others: a network for ScoreModel(...,
-    prediction="data", clock="time").
+    """E[x_0 | x_t = x] where x_0 is one of the data, each as likely as the others.
 
         sum_j w_j(x) z_j,   w_j proportional to exp(-|x - alpha z_j|^2 / (2 sigma^2))
 
-    in pieces of the data, so that memory stays bounded; the weights are worked out in float64.
+    It is a network for ScoreModel(..., prediction="data", clock="time"). It goes through the data in pieces, so that memory stays
+    bounded, and works the weights out in float64.
+
+    data: (N, *) in normalised units.
+    sde: gives alpha and sigma.
     """
 
     data: Tensor
@@ -41,7 +45,7 @@ class EmpiricalDenoiser(nn.Module):
         self.sde = sde
 
     def logits(self, x: Tensor, t: Tensor, rows: slice = slice(None)) -> Tensor:
-        """log w_j for x (B, *), t (B,), up to what does not depend on j: (B, n) for the data `rows`."""
+        """log w_j up to a term that does not depend on j: x (B, *) and t (B,) give (B, n) for the n data in `rows`."""
         alpha, sigma = (value[:, None] for value in self.sde.marginal(t.double()))
         products = x.flatten(1).double() @ self.data[rows].double().T
         return (alpha * products - 0.5 * alpha**2 * self.squares[rows]) / sigma**2
@@ -61,11 +65,15 @@ class EmpiricalDenoiser(nn.Module):
 
 
 def empirical_score(data: Tensor, sde: SDE, normalizer: Normalizer | None = None, prior: str = "matched") -> ScoreModel:
-    """The exact score model of a finite data set, data (N, *) in its own units: what a network would learn that fits perfectly, and
-    whose samples are the data points themselves.
+    """The exact score model of a finite data set: what a network would learn that fits perfectly. Its samples are the data points.
 
-    normalizer: as a trained model has (None: fitted to the data). Raises ValueError for fewer than one point or values that are not
-    finite. Miyasawa 1961; Karras et al. 2022, arXiv:2206.00364, appendix B.3.
+    data: (N, *) in its own units, floating.
+    sde: the process.
+    normalizer: the map to normalised units, as a trained model has one; None fits it to the data.
+    prior: "matched" or "sde", see `ScoreModel`.
+
+    Raises ValueError for fewer than one point or values that are not finite.
+    Miyasawa 1961; Karras et al. 2022, arXiv:2206.00364, appendix B.3.
     """
     if not isinstance(data, Tensor) or not data.is_floating_point() or data.ndim < 2 or not len(data):
         raise ValueError("data must be a floating-point tensor (N, *data shape) of at least one point")
@@ -80,9 +88,11 @@ def empirical_score(data: Tensor, sde: SDE, normalizer: Normalizer | None = None
 
 @dataclass(frozen=True)
 class ReverseKernel:
-    """p(x_s | x_t) of a finite data set, s < t: a mixture of Gaussians with one component for each data point.
+    """p(x_s | x_t) of a finite data set, s < t: a mixture of Gaussians with one component for each of N data points.
 
-    weights: (B, N); centres: (N, D) and pull: x_s has mean pull x_t + reach centre_j and variance `variance` in every direction.
+        sum_j weights_j N(pull x_t + reach centres_j, variance I)
+
+    x_t: (B, D). weights: (B, N), which sum to one. centres: (N, D), the data. pull, reach, variance: numbers.
     """
 
     x_t: Tensor
@@ -116,12 +126,16 @@ class ReverseKernel:
 
 
 def reverse_kernel(model: Denoiser, x_t: Tensor, t: float, s: float) -> ReverseKernel:
-    """The exact reverse step of a model made by `empirical_score`, from states x_t (B, *) in normalised units at t to s < t:
+    """The exact reverse step of a model made by `empirical_score`, from time t to s < t, in float64:
 
         p(x_s | x_t) = sum_j w_j(x_t) N(r v x_t + (alpha_s - alpha_t r v) z_j, sigma_s^2 (1 - r^2 v)),   v = sigma_s^2/sigma_t^2
 
-    with r = alpha_t/alpha_s. DDPM's ancestral step replaces it by one Gaussian, which is right for small steps alone
-    (Sohl-Dickstein et al. 2015, arXiv:1503.03585; Feller 1949). Float64. Raises TypeError for another model, ValueError for times.
+    with r = alpha_t/alpha_s. DDPM's ancestral step replaces it by one Gaussian, which is right for small steps alone.
+
+    x_t: the states at t, (B, *), in normalised units.
+
+    Raises TypeError for another model, ValueError for times outside [t_min, t_max] or in the wrong order.
+    Sohl-Dickstein et al. 2015, arXiv:1503.03585; Feller 1949.
     """
     network = getattr(model, "network", None)
     if not isinstance(network, EmpiricalDenoiser):
@@ -140,8 +154,12 @@ def reverse_kernel(model: Denoiser, x_t: Tensor, t: float, s: float) -> ReverseK
 
 
 def gaussian_gap(kernel: ReverseKernel, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """KL(p(x_s | x_t) || the Gaussian with its mean and covariance) in nats for each dimension, averaged over the states x_t:
-    the error of taking the reverse step to be Gaussian. Monte Carlo over `draws` of x_s: the value and its standard error."""
+    """The error of taking the reverse step to be Gaussian, and its standard error, by Monte Carlo over `draws` of x_s.
+
+        KL(p(x_s | x_t) || N(E[x_s | x_t], Cov[x_s | x_t]))   in nats for a dimension, as a mean over the states x_t
+
+    kernel: what `reverse_kernel` gives.
+    """
     generator = torch.Generator().manual_seed(seed)
     mean, covariance = kernel.moments()
     x = kernel.sample(draws, generator)
@@ -152,10 +170,16 @@ def gaussian_gap(kernel: ReverseKernel, draws: int = 1000, seed: int = 0) -> tup
 
 @torch.no_grad()
 def best_loss(model: Denoiser, data: Tensor, times: Tensor, draws: int = 256, seed: int = 0) -> Tensor:
-    """The least denoising loss that any network can have on a finite data set, at each of `times` (K,): E|E[eps|x_t] - eps|^2 for each
-    dimension, the units of the training loss of a noise prediction, where a network that answers 0 has 1. A training loss below it
-    on held-out noise is not possible; one close to it at small noise is memory. data (N, *) in its own units, `model` its
-    `empirical_score`. (K,), by Monte Carlo over `draws` of data and noise.
+    """The least denoising loss that any network can have on a finite data set, at each of K times, (K,).
+
+        mean_d E(E[eps | x_t] - eps)^2      the loss of a noise prediction, where a network that answers 0 has 1
+
+    A training loss below it on fresh noise is not possible; one close to it at small noise shows that the data are memorised.
+
+    model: the data's `empirical_score`.
+    data: (N, *) in its own units.
+    times: (K,).
+    draws: the number of draws of data and noise in the Monte Carlo estimate, which `seed` seeds.
     """
     assert model.normalizer is not None
     generator = torch.Generator().manual_seed(seed)
@@ -174,17 +198,22 @@ def best_loss(model: Denoiser, data: Tensor, times: Tensor, draws: int = 256, se
 def best_level_loss(
     model: ScoreModel, data: Tensor, levels: Sequence[float], labels: Tensor | None = None, samples: int | None = None, seed: int = 0
 ) -> list[float]:
-    """The least that any network of `model`'s SDE can have of what `training.Validation.measure` gives, were it measured on its training
-    data: at each half log-SNR of `levels`, the squared error of E[x_0 | x_t] under the data set over that of the zero network,
+    """The least that any network can have of what `training.Validation.measure` gives on its training data, at each level.
 
         E|E[x_0 | x_t] - x_0|^2 / E|skip(t) x_t - x_0|^2,   x_t = alpha x_0 + sigma eps,   x_0 one of the data
 
-    near 0 where the noise still tells which of the data it lies on. A network whose error on its training data comes down to it there
-    has memorised them. The error on held-out data is never below it in expectation: the least error is concave in the distribution.
+    It is the squared error of the data set's own E[x_0 | x_t] over that of a zero network, near 0 where the noise still tells which of
+    the data lies under it. A network whose error on its training data comes down to it there has memorised them. The error on held-out
+    data is never below it in expectation, as the least error is concave in the distribution.
 
-    data: (N, *) in its own units, encoded by the model's normalizer; labels (N,): of a class-conditional network, which then knows the
-    class. Monte Carlo over `samples` of data and noise (None: 256, fewer for large data, at least 32), all levels in one pass over the
-    data: O(levels samples N D), seconds for 60,000 images.
+    model: gives the SDE, the normaliser and the zero network's skip.
+    data: (N, *) in its own units.
+    levels: half log-SNRs.
+    labels: (N,) of a class-conditional network, which then knows the class; or None.
+    samples: the number of draws of data and noise in the Monte Carlo estimate, which `seed` seeds; None takes 256, fewer for large
+        data, at least 32.
+
+    All levels are done in one pass over the data, in O(levels samples N D): seconds for 60,000 images.
     """
     if samples is None:
         samples = max(32, min(256, EVALUATIONS // len(data)))
@@ -203,8 +232,9 @@ def best_level_loss(
     for label in classes[chosen].unique():
         mine = torch.nonzero(classes[chosen] == label)[:, 0]
         denoiser = EmpiricalDenoiser(z if labels is None else z[(classes == label).to(device)], sde)
-        states, t = x[:, mine.to(device)].flatten(0, 1), times.repeat_interleave(len(mine)).to(device)
-        off = denoiser(states, t).reshape(len(levels), len(mine), -1) - x_0[mine.to(device)].flatten(1)
+        states = rearrange(x[:, mine.to(device)], "level item ... -> (level item) ...")
+        denoised = denoiser(states, repeat(times.to(device), "level -> (level item)", item=len(mine)))
+        off = rearrange(denoised, "(level item) ... -> level item (...)", item=len(mine)) - x_0[mine.to(device)].flatten(1)
         error += off.double().square().sum((1, 2)).cpu()
     skip = expand_as(model.scales(times.to(device)).skip.to(z), x)
     zero = (skip * x - x_0).double().square().flatten(1).sum(1).cpu()

@@ -1,8 +1,8 @@
-"""Data whose every quantity along an SDE is known in closed form: the judge of all that the package computes.
+"""Gaussian data and mixtures of Gaussians, for which every quantity along an SDE is known in closed form.
 
-`MixtureData` is a mixture of Gaussians, `GaussianData` one Gaussian, for which the flow and all linear samplers are exact too.
-Everything is worked out in float64 from alpha(t) and sigma(t) alone; tensors come back in the dtype of x. Times are a number,
-a scalar tensor or (B,).
+`MixtureData` is a mixture of Gaussians, `GaussianData` one Gaussian, of which the flow and all linear samplers are known too.
+Everything is worked out in float64 from alpha(t) and sigma(t) alone. States x are (B, *data shape), and results come back in the dtype
+of x. Times are a number, a scalar tensor or (B,).
 """
 
 from __future__ import annotations
@@ -23,7 +23,12 @@ Time = Tensor | float
 
 
 class MixtureData:
-    """sum_k w_k N(m_k, C_k): weights (K,), means (K, *data shape), covariances (K, D, D) over the flattened sample."""
+    """A mixture of Gaussians, sum_k w_k N(m_k, C_k).
+
+    weights: (K,), positive, in any unit.
+    means: (K, *data shape).
+    covariances: (K, D, D) over the flattened sample.
+    """
 
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
         self.shape = tuple(means.shape[1:])
@@ -44,7 +49,7 @@ class MixtureData:
         return (self.means[k] + torch.einsum("bij,bj->bi", self.eigenvectors[k], z)).reshape(count, *self.shape)
 
     def moments(self, sde: SDE | None = None, t: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Mean (D,) and covariance (D, D) of x_t, or of the data where `sde` is None."""
+        """The mean (D,) and the covariance (D, D) of x_t, or of the data where `sde` is None."""
         weights = self.log_weights.exp()
         mean = weights @ self.means
         centred = self.means - mean
@@ -55,7 +60,7 @@ class MixtureData:
         return alpha * mean, alpha**2 * covariance + sigma**2 * torch.eye(self.dim, dtype=torch.float64)
 
     def log_prob(self, x: Tensor, sde: SDE | None = None, t: Time = 0.0) -> Tensor:
-        """log p_t(x), or the data's own log-density where `sde` is None: (B, *) gives (B,)."""
+        """log p_t(x) in nats, or the data's own log-density where `sde` is None: (B, *) gives (B,)."""
         alpha, sigma = (1.0, 0.0) if sde is None else marginal(sde, t)
         return torch.logsumexp(self._joint(x, alpha, sigma)[0], dim=1).to(x.dtype)
 
@@ -74,11 +79,11 @@ class MixtureData:
         return torch.einsum("bk,bki->bi", joint.softmax(1), mode_means).reshape(x.shape).to(x.dtype)
 
     def score(self, sde: SDE) -> Callable[..., Tensor]:
-        """A network for ScoreModel(..., prediction="score", clock="time")."""
+        """The exact score as a network for ScoreModel(..., prediction="score", clock="time")."""
         return lambda x, c, **cond: self.score_at(x, sde, c)
 
     def model(self, sde: SDE, prior: str = "matched") -> ScoreModel:
-        """The exact score model, by default with the Gaussian prior of the data's own moments."""
+        """The exact score model, a Denoiser to judge methods by; its prior is by default the Gaussian of the data's own moments."""
         mean, covariance = self.moments()
         return ScoreModel(
             self.score(sde), sde, prediction="score", prior=prior, moments=Moments(mean.reshape(self.shape), covariance=covariance)
@@ -94,7 +99,10 @@ class MixtureData:
 
 
 class RingData(MixtureData):
-    """Equal round modes on a circle, eight Gaussians by default; in the dtype of x, with one product each way (large batches)."""
+    """Equal round modes on a circle, by default eight Gaussians.
+
+    Its denoiser works in the dtype of x, with one matrix product each way, so that large batches are fast.
+    """
 
     def __init__(self, modes: int = 8, radius: float = 1.4, std: float = 0.1) -> None:
         angle = 2 * math.pi * torch.arange(modes, dtype=torch.float64) / modes
@@ -114,7 +122,7 @@ class RingData(MixtureData):
 
 
 class GaussianData(MixtureData):
-    """N(mean, covariance): mean of the data's shape, covariance (D, D)."""
+    """One Gaussian, N(mean, covariance): `mean` has the data's shape, `covariance` is (D, D) over the flattened sample."""
 
     def __init__(self, mean: Tensor, covariance: Tensor) -> None:
         super().__init__(torch.ones(1), mean[None], covariance[None])
@@ -123,7 +131,7 @@ class GaussianData(MixtureData):
 
     @classmethod
     def correlated(cls) -> GaussianData:
-        """Two dimensions, correlation 0.8, a mean off the origin."""
+        """A Gaussian in two dimensions with correlation 0.8 and a mean off the origin."""
         return cls(torch.tensor([0.7, -0.4]), torch.tensor([[1.0, 0.48], [0.48, 0.36]]))
 
     def affine(self, sde: SDE, t: Time) -> tuple[Tensor, Tensor]:
@@ -133,7 +141,7 @@ class GaussianData(MixtureData):
         return gain, self.mean - alpha * (gain @ self.mean)
 
     def posterior_variance(self, sde: SDE, t: Tensor) -> Tensor:
-        """The mean over dimensions of Var[x_0 | x_t], shape of `t`: the least denoising error."""
+        """The mean over dimensions of Var[x_0 | x_t], which is the least denoising error; shape of `t`."""
         alpha, sigma = (value[..., None] for value in marginal(sde, t))
         return (self.e * sigma**2 / (alpha**2 * self.e + sigma**2)).mean(-1)
 
@@ -145,9 +153,10 @@ class GaussianData(MixtureData):
         return (alpha_s * self.mean + (z * stretch) @ self.v.T).reshape(x.shape).to(x.dtype)
 
     def run_moments(self, updates: Sequence[Update], sde: SDE, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-        """Exact mean and covariance after x <- a x + sum_j b_j D_j + c z along `updates`, with no Monte Carlo.
+        """The exact mean (D,) and covariance (D, D) after x <- a x + sum_j b_j D_j + c z along `updates`, with no Monte Carlo.
 
-        The denoiser is affine, so (x, D_0, D_1, ...) stays jointly Gaussian: its moments are carried.
+        mean, covariance: those of x before the first update. The denoiser is affine, so that (x, D_0, D_1, ...) stays jointly Gaussian:
+        its moments are carried.
         """
         d, depth = self.dim, max(len(update.b) for update in updates)
         eye, size = np.eye(d), d * (depth + 1)
@@ -183,12 +192,12 @@ def marginal(sde: SDE, t: Time) -> tuple[Tensor, Tensor]:
 
 
 def column(value: Time, ones: int) -> Tensor:
-    """A scalar, or (B,) with `ones` unit dimensions behind it."""
+    """`value` as a float64 scalar, or (B,) with `ones` unit dimensions behind it."""
     value = torch.as_tensor(value, dtype=torch.float64)
     return value if value.ndim == 0 else value.reshape(-1, *[1] * ones)
 
 
 def slope(steps: Sequence[float], errors: Sequence[float]) -> float:
-    """The fitted order: minus the slope of log error over log steps."""
+    """The fitted order of convergence: minus the slope of log error over log steps."""
     x, y = (torch.tensor(values, dtype=torch.float64).log() for values in (steps, errors))
     return -float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())

@@ -40,69 +40,19 @@ class SDE(ABC):
 
     (Song et al. 2021, arXiv:2011.13456, section 3; Kingma et al. 2021, arXiv:2107.00630, for lambda.)
     Times may be Python numbers or tensors of any shape; the same shape and dtype come back (float64 for Python numbers).
-    Everything runs on [t_min, t_max], where alpha, sigma and lambda are finite: the part of [0, 1] on which lambda lies
-    between `lambda_min` and `lambda_max`.
-    `settings` holds the constructor's arguments: `make_sde(name, **sde.settings)` rebuilds the process.
+    Everything runs on [t_min, t_max], where alpha, sigma and lambda are finite.
+
+    lambda_max, lambda_min: [t_min, t_max] is the part of [0, 1] on which lambda lies between these.
+    settings: the constructor's arguments; `make_sde(name, **sde.settings)` rebuilds the process.
     """
 
     lambda_max: float = LAMBDA_MAX
     lambda_min: float = LAMBDA_MIN
     settings: Mapping[str, Any] = MappingProxyType({})
 
-    auto: tuple[str, ...] = ()
-    """The settings that `settings_of_ends` chooses."""
-
-    @classmethod
-    def log_alpha_at(cls, half_log_snr: float) -> float | None:
-        """log alpha where the half log-SNR is this, whatever the settings; None for a process that does not shrink the data."""
-        return None
-
-    @classmethod
-    def settings_of_ends(cls, first: float, last: float, given: Mapping[str, Any]) -> dict[str, float]:
-        """The settings `auto` for which the half log-SNR is `first` at t_min and `last` at t_max, beside those that are `given`."""
-        return {}
-
-    @cached_property
-    def t_min(self) -> float:
-        """The end at the data: where lambda is `lambda_max`, or 0 where it never gets so high."""
-        return float(self.time_of(self.lambda_max).clamp(0.0, 1.0))
-
-    @cached_property
-    def t_max(self) -> float:
-        """The end at the noise: where lambda is `lambda_min`, or 1 where it never gets so low."""
-        return float(self.time_of(self.lambda_min).clamp(0.0, 1.0))
-
     @abstractmethod
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """alpha(t) and sigma(t), both of the shape of `t`."""
-
-    def half_log_snr(self, t: Tensor | float) -> Tensor:
-        """lambda(t) = log(alpha(t) / sigma(t)), shape of `t`."""
-        alpha, sigma = self.marginal(as_time(t))
-        return torch.log(alpha) - torch.log(sigma)
-
-    def time_of(self, lambda_: Tensor | float) -> Tensor:
-        """The time at which the half log-SNR is `lambda_`: the inverse of `half_log_snr`, shape of `lambda_`.
-
-        Bisection on [0, 1] here (exact to the last bits of the dtype, no host synchronisation); a closed form may override it.
-        """
-        target = as_time(lambda_)
-        low, high = torch.zeros_like(target), torch.ones_like(target)
-        for _ in range(64):
-            middle = 0.5 * (low + high)
-            early = self.half_log_snr(middle) > target
-            low, high = torch.where(early, middle, low), torch.where(early, high, middle)
-        return 0.5 * (low + high)
-
-    def slopes(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
-        """(log alpha)'(t) and lambda'(t), by forward differentiation of `marginal`; shape of `t`."""
-        t = as_time(t)
-
-        def logarithms(time: Tensor) -> tuple[Tensor, Tensor]:
-            return torch.log(self.marginal(time)[0]), self.half_log_snr(time)
-
-        _, (log_alpha, lambda_) = _derivative(logarithms, t)
-        return log_alpha, lambda_
 
     def f(self, t: Tensor | float) -> Tensor:
         """The drift's coefficient f(t) = alpha'/alpha, in 1/time; shape of `t`."""
@@ -117,13 +67,51 @@ class SDE(ABC):
         t = as_time(t)
         return self.marginal(t)[1] * torch.sqrt(-2.0 * self.slopes(t)[1])
 
+    def half_log_snr(self, t: Tensor | float) -> Tensor:
+        """lambda(t) = log(alpha(t) / sigma(t)), shape of `t`."""
+        alpha, sigma = self.marginal(as_time(t))
+        return torch.log(alpha) - torch.log(sigma)
+
+    def slopes(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """(log alpha)'(t) and lambda'(t), by forward differentiation of `marginal`; shape of `t`."""
+        t = as_time(t)
+
+        def logarithms(time: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.log(self.marginal(time)[0]), self.half_log_snr(time)
+
+        _, (log_alpha, lambda_) = _derivative(logarithms, t)
+        return log_alpha, lambda_
+
+    def time_of(self, lambda_: Tensor | float) -> Tensor:
+        """The time at which the half log-SNR is `lambda_`: the inverse of `half_log_snr`, shape of `lambda_`.
+
+        Bisection on [0, 1] here (exact to the last bits of the dtype, no host synchronisation); a closed form may override it.
+        """
+        target = as_time(lambda_)
+        low, high = torch.zeros_like(target), torch.ones_like(target)
+        for _ in range(64):
+            middle = 0.5 * (low + high)
+            early = self.half_log_snr(middle) > target
+            low, high = torch.where(early, middle, low), torch.where(early, high, middle)
+        return 0.5 * (low + high)
+
+    @cached_property
+    def t_min(self) -> float:
+        """The end at the data: the time at which lambda is `lambda_max`, or 0 where it never gets so high."""
+        return float(self.time_of(self.lambda_max).clamp(0.0, 1.0))
+
+    @cached_property
+    def t_max(self) -> float:
+        """The end at the noise: the time at which lambda is `lambda_min`, or 1 where it never gets so low."""
+        return float(self.time_of(self.lambda_min).clamp(0.0, 1.0))
+
     @property
     def prior_std(self) -> float:
         """Standard deviation of the prior, N(0, prior_std^2 I), that stands for p(x) at t_max."""
         return float(self.marginal(as_time(self.t_max))[1])
 
     def prior_sample(self, shape: Sequence[int], generator: torch.Generator | None = None, dtype: torch.dtype | None = None) -> Tensor:
-        """Draws of the prior, shape `shape`, on the generator's device."""
+        """Draws of the prior, of shape `shape`, on the generator's device."""
         device = generator.device if generator is not None else None
         return self.prior_std * torch.randn(tuple(shape), generator=generator, device=device, dtype=dtype)
 
@@ -131,6 +119,19 @@ class SDE(ABC):
         """log N(x; 0, prior_std^2 I) in nats: (B, *) gives (B,)."""
         z = x.flatten(1) / self.prior_std
         return -0.5 * (z * z).sum(1) - z.shape[1] * (0.5 * math.log(2 * math.pi) + math.log(self.prior_std))
+
+    auto: tuple[str, ...] = ()
+    """The names of the settings that `settings_of_ends` chooses."""
+
+    @classmethod
+    def log_alpha_at(cls, half_log_snr: float) -> float | None:
+        """log alpha where the half log-SNR has this value, whatever the settings; None for a process that does not shrink the data."""
+        return None
+
+    @classmethod
+    def settings_of_ends(cls, first: float, last: float, given: Mapping[str, Any]) -> dict[str, float]:
+        """The settings `auto` for which the half log-SNR is `first` at t_min and `last` at t_max, beside those that are `given`."""
+        return {}
 
     def __repr__(self) -> str:
         inside = ", ".join(f"{key}={value!r}" for key, value in self.settings.items())

@@ -14,9 +14,11 @@ MOST_WIDTH = 0.28
 
 
 def power_exponent(width: float) -> float:
-    """The exponent gamma of a power-function average whose profile has relative width `width` (0 to 0.28), sigma_rel.
+    """The exponent gamma of a power-function average whose profile has the relative width `width`, sigma_rel.
 
-    Solves sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)); Karras et al. 2024, arXiv:2312.02696, equation 123.
+        sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3))
+
+    Raises ValueError for a width that is not above 0 and below 0.28. Karras et al. 2024, arXiv:2312.02696, equation 123.
     """
     if not 0 < width < MOST_WIDTH:
         raise ValueError(f"the average's width must be above 0 and below {MOST_WIDTH}, got {width!r}")
@@ -29,8 +31,11 @@ def power_average(network: nn.Module, width: float = 0.1) -> AveragedModel:
 
         average <- average + (1 - beta_n) (weights - average),   beta_n = (1 - 1/n)^(gamma + 1)
 
-    beta_1 = 0, so that it is right from the first update on and needs no warm-up; the average at step n spans about `width`
-    n steps. Buffers are copied at each update. Call `update_parameters(network)` after each step.
+    beta_1 = 0, so that the average is right from the first update on and needs no warm-up. At step n it spans about `width` n steps.
+    Buffers are copied at each update. Call `update_parameters(network)` after each step.
+
+    width: the relative width, above 0 and below 0.28; ValueError otherwise.
+
     Karras et al. 2024, arXiv:2312.02696, section 3.1.
     """
     exponent = power_exponent(width) + 1

@@ -33,17 +33,24 @@ def _min_snr(sde: SDE, t: Tensor, data_std: float) -> Tensor:
     return torch.exp(2 * sde.half_log_snr(t)).clamp_max(5.0)
 
 
+DEFAULT_WEIGHTING, DEFAULT_TIMES = "edm", "lognormal"
+"""What `train` minimises unless told otherwise, and `dsm_loss` with it."""
+
 WEIGHTINGS: dict[str, Weighting] = {
     "simple": _simple,
     "likelihood": _likelihood,
     "edm": _edm,
     "min_snr": _min_snr,
 }
-"""Weights on |E[x_0|x_t] - x_0|^2 as functions of (sde, t, data_std):
-simple: SNR, the noise's squared error (Ho et al. 2020, arXiv:2006.11239);
-likelihood: g^2/2 on the score's squared error, that is -lambda' SNR (Song et al. 2021, arXiv:2101.09258);
-edm: SNR + 1/data_std^2 (Karras et al. 2022, arXiv:2206.00364);
-min_snr: min(SNR, 5) (Hang et al. 2023, arXiv:2303.09556)."""
+"""Weights on |E[x_0|x_t] - x_0|^2, each a function of (sde, t, data_std), with SNR = alpha^2/sigma^2:
+
+simple: SNR, which makes it the noise's squared error (Ho et al. 2020, arXiv:2006.11239).
+likelihood: -lambda' SNR, which makes it g^2/2 times the score's squared error (Song et al. 2021, arXiv:2101.09258).
+edm: SNR + 1/data_std^2, which makes it the squared error of the output of a network with prediction "edm" (Karras et al. 2022,
+    arXiv:2206.00364). This is the weighting of that name: any prediction can be trained with it, and the prediction, the clock and the
+    solver "edm" are choices of their own.
+min_snr: min(SNR, 5) (Hang et al. 2023, arXiv:2303.09556).
+"""
 
 
 def _strata(n: int, generator: torch.Generator | None) -> Tensor:
@@ -72,7 +79,7 @@ def _importance(sde: SDE, n: int, generator: torch.Generator | None, data_std: f
 
 
 LOG_NORMAL_MEAN, LOG_NORMAL_STD = -0.5, 1.2
-"""Mean and standard deviation of log(sigma/(alpha data_std)) in the log-normal sampler: EDM's -1.2 for data of std 0.5."""
+"""The mean and standard deviation of log(sigma/(alpha data_std)) in the log-normal sampler: EDM's -1.2 for data of std 0.5."""
 
 
 def _lognormal(sde: SDE, n: int, generator: torch.Generator | None, data_std: float) -> tuple[Tensor, Tensor]:
@@ -88,18 +95,21 @@ TIME_SAMPLERS: dict[str, TimeSampler] = {
     "importance": _importance,
     "lognormal": _lognormal,
 }
-"""Draws of t, (n,) in float64, each with its correction to the loss:
-uniform, stratified: t evenly on [t_min, t_max], the second with one draw in each of n cells;
-importance: density proportional to g^2/sigma^2 = -2 lambda', corrected, so that it estimates the same objective as uniform
-with less variance under the likelihood weighting (Song et al. 2021, arXiv:2101.09258, section 5);
-lognormal: log(sigma/alpha) normal (Karras et al. 2022), an objective of its own, not corrected."""
+"""Draws of t, (n,) in float64, each with its correction to the loss, (n,), as functions of (sde, n, generator, data_std):
+
+uniform: t is uniform on [t_min, t_max].
+stratified: the same with one draw in each of n equal cells.
+importance: t has a density proportional to g^2/sigma^2 = -2 lambda'. The correction makes it estimate the same objective as uniform,
+    with less variance under the likelihood weighting (Song et al. 2021, arXiv:2101.09258, section 5).
+lognormal: log(sigma/alpha) is normal (Karras et al. 2022, arXiv:2206.00364). It is an objective of its own and not corrected.
+"""
 
 
 def dsm_loss(
     model: Denoiser,
     x_0: Tensor,
-    weighting: str | Weighting = "simple",
-    times: str | TimeSampler | Tensor = "stratified",
+    weighting: str | Weighting = DEFAULT_WEIGHTING,
+    times: str | TimeSampler | Tensor = DEFAULT_TIMES,
     seed: int | None = None,
     generator: torch.Generator | None = None,
     noise: Tensor | None = None,
@@ -109,9 +119,18 @@ def dsm_loss(
 
         loss_i = w(t_i) mean_d (E_theta[x_0 | x_t] - x_0)^2 correction(t_i),   x_t = alpha x_0 + sigma eps
 
-    `x_0` in normalised units. `weighting` is a name in WEIGHTINGS or a function of (sde, t, data_std); `times` a name in
-    TIME_SAMPLERS, a function of (sde, n, generator, data_std), or the times themselves (B,). The two are independent
-    choices. noise: eps itself (B, *). Draws come from `generator`, or from one seeded by `seed`, or from the global one.
+    With the defaults its mean over the batch is what `train` minimises by default.
+
+    model: any Denoiser; one without `data_std` counts as having data of standard deviation 1.
+    x_0: (B, *) in normalised units.
+    weighting: w, a name in WEIGHTINGS or a function of (sde, t, data_std).
+    times: a name in TIME_SAMPLERS, a function of (sde, n, generator, data_std), or the times themselves, (B,), with no correction. It
+        is chosen independently of `weighting`.
+    seed, generator: the draws come from `generator`, or from one seeded by `seed`, or else from the global one.
+    noise: eps itself, (B, *); None draws it.
+    cond: conditions for the model.
+
+    Raises ValueError for unknown names, times of another shape, or both a seed and a generator.
     Vincent 2011; Song et al. 2021, arXiv:2011.13456, equation 7.
     """
     if seed is not None:

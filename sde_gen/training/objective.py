@@ -15,7 +15,12 @@ from .settings import TrainSettings
 
 
 class Draw(NamedTuple):
-    """The random part of a batch: times (B,), or indices for a chain, the weight of each, and the noise (B, *)."""
+    """The random part of a batch.
+
+    level: times (B,), or indices of a chain.
+    weight: the weight of each sample's loss, (B,).
+    noise: eps, (B, *).
+    """
 
     level: Tensor
     weight: Tensor
@@ -26,11 +31,16 @@ class Draw(NamedTuple):
 
 
 class Objective(nn.Module):
-    """The losses (B,) of a batch x_0 (B, *) in normalised units, as `settings` ask: `dsm_loss`, or `chain_loss` on the chain of the
-    model's SDE. What is random is drawn for a whole batch before its parts are computed, so that the parts do not change it.
+    """The losses of a batch that `settings` ask for: `dsm_loss`, or `chain_loss` on the chain of the model's SDE.
 
-    levels: of data that are whole numbers 0 .. levels - 1, or None. What an importance sampler of indices has seen is its state.
-    ValueError for an objective that does not suit the model.
+    What is random is drawn for a whole batch before its parts are computed, so that the parts do not change it. The losses that an
+    importance sampler of indices has seen are its state.
+
+    settings: name the objective.
+    model: the model that is trained; the losses may be asked of it in another place (see `Placement`).
+    levels: the number of values of data that are whole numbers 0 .. levels - 1, or None.
+
+    Raises ValueError for an objective that does not suit the model.
     """
 
     def __init__(self, settings: TrainSettings, model: ScoreModel, levels: int | None = None) -> None:
@@ -47,7 +57,7 @@ class Objective(nn.Module):
             self.indices = IndexSampler(len(self.chain), settings.indices)
 
     def draw(self, model: ScoreModel, shape: Sequence[int], generator: torch.Generator) -> Draw:
-        """What is random of a batch of `shape` (B, *)."""
+        """Draw what is random of a batch of `shape` (B, *)."""
         if self.chain is None:
             level, weight = TIME_SAMPLERS[self.settings.times](model.sde, shape[0], generator, model.data_std or 1.0)
         else:
@@ -55,7 +65,7 @@ class Objective(nn.Module):
         return Draw(level, weight, torch.randn(tuple(shape), generator=generator, device=generator.device))
 
     def forward(self, model: ScoreModel, x_0: Tensor, draw: Draw, **cond: Any) -> Tensor:
-        """The losses before their weights, (B,)."""
+        """The losses (B,) before their weights, of x_0 (B, *) in normalised units."""
         if self.chain is None:
             return dsm_loss(model, x_0, self.settings.weighting, draw.level, noise=draw.noise, **cond)
         return chain_loss(model, x_0, self.chain, self.settings.objective, draw.level, self.levels, noise=draw.noise, **cond)

@@ -10,7 +10,7 @@ from ..discrete import INDEX_SAMPLERS
 from ..discrete import OBJECTIVES as OF_CHAIN
 from ..registry import lookup
 from .ema import MOST_WIDTH
-from .losses import TIME_SAMPLERS, WEIGHTINGS
+from .losses import DEFAULT_TIMES, DEFAULT_WEIGHTING, TIME_SAMPLERS, WEIGHTINGS
 
 OBJECTIVES = ("dsm", *OF_CHAIN)
 SHARDINGS = ("fsdp",)
@@ -23,18 +23,31 @@ DECAYS: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How to train.
+    """How to train. Raises ValueError for a value that is not allowed, with the values that are.
 
-    steps, batch: optimiser steps and samples for each. accumulate: parts that a batch is computed in; micro_batch: the size of a
-    part instead: the same gradients in less memory. workers: processes that read data larger than memory ahead. shard: "fsdp"
-    spreads the weights, their gradients and averages and the optimiser's state over torchrun's processes; None: each has all of them.
-    lr, warmup (steps), decay (to zero at the end: "constant", "linear" or "cosine"), weight_decay, clip (of the gradient's
-    norm): AdamW. ema_width: relative width of the weights' average (see `power_average`).
-    objective: "dsm", denoising score matching in continuous time with `weighting` and `times` (see `dsm_loss`); or the discrete
-    view's "simple", "vlb" or "hybrid" (see `chain_loss`) on the chain of `chain_steps` steps of the SDE (None: its own, or 1000),
-    with `indices` drawn "uniform" or by "importance". bfloat16: autocast of the network.
-    max_seconds: end after this time, with the decay following it, or None. evaluations: how often the validation loss by
-    noise level is measured. seed: of the weights, the data order and the noise.
+    steps: the number of the optimiser's steps.
+    batch: samples in each step.
+    accumulate: a batch is computed in so many parts, which gives the same gradients in less memory.
+    micro_batch: a batch is computed in parts of so many samples, instead of `accumulate`.
+    workers: so many processes read data larger than memory ahead.
+    shard: "fsdp" spreads the weights, their gradients and averages, and the optimiser's state over torchrun's processes. With None
+        each process has all of them.
+    lr: AdamW's learning rate, at its highest.
+    warmup: the learning rate rises to `lr` over so many steps.
+    decay: how the learning rate falls to zero at the end: "constant" (not at all), "linear" or "cosine".
+    weight_decay: AdamW's.
+    clip: the gradient's norm is capped at this number.
+    ema_width: the relative width of the average of the weights (see `power_average`).
+    objective: "dsm" is denoising score matching in continuous time, with `weighting` and `times` (see `dsm_loss`). "simple", "vlb" and
+        "hybrid" are those of the discrete view (see `chain_loss`), with `chain_steps` and `indices`.
+    chain_steps: the length of the SDE's chain; None takes its own, or 1000.
+    indices: "uniform" or "importance", how indices of the chain are drawn (see `IndexSampler`).
+    weighting: a name in WEIGHTINGS. "edm" is the weighting of that name, and goes with any prediction.
+    times: a name in TIME_SAMPLERS.
+    bfloat16: True runs the network under autocast to bfloat16.
+    max_seconds: training ends after this time, and the decay follows it; None sets no limit.
+    evaluations: the loss by noise level is measured so many times.
+    seed: seeds the weights, the order of the data, the times and the noise.
     """
 
     steps: int = 2000
@@ -52,8 +65,8 @@ class TrainSettings:
     objective: str = "dsm"
     chain_steps: int | None = None
     indices: str = "uniform"
-    weighting: str = "edm"
-    times: str = "lognormal"
+    weighting: str = DEFAULT_WEIGHTING
+    times: str = DEFAULT_TIMES
     bfloat16: bool = False
     max_seconds: float | None = None
     evaluations: int = 8
@@ -97,12 +110,12 @@ class TrainSettings:
 
     @property
     def part(self) -> int:
-        """Samples that are computed at a time."""
+        """The number of samples that are computed at a time."""
         return self.batch // self.accumulate if self.micro_batch is None else min(self.micro_batch, self.batch)
 
 
 def check_processes(settings: TrainSettings, processes: int) -> None:
-    """ValueError for settings that so many processes cannot train with."""
+    """Raises ValueError for settings that so many processes cannot train with."""
     if settings.shard is not None and processes == 1:
         raise ValueError(
             f"shard {settings.shard!r} spreads a network over several processes: start them by torchrun --nproc_per_node=N, got 1"

@@ -1,23 +1,90 @@
-"""A network that lies in shares on several processes, by PyTorch's fully_shard, and the whole of it where it is needed.
+"""Where a network and its average lie while they are trained: whole in one process, a copy in each, or in shares.
 
-What PyTorch has for this is imported where it is used: it would add half again to the time in which torch itself is imported.
+What PyTorch has for shares is imported where it is used: it would add half again to the time in which torch itself is imported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import copy
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from .. import parallel
+from ..models.score import ScoreModel
+from .ema import power_average
+
+
+class Placement:
+    """A model's network, placed for training alone, as one of several copies (DistributedDataParallel), or in shares (fully_shard).
+
+    model: the model around the network that a loss is to be asked of; its backward pass averages the gradients over the processes.
+    network: the network whose parameters are trained; the given model's own or, in shares, a copy of it.
+    average: the average of its weights, which `update_parameters(network)` keeps up to date.
+    averaged: the whole network of averaged weights; like the given model's own network it holds them, where they lie in shares, only
+        inside `whole_networks`.
+    """
+
+    def __init__(self, model: ScoreModel, ema_width: float, sharded: bool, device: torch.device) -> None:
+        network = model.network
+        assert isinstance(network, nn.Module)
+        self.sharded, self.device = sharded, device
+        self.average = power_average(network, ema_width)
+        self.network: nn.Module = network
+        self.averaged: nn.Module = self.average.module
+        self.model = model
+        self.waiting: tuple[tuple[nn.Module, nn.Module], ...] = ()  # whole networks, which wait on the host, with those in shares
+        if sharded:
+            self.network, self.averaged = copy.deepcopy(network), copy.deepcopy(network)
+            self.waiting = ((network.cpu(), self.network), (self.averaged.cpu(), self.average.module))
+            shard(self.network, device)
+            shard(self.average.module, device)
+            self.model = model.with_network(self.network)
+        elif parallel.world() > 1:
+            ids = [device] if device.type == "cuda" else None
+            self.model = model.with_network(DistributedDataParallel(network, device_ids=ids))
+
+    @contextlib.contextmanager
+    def quiet(self) -> Iterator[None]:
+        """In here PyTorch does not warn of writing into what a network in shares returns, which nothing here does."""
+        with warnings.catch_warnings():
+            if self.sharded:
+                warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+            yield
+
+    @contextlib.contextmanager
+    def gradients(self, last: bool) -> Iterator[None]:
+        """Forward and backward pass of one part of a batch happen in here; after the last part the processes' gradients are averaged."""
+        network: Any = self.model.network
+        if self.sharded:
+            network.set_requires_gradient_sync(last)
+        with network.no_sync() if isinstance(network, DistributedDataParallel) and not last else contextlib.nullcontext():
+            yield
+
+    @contextlib.contextmanager
+    def whole_networks(self, last: bool = False) -> Iterator[None]:
+        """In here the whole networks hold the present weights, which lie in shares otherwise; all processes come here together.
+
+        last: they stay on the training's device afterwards.
+        """
+        for plain, in_pieces in self.waiting:
+            put_together(plain, in_pieces)
+        if self.sharded:
+            self.averaged.to(self.device)
+        yield
+        for plain, _ in self.waiting:
+            plain.to(self.device if last else "cpu")
 
 
 def shard(network: nn.Module, device: torch.device) -> None:
-    """Spread `network` itself over the processes: each block (what its module lists hold) is put together for as long as it is used,
-    everything else while the network is. Its gradients are means over the processes, left in shares too.
+    """Spread `network` itself over the processes; its gradients are means over them, and lie in shares too.
 
+    Each block (what the network's module lists hold) is put together for as long as it is used, everything else while the network is.
     Zhao et al. 2023, arXiv:2304.11277.
     """
     from torch.distributed.device_mesh import init_device_mesh
@@ -31,13 +98,8 @@ def shard(network: nn.Module, device: torch.device) -> None:
     fully_shard(network, mesh=mesh)
 
 
-def collect_gradients(network: Any, now: bool) -> None:
-    """Whether the next backward pass through a network in shares adds up the processes' gradients, or leaves that to a later one."""
-    network.set_requires_gradient_sync(now)
-
-
 def whole(value: Tensor) -> Tensor:
-    """A tensor put together from its shares, as it is where it lies in none; all processes call this together."""
+    """The tensor put together from its shares, or itself where it lies in none; all processes call this together."""
     together: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
     return together
 

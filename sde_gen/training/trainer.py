@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
 from .. import memory, parallel
 from ..data import Source
 from ..models.moments import Moments
 from ..models.score import ScoreModel
+from .batches import read_batches
 from .checkpoint import State
-from .ema import power_average
-from .objective import Draw, Objective
+from .objective import Objective
 from .settings import DECAYS, TrainSettings, check_processes
-from .sharding import collect_gradients, in_shares, load_whole, put_together, shard, whole
+from .sharding import Placement, in_shares, load_whole, whole
 from .validation import Validation
 
 MOST_SKIPPED = 10
+"""So many steps in a row may be left out because they are not finite."""
 LOGS = 200
-"""Entries of the history over a whole training."""
+"""The history of a whole training has about so many entries."""
+MOST_HELD = 128
+"""At most so many training items stand for held-out ones where there are none."""
 
 
 class TrainingError(RuntimeError):
@@ -39,8 +39,17 @@ class TrainingError(RuntimeError):
 
 @dataclass
 class TrainResult:
-    """model: with the averaged weights, in evaluation mode; raw: the last weights; history: what plot_loss takes;
-    linear: the best linear denoiser's loss by level; steps, seconds, skipped: taken, used, and left out as not finite."""
+    """What a training has made.
+
+    model: the model with the averaged weights, in evaluation mode.
+    raw: the model with the last weights.
+    trainer: what made it, with all that changes from step to step.
+    history: the entries that `plot_loss` takes.
+    linear: the best linear denoiser's loss by level.
+    steps: the number of steps behind, with those that were left out.
+    seconds: the time that they took, evaluations included.
+    skipped: the number of steps left out because the loss or its gradients were not finite.
+    """
 
     model: ScoreModel
     raw: ScoreModel
@@ -57,7 +66,7 @@ class TrainResult:
 
 
 class Trainer:
-    """A model, its data and all that changes from step to step; see `fit` for the arguments.
+    """A model, its data and all that changes from step to step; `advance` is one step. See `fit` for the arguments.
 
     The order of the data, the noise and the times are functions of the seed alone. Each step draws what is random for the whole
     batch; parts of it, and processes, compute their share of the same sum.
@@ -76,12 +85,9 @@ class Trainer:
         self.settings, self.device = settings, torch.device(device)
         self.rank, self.world = parallel.rank(), parallel.world()
         check_processes(settings, self.world)
-        self.sharded = settings.shard is not None
         self.model = model = model.to(self.device)
-        normalizer, network = model.normalizer, model.network
-        assert normalizer is not None and isinstance(network, nn.Module)
-        # The network that is trained: the model's own or, in shares, a copy of it.
-        self.network: nn.Module = copy.deepcopy(network) if self.sharded else network
+        normalizer = model.normalizer
+        assert normalizer is not None
         self.x = normalizer.encode(data.to(self.device)) if isinstance(data, Tensor) else data
         self.encode = normalizer.encode
         self.label = None if labels is None else labels.to(self.device)
@@ -92,26 +98,15 @@ class Trainer:
         moments = model.moments if model.moments is not None else Moments.fit(held)
         self.validation = Validation.prepare(model, held, moments, seed=settings.seed)
         self.objective = Objective(settings, model, levels)
-        self.average = power_average(network, settings.ema_width)
-        averaged = copy.deepcopy(network) if self.sharded else self.average.module
-        self.result = TrainResult(model.with_network(averaged).eval().requires_grad_(False), model, self)
-        self.plain: dict[str, nn.Module] = {}  # of a network in shares: the result's whole ones, which wait on the host
-        if self.sharded:
-            self.plain = {"raw": network.cpu(), "averaged": averaged.cpu()}
-            shard(self.network, self.device)
-            shard(self.average.module, self.device)
+        self.placement = Placement(model, settings.ema_width, settings.shard is not None, self.device)
+        self.network, self.average = self.placement.network, self.placement.average
+        self.result = TrainResult(model.with_network(self.placement.averaged).eval().requires_grad_(False), model, self)
         self.result.linear = {"levels": self.validation.levels, "linear": self.validation.linear}
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay, fused=True
         )
         self.parameters = list(self.network.parameters())
         self.generator = torch.Generator(self.device).manual_seed(settings.seed)
-        self.parallel: ScoreModel = model
-        if self.sharded:
-            self.parallel = model.with_network(self.network)
-        elif self.world > 1:
-            ids = [self.device] if self.device.type == "cuda" else None
-            self.parallel = model.with_network(DistributedDataParallel(network, device_ids=ids))
         self.part = settings.part
         self.log_every = max(1, settings.steps // LOGS)
         self.step = self.taken = self.in_a_row = self.evaluated = 0
@@ -125,15 +120,13 @@ class Trainer:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """The steps happen in here: torch's global generator, which dropout uses, is this training's own meanwhile."""
-        with torch.random.fork_rng(devices=[] if self.device.type == "cpu" else [self.device]), warnings.catch_warnings():
-            if self.sharded:  # nothing here writes into the network's result
-                warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+        with torch.random.fork_rng(devices=[] if self.device.type == "cpu" else [self.device]), self.placement.quiet():
             torch.manual_seed(self.settings.seed + (self.rank + self.step if self.rank else 0))
             if self.random is not None:
                 torch.set_rng_state(self.random)
             self.model.train()
             self.network.train()
-            self.batches = self._read()
+            self.batches = read_batches(self.x, self.encode, self.settings, self.step, self.device)
             self.began = time.monotonic()
             try:
                 yield
@@ -142,12 +135,12 @@ class Trainer:
 
     @property
     def seconds(self) -> float:
-        """Time that training has taken, evaluations included."""
+        """The time that training has taken, evaluations included."""
         return self.before + time.monotonic() - self.began
 
     @property
     def rate(self) -> float:
-        """Samples a second."""
+        """Training samples a second."""
         return self.step * self.settings.batch / max(self.seconds, 1e-9)
 
     @property
@@ -158,96 +151,88 @@ class Trainer:
 
     @property
     def share(self) -> float:
-        """How much of the training is behind, 0 to 1, by steps or by time."""
+        """The part of the training that is behind, 0 to 1, by steps or by time."""
         settings = self.settings
         by_time = 0.0 if settings.max_seconds is None else min(1.0, self.result.seconds / settings.max_seconds)
         return max(self.taken / settings.steps, by_time)
 
     @contextlib.contextmanager
     def together(self, state: bool = False, last: bool = False) -> Iterator[None]:
-        """In here `result` holds the whole networks, which lie in shares otherwise, and, where `state` is set, `state` works in the first
-        process; all processes come here together. `last`: the whole networks stay."""
-        if self.sharded:
-            put_together(self.plain["raw"], self.network)
-            put_together(self.plain["averaged"], self.average.module)
-            self.plain["averaged"].to(self.device)
-        if state and self.world > 1:
-            for number, random in enumerate(parallel.gather_rows(torch.get_rng_state()[None])):
-                self.of_others[f"random.{number}"] = random
-            for number, values in self.optimizer.state_dict()["state"].items() if self.sharded else ():
-                for name, value in values.items():
+        """In here `result` holds the whole networks, which lie in shares otherwise; all processes come here together.
+
+        state: `state` works in here, in the first process.
+        last: the whole networks stay.
+        """
+        with self.placement.whole_networks(last):
+            if state and self.world > 1:
+                for number, random in enumerate(parallel.gather_rows(torch.get_rng_state()[None])):
+                    self.of_others[f"random.{number}"] = random
+                for name, value in self._optimizer_state().items() if self.placement.sharded else ():
                     full = whole(value)
                     if self.rank == 0:
-                        self.of_others[f"optimizer.{number}.{name}"] = full.cpu()
-        yield
-        self.of_others.clear()
-        for network in self.plain.values():
-            network.to(self.device if last else "cpu")
-
-    def _read(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """From the present step on, this process's items of each batch, normalised, with their numbers."""
-        rows = parallel.share(self.settings.batch)
-        order = (index[rows] for index in batch_order(self.x.shape[0], self.settings.batch, self.settings.seed, self.step))
-        if isinstance(self.x, Tensor) and not self.settings.workers:
-            for index in order:
-                index = index.to(self.device)
-                yield index, self.x[index]
-            return
-        source = self.x
-        loader = DataLoader(
-            _Items(source if isinstance(source, Source) else source.cpu()),
-            batch_size=None,
-            sampler=order,
-            num_workers=self.settings.workers,
-            generator=torch.Generator(),  # else it takes a number from the global one, and dropout changes
-            pin_memory=self.device.type == "cuda",
-        )
-        for index, items in loader:
-            items = items.to(self.device, non_blocking=True)
-            yield index.to(self.device), self.encode(items) if isinstance(source, Source) else items
+                        self.of_others[name] = full.cpu()
+            yield
+            self.of_others.clear()
 
     def advance(self) -> dict[str, Any] | None:
-        """One step; the new entry of the history where one is due."""
-        settings, result = self.settings, self.result
+        """One step: a batch, its noise, the loss and its gradients, clipped, go into the weights and their average.
+
+        Each process computes its share of the batch, in parts that fit the memory. Returns the new entry of the history where one is
+        due. Raises TrainingError where training cannot go on.
+        """
+        settings, placement = self.settings, self.placement
+        self._set_rate()
+        assert self.batches is not None
+        index, x_0 = next(self.batches)
+        drawn = self.objective.draw(self.model, (settings.batch, *x_0.shape[1:]), self.generator)  # times, their weights, noise
+        mine = drawn.part(parallel.share(settings.batch))
+        cond = {} if self.label is None else {"label": self.label[index]}
+
+        def backward(rows: slice) -> tuple[Tensor, Tensor]:
+            part = mine.part(rows)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.bfloat16):
+                losses = self.objective(placement.model, x_0[rows], part, **{name: value[rows] for name, value in cond.items()})
+            loss = (part.weight.to(losses) * losses).sum() / settings.batch
+            (loss * self.world if self.world > 1 else loss).backward()  # gradients are averaged over the processes, not summed
+            return loss.detach(), losses.detach()
+
+        loss, losses = self._in_parts(backward, len(x_0))
+        if self.objective.learns:
+            self.objective.observe(drawn, parallel.gather_rows(torch.cat(losses)))
+        loss = parallel.summed(loss)
+        norm = whole(nn.utils.clip_grad_norm_(self.parameters, settings.clip, foreach=True))
+        finite = bool(torch.isfinite(norm))
+        if finite:
+            self.optimizer.step()
+            self.average.update_parameters(placement.network)
+        self.optimizer.zero_grad(set_to_none=True)
+        return self._record(loss, finite)
+
+    def _set_rate(self) -> None:
+        """Give the optimiser this step's learning rate: the warm-up, then the decay."""
+        settings = self.settings
         if settings.max_seconds is not None:
-            result.seconds = parallel.agreed(self.seconds)
+            self.result.seconds = parallel.agreed(self.seconds)
         rate = settings.lr * min(1.0, (self.taken + 1) / max(1, settings.warmup)) * DECAYS[settings.decay](self.share)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        assert self.batches is not None
-        index, x = next(self.batches)
-        drawn = self.objective.draw(self.model, (settings.batch, *x.shape[1:]), self.generator)
-        mine = drawn.part(parallel.share(settings.batch))
-        loss = self._gradients(x, mine, None if self.label is None else self.label[index], drawn)
-        norm = whole(nn.utils.clip_grad_norm_(self.parameters, settings.clip, foreach=True))
-        self.step += 1
-        if bool(torch.isfinite(norm)):
-            self.optimizer.step()
-            self.average.update_parameters(self.network)
-            self.recent.append(loss)
-            self.taken += 1
-            self.in_a_row = 0
-        else:
-            result.skipped += 1
-            self.in_a_row += 1
-            if self.in_a_row > MOST_SKIPPED:
-                raise TrainingError(f"loss or gradients were not finite for {self.in_a_row} steps in a row, up to step {self.step}")
-        self.optimizer.zero_grad(set_to_none=True)
-        result.steps = self.step
-        result.seconds = self.seconds if settings.max_seconds is None else parallel.agreed(self.seconds)
-        if not self.recent or (self.step % self.log_every and not self.done):
-            return None
-        entry = {"step": self.step, "seconds": result.seconds, "loss": float(torch.stack(self.recent).mean())}
-        self.recent.clear()
-        result.history.append(entry)
-        return entry
 
-    def _gradients(self, x: Tensor, draw: Draw, label: Tensor | None, drawn: Draw) -> Tensor:
-        """The gradients of the batch's mean loss, in parts that fit the memory, this process's of them from what is `drawn`; the loss."""
+    def _in_parts(self, backward: Callable[[slice], tuple[Tensor, Tensor]], count: int) -> tuple[Tensor, list[Tensor]]:
+        """Go through `count` samples in parts, which are halved where memory does not suffice.
+
+        backward: adds to the gradients those of the rows that it is given, and returns their loss and losses.
+        Returns the sum of the loss, and the losses of all parts.
+        """
         while True:
             random = torch.get_rng_state()
+            total, seen = torch.zeros((), device=self.device), []
             try:
-                return self._backward(x, draw, label, drawn)
+                for start in range(0, count, self.part):
+                    with self.placement.gradients(last=start + self.part >= count):
+                        loss, losses = backward(slice(start, start + self.part))
+                    total += loss
+                    seen.append(losses)
+                return total, seen
             except (RuntimeError, MemoryError) as error:
                 if not memory.out_of_memory(error):
                     raise
@@ -261,29 +246,27 @@ class Trainer:
             self.part = math.ceil(self.part / 2)
             warnings.warn(f"out of memory: going on with {self.part} samples at a time (--micro-batch {self.part} starts so)", stacklevel=2)
 
-    def _backward(self, x: Tensor, draw: Draw, label: Tensor | None, drawn: Draw) -> Tensor:
-        settings = self.settings
-        parts = [slice(start, start + self.part) for start in range(0, len(x), self.part)]
-        total = torch.zeros((), device=self.device)
-        seen = []
-        for number, rows in enumerate(parts):
-            cond: dict[str, Any] = {} if label is None else {"label": label[rows]}
-            of_part = draw.part(rows)
-            last = number + 1 == len(parts)
-            network = self.parallel.network
-            if self.sharded:
-                collect_gradients(network, last)
-            alone = network.no_sync() if isinstance(network, DistributedDataParallel) and not last else contextlib.nullcontext()
-            with alone:
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.bfloat16):
-                    losses = self.objective(self.parallel, x[rows], of_part, **cond)
-                loss = (of_part.weight.to(losses) * losses).sum() / settings.batch
-                (loss * self.world if self.world > 1 else loss).backward()
-            total += loss.detach()
-            seen.append(losses.detach())
-        if self.objective.learns:
-            self.objective.observe(drawn, parallel.gather_rows(torch.cat(seen)))
-        return parallel.summed(total)
+    def _record(self, loss: Tensor, finite: bool) -> dict[str, Any] | None:
+        """Count a step and its loss; the new entry of the history where one is due."""
+        settings, result = self.settings, self.result
+        self.step += 1
+        if finite:
+            self.recent.append(loss)
+            self.taken += 1
+            self.in_a_row = 0
+        else:
+            result.skipped += 1
+            self.in_a_row += 1
+            if self.in_a_row > MOST_SKIPPED:
+                raise TrainingError(f"loss or gradients were not finite for {self.in_a_row} steps in a row, up to step {self.step}")
+        result.steps = self.step
+        result.seconds = self.seconds if settings.max_seconds is None else parallel.agreed(self.seconds)
+        if not self.recent or (self.step % self.log_every and not self.done):
+            return None
+        entry = {"step": self.step, "seconds": result.seconds, "loss": float(torch.stack(self.recent).mean())}
+        self.recent.clear()
+        result.history.append(entry)
+        return entry
 
     @property
     def evaluation_due(self) -> bool:
@@ -300,14 +283,15 @@ class Trainer:
         entry |= {"validation": float(np.mean(level_loss)), "levels": self.validation.levels, "level_loss": level_loss}
 
     def state(self) -> State:
-        """Tensors and plain values that `restore` takes, with the weights that `save` writes beside them; of a network in shares only
-        while all processes are `together`."""
-        if self.sharded and not self.of_others:
+        """The tensors and plain values that `restore` takes, with the weights that `save` writes beside them.
+
+        A network in shares has them only while all processes are `together`; ValueError otherwise.
+        """
+        if self.placement.sharded and not self.of_others:
             raise ValueError("the state of a training in shares is put together for on_checkpoint alone: ask for it there")
         tensors = {"generator": self.generator.get_state(), "random": torch.get_rng_state(), "averaged": self.average.n_averaged}
         tensors |= self.of_others
-        for number, values in () if self.sharded else self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
+        tensors |= {} if self.placement.sharded else self._optimizer_state()
         tensors |= {f"objective.{name}": value for name, value in self.objective.state_dict().items()}
         if self.recent:
             tensors["recent"] = torch.stack(self.recent)
@@ -317,6 +301,10 @@ class Trainer:
             "skipped": self.result.skipped,
             "history": self.result.history,
         }
+
+    def _optimizer_state(self) -> dict[str, Tensor]:
+        state = self.optimizer.state_dict()["state"]
+        return {f"optimizer.{number}.{name}": value for number, values in state.items() for name, value in values.items()}
 
     def restore(self, state: State) -> None:
         """Go on from `state`, whose tensors hold the weights too, as `read_state` gives them."""
@@ -347,32 +335,3 @@ class Trainer:
         result = self.result
         result.steps, result.seconds, result.skipped = self.step, self.before, int(values["skipped"])
         result.history[:] = values["history"]
-
-
-MOST_HELD = 128
-"""Training items that stand for held-out ones where there are none."""
-
-
-class _Items(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
-    """Batches by their numbers."""
-
-    def __init__(self, source: Tensor | Source) -> None:
-        self.source = source
-
-    def __getitem__(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        return index, self.source[index]
-
-
-def batch_order(count: int, batch: int, seed: int, skip: int = 0) -> Iterator[Tensor]:
-    """Indices of endless batches: each pass over the data in its own random order, batches running on across passes; `skip`: how
-    many batches to leave out at the start."""
-    generator = torch.Generator().manual_seed(seed)
-    passes, start = divmod(skip * batch, count)
-    for _ in range(passes):
-        torch.randperm(count, generator=generator)
-    left = torch.randperm(count, generator=generator)[start:]
-    while True:
-        while len(left) < batch:
-            left = torch.cat((left, torch.randperm(count, generator=generator)))
-        yield left[:batch]
-        left = left[batch:]

@@ -17,6 +17,7 @@ from toys import TINY_RUN, Command
 from sde_gen import SDE, Dataset, ScoreModel, diagnose, load, load_dataset, make_sde, save
 from sde_gen.diagnostics.sampling_checks import permuted_distance
 from sde_gen.exact.mixtures import GaussianData, MixtureData, RingData
+from sde_gen.models.denoiser import Prediction, Wrapper
 from sde_gen.training import TrainSettings, build_model, fit
 
 DDIM = {"solver": "ddim", "steps": 50}
@@ -57,13 +58,13 @@ def plain(data: Dataset) -> tuple[ScoreModel, ScoreModel]:
 def wrapped(model: ScoreModel, network: Callable[..., Tensor]) -> ScoreModel:
     """The model around another callable, which is as conditional as the one that it had."""
 
-    class Wrapper(nn.Module):
+    class Shell(nn.Module):
         classes = getattr(model.network, "classes", None)
 
         def forward(self, x: Tensor, c: Tensor, **cond: Any) -> Tensor:
             return network(x, c, **cond)
 
-    return model.with_network(Wrapper())
+    return model.with_network(Shell())
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -118,7 +119,7 @@ def test_flipped_sign_of_a_trained_network(data: Dataset, plain: tuple[ScoreMode
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("said", "clock"),
     [
         ("1000 times", lambda c: c / 1000),
         ("0.001 times", lambda c: c * 1000),
@@ -127,13 +128,13 @@ def test_flipped_sign_of_a_trained_network(data: Dataset, plain: tuple[ScoreMode
         ("-1 times", lambda c: -c),
     ],
 )
-def test_wrong_time_scale(data: Dataset, conditional: tuple[ScoreModel, ScoreModel], said: str, told: Callable[[Tensor], Tensor]) -> None:
+def test_wrong_time_scale(data: Dataset, conditional: tuple[ScoreModel, ScoreModel], said: str, clock: Callable[[Tensor], Tensor]) -> None:
     network = conditional[0].network
-    found = diagnose(wrapped(conditional[0], lambda x, c, **cond: network(x, told(c), **cond)), data)
+    found = diagnose(wrapped(conditional[0], lambda x, c, **cond: network(x, clock(c), **cond)), data)
     assert names(found) == ["wrong time scale"] and said in found[0].evidence
 
 
-def test_a_network_told_time_in_the_place_of_the_log_snr(data: Dataset, plain: tuple[ScoreModel, ScoreModel]) -> None:
+def test_a_network_given_time_in_the_place_of_the_log_snr(data: Dataset, plain: tuple[ScoreModel, ScoreModel]) -> None:
     model = plain[0]
     settings = model.settings() | {"clock": "time"}
     wrong = ScoreModel(model.network, model.sde, **settings, normalizer=model.normalizer, moments=model.moments)
@@ -239,11 +240,62 @@ def test_permutations_hold_their_level() -> None:
     assert distance - chance.value > 4 * chance.std_error
 
 
+class Wrapped(Wrapper):
+    """The model as it is, or with another prediction."""
+
+    same_law = True
+
+    def __init__(self, model: ScoreModel, change: Callable[[Tensor], Tensor] = lambda denoised: denoised) -> None:
+        super().__init__(model)
+        self.change = change
+
+    def predict(self, x: Tensor, t: Tensor | float, **cond: Tensor) -> Prediction:
+        return Prediction(self.change(self.model.denoise(x, t, **cond)))
+
+
+def test_any_denoiser_is_diagnosed_but_for_the_meaning_of_its_output(
+    data: Dataset, conditional: tuple[ScoreModel, ScoreModel], plain: tuple[ScoreModel, ScoreModel]
+) -> None:
+    for model, raw in (conditional, plain):
+        assert diagnose(Wrapped(model), data, Wrapped(raw), sampling=DDIM, samples=200) == []
+    model = plain[0]
+    assert names(diagnose(Wrapped(model, lambda denoised: -denoised), data)) == ["not learned"]
+    assert names(diagnose(Wrapped(model, lambda denoised: -denoised), data, Wrapped(plain[1]))) == ["EMA too young"]
+    assert names(diagnose(Wrapped(model, lambda denoised: denoised * float("nan")), data)) == ["NaN answers"]
+    assert data.test is not None
+    far = replace(data, train=100 * data.train, test=100 * data.test)
+    assert names(diagnose(Wrapped(model), far)) == ["wrong data range"]
+    broken = copy.deepcopy(model.network)
+    with torch.no_grad():
+        next(broken.parameters()).flatten()[3] = float("nan")
+    assert names(diagnose(Wrapped(model.with_network(broken)), data)) == ["NaN weights"]
+    network = conditional[0].network
+    deaf = wrapped(conditional[0], lambda x, c, label=None: network(x, c))
+    assert names(diagnose(Wrapped(deaf), data)) == ["conditioning ignored"]
+    ring = RingData()
+    x = ring.sample(1000, 1).float()
+    assert names(diagnose(Wrapped(ring.model(make_sde("vp"))), x, sampling=DDIM | {"steps": 2}, samples=800)) == ["too few solver steps"]
+    assert names(diagnose(Wrapped(ring.model(make_sde("ve", sigma_max=1.0), "sde")), x)) == ["sigma_max too small"]
+
+
 def test_refuses_what_it_cannot_measure(plain: tuple[ScoreModel, ScoreModel]) -> None:
+    model, x = plain[0], torch.randn(50, 2)
     with pytest.raises(ValueError, match="data has 5 items; at least 32"):
-        diagnose(plain[0], torch.randn(5, 2))
-    with pytest.raises(TypeError, match="ScoreModel"):
-        diagnose(plain[0].network, torch.randn(50, 2))  # type: ignore[arg-type]
+        diagnose(model, torch.randn(5, 2))
+    needy = model.with_network(lambda x, c, *, age: x)
+    for arguments, message in (
+        ((model.network, x), "model must be a Denoiser such as ScoreModel, got MLP"),
+        ((model, x, model.network), "raw must be a Denoiser such as ScoreModel, got MLP"),
+        ((model, x.numpy()), r"data must be a Dataset or a tensor \(N, \*\), got ndarray"),
+        ((needy, x), r"cannot call this ScoreModel with items of shape \(2,\) and no condition: .*age"),
+        (
+            (RingData().model(make_sde("vp")), torch.randn(50, 3)),
+            r"cannot call this ScoreModel with items of shape \(3,\) and no condition",
+        ),
+    ):
+        with pytest.raises(TypeError, match=message) as caught:
+            diagnose(*arguments)
+        assert "\n" not in str(caught.value)
 
 
 def test_the_command(sde_gen_command: Command, tmp_path: Path, data: Dataset, plain: tuple[ScoreModel, ScoreModel]) -> None:

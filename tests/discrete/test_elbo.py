@@ -7,9 +7,10 @@ import pytest
 import torch
 from toys import all_sdes
 
-from sde_gen import Normalizer, ScoreModel, make_sde
+from sde_gen import Denoiser, Normalizer, ScoreModel, make_sde
 from sde_gen.discrete import DiscreteChain, elbo, elbo_continuous, make_chain, prior_kl, step_kl
 from sde_gen.exact.mixtures import GaussianData, slope
+from sde_gen.models.denoiser import Prediction
 
 SDES = all_sdes()
 DATA = GaussianData.correlated()
@@ -277,6 +278,26 @@ def test_conditions_reach_the_network():
     assert float(found[0][5]) > float(found[0][0])
 
 
+class Plain(Denoiser):
+    """A Denoiser that is no ScoreModel and has no parameters: the exact one of `DATA`, and a fraction of the variance."""
+
+    def __init__(self, fraction=None):
+        super().__init__(VP, None, DATA.model(VP).moments, prior="matched")
+        self.fraction = fraction
+
+    def predict(self, x, t, **cond):
+        return Prediction(DATA.model(VP).denoise(x, t), None if self.fraction is None else torch.full_like(x, self.fraction))
+
+
+def test_any_denoiser_has_a_bound():
+    x, chain = DATA.sample(20), DiscreteChain.from_sde(VP, 8)
+    torch.testing.assert_close(elbo(Plain(), x, chain).each, elbo(DATA.model(VP), x, chain).each, rtol=1e-12, atol=0)
+    found = elbo(Plain(0.3), x, chain, variance="learned").each
+    torch.testing.assert_close(found, elbo(learned(0.3), x, chain, variance="learned").each, rtol=1e-9, atol=0)
+    found = elbo_continuous(Plain(), x, samples=4).each
+    torch.testing.assert_close(found, elbo_continuous(DATA.model(VP), x, samples=4).each, rtol=1e-12, atol=0)
+
+
 def learned(fraction):
     exact = DATA.model(VP)
 
@@ -353,5 +374,9 @@ def test_bad_arguments():
         elbo_continuous(model, x, 4, samples=0)
     with pytest.raises(ValueError, match="t_min must be in"):
         elbo_continuous(model, x, 4, t_min=1.0)
+    with pytest.raises(TypeError, match="model must be a Denoiser such as ScoreModel, got function"):
+        elbo(model.network, x, chain, 4)
+    with pytest.raises(TypeError, match="model must be a Denoiser such as ScoreModel, got function"):
+        elbo_continuous(model.network, x, 4)
     with pytest.raises(TypeError, match="SDEPrior or MatchedPrior, got int"):
         prior_kl(3, normal(2, 2), 1.0)

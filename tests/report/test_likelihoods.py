@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sde_gen.discrete import Elbo, Part
+from sde_gen.discrete import Elbo
+from sde_gen.metrics import Estimate
 from sde_gen.report import likelihoods, plot_terms
 
 
@@ -18,15 +19,15 @@ def bound(steps: int, images: int = 100, each: int = 1, seed: int = 0) -> Elbo:
     terms = torch.cat((torch.tensor([0.03], dtype=torch.float64), widths * torch.exp((edges[1:] + edges[:-1]) / 4)))
     counts = torch.full((steps,), images // each)
     errors = 0.5 * terms / counts.sqrt()
-    part = Part(float(terms[1:].sum()), 0.01)
+    part = Estimate(float(terms[1:].sum()), 0.01)
     return Elbo(
         value=part.value,
         std_error=0.1,
         noise=math.nan,
         test_set=0.1,
-        decoder=Part(0.03, 0.001),
+        decoder=Estimate(0.03, 0.001),
         diffusion=part,
-        prior=Part(1e-4, 1e-6),
+        prior=Estimate(1e-4, 1e-6),
         times=torch.linspace(0.01, 1, steps, dtype=torch.float64),
         terms=terms,
         term_errors=errors,
@@ -72,7 +73,7 @@ def test_terms_that_no_image_drew_are_passed_over(tmp_path: Path) -> None:
 def test_the_picture(tmp_path: Path) -> None:
     path = plot_terms({"chain of 1000 steps": bound(1000), "chain of 50 steps": bound(50)}, tmp_path / "terms.png", bound(65))
     assert path.stat().st_size < 300_000 and min(Image.open(path).size) > 300
-    alone = replace(bound(2), prior=Part(0.0, math.nan))
+    alone = replace(bound(2), prior=Estimate(0.0, math.nan))
     plot_terms({"one step": alone}, tmp_path / "one.png")
     with pytest.raises(ValueError, match="at least 2 steps are needed, got \\[\\]"):
         plot_terms({}, tmp_path / "none.png")

@@ -72,7 +72,7 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_generator_al
 
 
 def test_every_sample_is_seen_once_in_a_pass() -> None:
-    from sde_gen.training.trainer import batch_order
+    from sde_gen.training.batches import batch_order
 
     order = batch_order(10, 4, seed=0)
     seen = torch.cat([next(order) for _ in range(5)])

@@ -10,7 +10,10 @@ from toys import all_sdes
 
 from sde_gen import ScoreModel, dsm_loss, make_sde
 from sde_gen.exact.mixtures import GaussianData, marginal
+from sde_gen.training import TrainSettings, build_model
+from sde_gen.training.batches import batch_order
 from sde_gen.training.losses import LOG_NORMAL_MEAN, LOG_NORMAL_STD, TIME_SAMPLERS, WEIGHTINGS
+from sde_gen.training.trainer import Trainer
 
 SDES = all_sdes()
 DATA = GaussianData.correlated()
@@ -145,6 +148,19 @@ def test_shape_dtype_conditions_and_gradient(shape, dtype):
     assert loss.shape == (6,) and loss.dtype == dtype and seen[0] is label
     loss.mean().backward()
     assert torch.isfinite(scale.grad)
+
+
+@pytest.mark.parametrize("settings", [{}, {"weighting": "likelihood", "times": "importance"}])
+def test_without_arguments_it_is_what_training_minimises(settings):
+    torch.manual_seed(0)
+    data = torch.randn(64, 3)
+    model = build_model(data, "vp", "mlp", network_options={"width": 8, "depth": 1})
+    trainer = Trainer(model, data, TrainSettings(steps=1, batch=16, seed=7, **settings), None, None, None, "cpu")
+    x_0 = model.normalizer.encode(data[next(batch_order(64, 16, seed=7))])
+    wanted = dsm_loss(model, x_0, seed=7, **settings).mean()
+    with trainer.running():
+        entry = trainer.advance()
+    assert entry["loss"] == pytest.approx(float(wanted.detach()), rel=1e-6)
 
 
 def test_own_weighting_and_sampler():

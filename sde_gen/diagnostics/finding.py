@@ -1,4 +1,4 @@
-"""What the doctor hands back, and when a difference is taken for real."""
+"""A cause of bad samples that was found, and when a difference counts as real."""
 
 from __future__ import annotations
 
@@ -8,13 +8,20 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-SURE = 4.0
+SIGNIFICANCE = 4.0
 """Standard errors beyond which a difference is taken for real: one false alarm in 30,000 tests of normal statistics."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One cause of bad samples. severity: "fault" or "warning"; evidence, advice: one line each; numbers: what was measured."""
+    """One cause of bad samples.
+
+    name: the cause, always in the same words.
+    severity: "fault" or "warning".
+    evidence: one line that says what was measured.
+    advice: one line that says what to do.
+    numbers: the measured values by name.
+    """
 
     name: str
     severity: str
@@ -27,10 +34,10 @@ class Finding:
 
 
 def std_error(values: Tensor) -> float:
-    """Of the mean of `values` (n,)."""
+    """The standard error of the mean of `values` (n,)."""
     return float(values.std()) / math.sqrt(len(values))
 
 
-def sure(values: Tensor) -> bool:
-    """Whether the mean of `values` (n,) is above 0 beyond its error."""
-    return float(values.mean()) > SURE * std_error(values)
+def significant(values: Tensor) -> bool:
+    """Whether the mean of `values` (n,) is above 0 by more than `SIGNIFICANCE` standard errors."""
+    return float(values.mean()) > SIGNIFICANCE * std_error(values)

@@ -1,4 +1,4 @@
-"""The terms of the evidence lower bound: decoder, steps and prior, each differentiable, so that they are training losses too."""
+"""The terms of the evidence lower bound: decoder, steps and prior. Each is differentiable, so that it is a training loss too."""
 
 from __future__ import annotations
 
@@ -21,8 +21,12 @@ def discretized_log_prob(values: Tensor, mean: Tensor, std: Tensor | float, leve
 
         log int_{x - scale/2}^{x + scale/2} N(u; mean, std^2) du,  x = shift + scale v,  the outer bins reaching to infinity
 
-    so that the masses of all levels sum to one. `mean`, `std` in the data's units, broadcasting over `values`; differentiable.
-    Exact in the tails. Ho et al. 2020, arXiv:2006.11239, equation 13.
+    The masses of all levels sum to one. The result is exact in the tails, and differentiable.
+
+    mean, std: the Gaussian's, in the data's units; they broadcast over `values`.
+    scale, shift: integer v stands for the bin of width `scale` around shift + scale v in the data's units.
+
+    Ho et al. 2020, arXiv:2006.11239, equation 13.
     """
     centred = shift + scale * values.to(mean) - mean
     low = torch.where(values == 0, -_EDGE, (centred - 0.5 * scale) / std)
@@ -42,11 +46,15 @@ def decoder_nll(
     scale: float = 1.0,
     shift: float = 0.0,
 ) -> Tensor:
-    """-log P(values | x at the chain's first index) in nats, (B,), of a Gaussian around `denoised` (B, *), which with `std`, a scalar or
-    of its shape, is in normalised units; `values` (B, *) in the data's own.
+    """-log P(values | x at the chain's first index) of a Gaussian around `denoised`, in nats, (B,). It is differentiable.
 
-    levels: the values are whole numbers 0 .. levels - 1 and P the Gaussian's mass in their bins (see `discretized_log_prob`); None:
-    its density in the data's units. Differentiable.
+    normalizer: the map between the data's units and normalised ones, or None.
+    values: (B, *) in the data's units.
+    denoised: (B, *) in normalised units.
+    std: the Gaussian's standard deviation in normalised units, a scalar or of the shape of `denoised`.
+    levels: with a number the values are integers 0 .. levels - 1, and P is the Gaussian's mass in their bins (`discretized_log_prob`);
+        with None P is its density in the data's units.
+    scale, shift: see `discretized_log_prob`.
     """
     std = std.expand_as(denoised)
     if normalizer is not None:
@@ -63,12 +71,17 @@ def decoder_nll(
 def step_kl(
     chain: DiscreteChain, x_0: Tensor, denoised: Tensor, i: Index, variance: str = "fixed_small", fraction: Tensor | None = None
 ) -> Tensor:
-    """KL(q(x_{i-1} | x_i, x_0) || p(x_{i-1} | x_i)) in nats, i in 1 .. N - 1: x_0 and `denoised` = E[x_0 | x_i] (B, *) give (B,).
+    """KL(q(x_{i-1} | x_i, x_0) || p(x_{i-1} | x_i)) in nats, (B,).
 
-        sum_d 1/2 (log(w/v) + v/w - 1 + (m (x_0 - denoised))^2/w),   v, w the posterior's and the model's variance, m the factor of x_0
-        in the posterior's mean; with "fixed_small" it is (SNR_{i-1} - SNR_i)/2 |x_0 - denoised|^2.
+        sum_d 1/2 (log(w/v) + v/w - 1 + (m (x_0 - denoised))^2/w)
 
-    i: an index or (B,) of them. fraction: the network's v in [0, 1] for "learned", (B, *).
+    v and w are the posterior's and the model's variance, m is the factor of x_0 in the posterior's mean. With "fixed_small" it is
+    (SNR_{i-1} - SNR_i)/2 |x_0 - denoised|^2.
+
+    x_0, denoised: the data and E[x_0 | x_i], (B, *), in normalised units.
+    i: an index, or (B,) of them, in 1 .. N - 1.
+    variance: see `DiscreteChain.variance`.
+    fraction: the network's fraction of the variance in [0, 1] for "learned", (B, *).
     """
     of_data, of_posterior, of_model = _step(chain, x_0, i, variance, fraction)
     error = (of_data * (x_0 - denoised)) ** 2 / of_model
@@ -84,12 +97,15 @@ def step_log_ratio(
     variance: str = "fixed_small",
     fraction: Tensor | None = None,
 ) -> Tensor:
-    """log q(x_{i-1} | x_i, x_0) - log p(x_{i-1} | x_i) in nats at a drawn x_{i-1} = posterior mean + sqrt(v) noise: (B, *) give (B,).
+    """log q(x_{i-1} | x_i, x_0) - log p(x_{i-1} | x_i) in nats at a drawn x_{i-1} = posterior mean + sqrt(v) noise, (B,).
 
         sum_d 1/2 (log(w/v) - noise^2 + (sqrt(v) noise + m (x_0 - denoised))^2/w),   v, w, m as in `step_kl`
 
-    Its mean over the noise is `step_kl`, which is what is left of it by Rao and Blackwell: never more variance. x_i cancels. The other
-    arguments are those of `step_kl`. Ho et al. 2020, arXiv:2006.11239, section 2, equation 5.
+    Its mean over the noise is `step_kl`, which by Rao and Blackwell never has more variance. x_i cancels.
+
+    noise: standard normal, (B, *). The other arguments are those of `step_kl`.
+
+    Ho et al. 2020, arXiv:2006.11239, section 2, equation 5.
     """
     of_data, of_posterior, of_model = _step(chain, x_0, i, variance, fraction)
     offset = (of_posterior.sqrt() * noise + of_data * (x_0 - denoised)) ** 2 / of_model
@@ -97,7 +113,7 @@ def step_log_ratio(
 
 
 def _step(chain: DiscreteChain, x_0: Tensor, i: Index, variance: str, fraction: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """The factor of x_0 in the posterior's mean, the posterior's variance and the model's, each to be broadcast over `x_0`."""
+    """The factor of x_0 in the posterior's mean, the posterior's variance and the model's; each broadcasts over `x_0`."""
     of_data, _, of_posterior = (expand_as(value.to(x_0), x_0) for value in chain.posterior_coefficients(i))
     of_model = chain.variance(i, variance, fraction).to(x_0)
     if fraction is None or variance != "learned":
@@ -106,9 +122,9 @@ def _step(chain: DiscreteChain, x_0: Tensor, i: Index, variance: str, fraction: 
 
 
 def prior_kl(prior: Prior, mean: Tensor, std: float) -> Tensor:
-    """KL(N(mean, std^2 I) || prior) in nats, `mean` (B, *) gives (B,): in closed form, for a Gaussian prior.
+    """KL(N(mean, std^2 I) || prior) of a Gaussian prior, in closed form, in nats: `mean` (B, *) gives (B,).
 
-    TypeError for a prior that is neither `SDEPrior` nor `MatchedPrior`.
+    Raises TypeError for a prior that is neither `SDEPrior` nor `MatchedPrior`.
     """
     flat = mean.double().flatten(1)
     if isinstance(prior, SDEPrior):
@@ -131,8 +147,8 @@ def _spread_kl(of_q: Tensor, of_p: Tensor) -> Tensor:
     return 0.5 * (torch.expm1(log_ratio) - log_ratio)
 
 
-def variance_alone(chain: DiscreteChain, variance: str) -> Tensor:
-    """What a fixed variance contributes to each L_i for a dimension, whatever the network says: (N,), 0 at i = 0."""
+def fixed_variance_kl(chain: DiscreteChain, variance: str) -> Tensor:
+    """What a fixed variance alone contributes to each L_i, whatever the network says: (N,) nats for a dimension, 0 at i = 0."""
     known = torch.zeros(len(chain), dtype=torch.float64)
     if variance != "learned" and len(chain) > 1:
         i = torch.arange(1, len(chain))

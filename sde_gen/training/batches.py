@@ -1,0 +1,67 @@
+"""The order in which a training sees its data, and how the data are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from .. import parallel
+from ..data import Source
+from .settings import TrainSettings
+
+
+def read_batches(
+    x: Tensor | Source, encode: Callable[[Tensor], Tensor], settings: TrainSettings, step: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """This process's items of each batch from `step` on, in normalised units, after their numbers in the data.
+
+    x: the data: a tensor in normalised units, or a source in the data's own, whose items `encode` brings into normalised ones.
+    """
+    rows = parallel.share(settings.batch)
+    order = (index[rows] for index in batch_order(x.shape[0], settings.batch, settings.seed, step))
+    if isinstance(x, Tensor) and not settings.workers:
+        for index in order:
+            index = index.to(device)
+            yield index, x[index]
+        return
+    loader = DataLoader(
+        _Numbered(x if isinstance(x, Source) else x.cpu()),
+        batch_size=None,
+        sampler=order,
+        num_workers=settings.workers,
+        generator=torch.Generator(),  # else it takes a number from the global one, and dropout changes
+        pin_memory=device.type == "cuda",
+    )
+    for index, items in loader:
+        items = items.to(device, non_blocking=True)
+        yield index.to(device), encode(items) if isinstance(x, Source) else items
+
+
+class _Numbered(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+    """Batches by the numbers of their items, which are given with them."""
+
+    def __init__(self, source: Tensor | Source) -> None:
+        self.source = source
+
+    def __getitem__(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        return index, self.source[index]
+
+
+def batch_order(count: int, batch: int, seed: int, skip: int = 0) -> Iterator[Tensor]:
+    """The indices of endless batches, without the first `skip` of them.
+
+    Each pass over the data has its own random order, and batches run on across passes.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    passes, start = divmod(skip * batch, count)
+    for _ in range(passes):
+        torch.randperm(count, generator=generator)
+    left = torch.randperm(count, generator=generator)[start:]
+    while True:
+        while len(left) < batch:
+            left = torch.cat((left, torch.randperm(count, generator=generator)))
+        yield left[:batch]
+        left = left[batch:]
