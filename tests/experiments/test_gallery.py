@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 import math
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ def _load() -> ModuleType:
 gallery = _load()
 LESSONS = gallery.LESSONS
 NAMES = sys.modules["lecture"].NAMES
+MNIST = sys.modules["lecture.lesson"].MNIST
 QUICK = ("reverse_kernel", "chain", "predictor_corrector")
 """Lessons that need no network, in the order of the page."""
 
@@ -86,7 +88,13 @@ def expected(name: str) -> re.Pattern[str]:
     return re.compile("(.+)".join(re.escape(part) for part in re.split(r"<<[^<>]*>>", whole)))
 
 
-@pytest.mark.parametrize("name", LESSONS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.skipif(name == "larger_digits" and not MNIST.is_dir(), reason=f"no MNIST files in {MNIST}"))
+        for name in LESSONS
+    ],
+)
 def test_a_lesson_makes_its_picture_and_its_section(name: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
     section = gallery.section
@@ -126,6 +134,25 @@ def test_sections_are_in_the_lectures_order_and_a_remade_lesson_keeps_the_others
     assert text.startswith(gallery.HEAD) and text.count("# The gallery\n") == 1
 
 
+def test_a_lesson_without_its_data_is_skipped_in_a_sentence_and_keeps_its_section(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["lecture.lesson"], "MNIST", tmp_path / "nowhere")
+    (tmp_path / "gallery.md").write_text("<!-- larger_digits -->\nof an earlier day\n<!-- end -->\n", encoding="utf-8")
+    printed = make(tmp_path, run, "larger_digits", QUICK[0])
+    assert printed[0] == (
+        f"larger_digits is skipped: it needs MNIST's four IDX files in {tmp_path / 'nowhere'}"
+        " (SDE_GEN_DATA names another place than its parent)"
+    )
+    assert printed[-1].startswith(f"{tmp_path / 'gallery.md'}: 1 of {len(LESSONS)} lessons made in ")
+    assert list(sections(tmp_path)) == [QUICK[0], "larger_digits"] and sections(tmp_path)["larger_digits"] == "of an earlier day\n"
+
+
+def test_mnist_is_looked_for_by_the_rule_of_the_tests_of_data() -> None:
+    parent = Path(os.environ.get("SDE_GEN_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+    assert parent / "mnist" == MNIST
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -161,7 +188,7 @@ def test_the_committed_page_is_whole_and_says_what_the_lessons_say() -> None:
     docs = ROOT / "docs"
     known = (docs / "gallery.md").read_text(encoding="utf-8")
     assert gallery.page(known, {}) == known  # nothing was written into it by hand outside the sections
-    assert tuple(sections(docs)) == tuple(LESSONS) == NAMES and len(NAMES) == 11
+    assert tuple(sections(docs)) == tuple(LESSONS) == NAMES and len(NAMES) == 13
     assert sorted(path.name for path in (docs / "gallery").iterdir()) == sorted(f"{name}.png" for name in NAMES)
     for name, text in sections(docs).items():
         assert expected(name).fullmatch(text), f"docs/gallery.md: section {name} is not that of lecture/{name}.py: make it again"
