@@ -16,9 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from sde_gen import make_sde
 from sde_gen.commands.config import resolve
+from sde_gen.exact.mixtures import MixtureData
 
 ROOT = Path(__file__).parents[2]
 
@@ -193,3 +196,35 @@ def test_the_committed_page_is_whole_and_says_what_the_lessons_say() -> None:
     for name, text in sections(docs).items():
         assert expected(name).fullmatch(text), f"docs/gallery.md: section {name} is not that of lecture/{name}.py: make it again"
         check_picture(docs / "gallery" / f"{name}.png")
+
+
+def test_f_and_g_make_the_alpha_and_sigma_that_the_first_lesson_says() -> None:
+    lesson = sys.modules["lecture.forward"]
+    for sde in lesson.schedules().values():
+        alpha, sigma = (float(value) for value in sde.marginal(torch.tensor(0.5, dtype=torch.float64)))
+        mean, std = lesson.simulated(sde, 0.5, 4000, 200)
+        assert abs(mean - alpha) < 4 * sigma / math.sqrt(4000) and abs(std / sigma - 1) < 4 / math.sqrt(8000) + 0.02
+
+
+def test_the_mean_noise_in_a_state_is_the_score_that_the_second_lesson_says() -> None:
+    lesson = sys.modules["lecture.score_matching"]
+    sde = make_sde("cosine")
+    data = MixtureData(torch.tensor(lesson.WEIGHTS), torch.tensor(lesson.MEANS)[:, None], torch.full((3, 1, 1), lesson.STD**2))
+    t = torch.full((400_000,), lesson.TIME, dtype=torch.float64)
+    x, noise = lesson.noised(sde, data.sample(len(t), seed=0).float(), t, seed=1)
+    exact = lesson.exact_noise(data, sde, x, t)
+    for low in (-1.5, -0.5, 0.5, 1.4):
+        own = ((x > low) & (x < low + 0.1))[:, 0]
+        error = float(noise[own].std()) / math.sqrt(int(own.sum()))
+        assert abs(float(noise[own].mean() - exact[own].mean())) < 4 * error < 0.1
+
+
+def test_classes_are_read_from_clean_digits_and_guessed_from_noise() -> None:
+    lesson = sys.modules["lecture.larger_digits"]
+    known = torch.randn(200, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(200) % 10
+    assert torch.equal(lesson.class_read(known, labels, known, 4.0), labels)
+    few = lesson.class_read(known, torch.where(labels < 3, 3, labels), known, -6.0)
+    assert float((few == 3).double().mean()) > 0.9  # the largest class, whatever is shown
+    shares = torch.sigmoid(2 * (lesson.FINE + 1)).mul(0.8).add(0.1).tolist()
+    assert lesson.half_way(shares) == pytest.approx(-1, abs=0.02)
