@@ -74,8 +74,8 @@ def draw(studio: Studio) -> Numbers:
     kept_first = kept(model, first, float(times[0]))
     agreement = float(torch.corrcoef(torch.stack((kept_first, bits.each.double())))[0, 1])
 
-    figure = fig.new_figure(11, 8)
-    top, middle, low = figure.subfigures(3, 1, height_ratios=(1.3, 1.2, 0.75))
+    figure = fig.new_figure(11, 7.6)
+    top, middle, low = figure.subfigures(3, 1, height_ratios=(1.3, 1.2, 0.62))
     columns = [round(k) for k in torch.linspace(0, len(levels) - 1, COLUMNS).tolist()]
     axes = top.subplots()
     path = torch.stack([model.normalizer.decode(states[k]) for k in columns], 1)

@@ -55,7 +55,7 @@ def loss_figure(history: Sequence[Mapping[str, Any]], baselines: Mapping[str, Se
         if not {"step", "loss"} <= entry.keys():
             raise ValueError(f'each entry of history needs "step" and "loss", not only {sorted(entry)}')
     figure = fig.new_figure(10.5, 5.2)
-    left, right = figure.subfigures(1, 2)
+    left, right = figure.subfigures(1, 2, squeeze=False)[0]
     draw_loss_over_steps(left, history)
     draw_loss_by_level(right.subplots(), history, baselines or {})
     return figure
@@ -123,7 +123,9 @@ def draw_loss_by_level(axes: Axes, history: Sequence[Mapping[str, Any]], baselin
     def over_zero(levels: Array, loss: Array) -> Array:
         return loss / np.interp(levels, base["levels"], base["zero"]) if "zero" in base else loss
 
-    fig.style(axes, "Held-out error by noise level", "← noise       half log-SNR  λ = log(α/σ)       data →", "error / zero predictor's error")
+    fig.style(
+        axes, "Held-out error by noise level", "← noise       half log-SNR  λ = log(α/σ)       data →", "error / zero predictor's error"
+    )
     curves = [entry for entry in history if entry.get("level_loss") is not None]
     shown = [*(curves[:-1][k] for k in fig.spread(len(curves) - 1, 4)), *curves[-1:]]
     values = [np.ones(1)]
