@@ -162,8 +162,8 @@ Gaussians, which is what $p_t$ is, is their mean by the same probabilities:
 $$\nabla \log p_t(x_t) = \mathrm{E}\big[ \nabla \log p(x_t | x_0) \,\big|\, x_t \big] = - \frac{\mathrm{E}[\epsilon | x_t]}{\sigma} .$$
 
 The same network tells the data that is expected, $\mathrm{E}[x_0 | x_t]$: the mean of all data that could have become $x_t$. From
-$x_t = \alpha x_0 + \sigma \epsilon$ follows $\mathrm{E}[x_0 | x_t] = (x_t - \sigma\, \mathrm{E}[\epsilon | x_t])/\alpha$, Tweedie's formula.
-Noise, score and expected data are three names for one answer.
+$x_t = \alpha x_0 + \sigma \epsilon$ follows $\mathrm{E}[x_0 | x_t] = (x_t - \sigma\, \mathrm{E}[\epsilon | x_t])/\alpha$, Tweedie's
+formula. Noise, score and expected data are three names for one answer.
 
 The data here is a mixture of three Gaussians, whose score is known. After <<steps:,>> steps the network's mean square error against the
 exact $\mathrm{E}[\epsilon | x_t]$ is <<error:.4f>>, <<share:.1%>> of that function's own mean square. Its loss is <<loss:.3f>> and will

@@ -31,8 +31,8 @@ def plot_loss(
 ) -> Path:
     """Written to `path` (.png): the loss over training steps, the held-out error over training steps, and that error by noise level.
 
-    The training loss has the weights and times of its objective; the held-out one is the mean over the noise levels of the squared error over
-    the zero predictor's. The two numbers are of different scales, so each has a panel of its own. The second is left out where nothing was
+    The training loss has the weights and times of its objective; the held-out error is the mean over the noise levels of the squared error
+    over the zero predictor's. The two are of different scales, so each has a panel of its own. The second is left out where nothing was
     held out.
 
     history: {"step", "seconds", "loss", optional "validation": float, optional "levels": lambda = log(alpha/sigma) of each level,

@@ -57,7 +57,7 @@ class TestLoss:
         assert right.get_legend().get_window_extent().y1 < right.get_window_extent().y0
 
     def test_where_nothing_was_held_out_there_is_no_panel_for_it(self):
-        training, right = loss_figure([{"step": k, "loss": 1.0} for k in range(3)]).axes
+        training, _ = loss_figure([{"step": k, "loss": 1.0} for k in range(3)]).axes
         assert set(self.lines(training)) == {"training"} and "training step" in training.get_xlabel()
 
     def test_the_best_on_the_training_data_is_cut_off_where_the_others_end(self):
