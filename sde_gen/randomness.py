@@ -27,7 +27,7 @@ _C1, _C2 = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
 _GOLDEN = _signed(0x9E3779B97F4A7C15)
 
 
-def mix(z: Tensor) -> Tensor:
+def splitmix64(z: Tensor) -> Tensor:
     """The splitmix64 finaliser on int64 tensors: a bijection whose output bits look independent (Steele et al. 2014)."""
     # torch shifts arithmetically, so the sign's copies are masked away.
     z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * _C1
@@ -64,11 +64,11 @@ class NoiseStream:
         self._block = 0
         index = torch.arange(start, start + count, dtype=torch.int64)
         # Every bit of the seed moves the start of the stream; indices are then distinct for any one seed.
-        base = mix(torch.tensor(_signed(check_seed(seed) + 0x5DEECE66D), dtype=torch.int64))
+        base = splitmix64(torch.tensor(_signed(check_seed(seed) + 0x5DEECE66D), dtype=torch.int64))
         if device.type == "cpu":
             self._generators = [torch.Generator().manual_seed(value) for value in _twist32(int(base) + index).tolist()]
         else:
-            self._keys = mix(mix(base + index * _GOLDEN) ^ base).to(device)
+            self._keys = splitmix64(splitmix64(base + index * _GOLDEN) ^ base).to(device)
 
     def draw(self) -> Tensor:
         """The next draw, shape (B, *shape)."""
@@ -109,8 +109,8 @@ def counter_normal(keys: Tensor, block: int, size: int, dtype: torch.dtype) -> T
 
     splitmix64 hashes give two 32-bit uniforms each, Box-Muller makes them normal.
     """
-    stream = mix(keys + _signed(block * 0xD1342543DE82EF95))[:, None]
-    bits = mix(stream + torch.arange((size + 1) // 2, device=keys.device) * _GOLDEN)
+    stream = splitmix64(keys + _signed(block * 0xD1342543DE82EF95))[:, None]
+    bits = splitmix64(stream + torch.arange((size + 1) // 2, device=keys.device) * _GOLDEN)
     unit = 2.0**-32
     first = ((bits & 0xFFFFFFFF).to(torch.float64) + 0.5).mul_(unit).to(dtype)
     second = (((bits >> 32) & 0xFFFFFFFF).to(torch.float64) + 0.5).mul_(unit).to(dtype)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from sde_gen.randomness import NoiseStream, check_seed, counter_normal, mix
+from sde_gen.randomness import NoiseStream, check_seed, counter_normal, splitmix64
 
 CPU = torch.device("cpu")
 
@@ -82,7 +82,7 @@ def test_a_run_of_seeds_is_independent():
 
 
 def keys(count: int) -> torch.Tensor:
-    return mix(torch.arange(count, dtype=torch.int64))
+    return splitmix64(torch.arange(count, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -105,14 +105,14 @@ def test_counter_normals_do_not_depend_on_the_batch():
     assert len(torch.unique(torch.cat([counter_normal(keys(64), b, 1, torch.float64) for b in range(4)]))) == 256
 
 
-def test_mix_is_splitmix64():
+def test_splitmix64_is_the_published_one():
     def reference(z: int) -> int:
         z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
         z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
         return z ^ (z >> 31)
 
     values = [0, 1, 12345, 2**62 + 7, -1, -(2**63)]
-    got = mix(torch.tensor(values, dtype=torch.int64)).tolist()
+    got = splitmix64(torch.tensor(values, dtype=torch.int64)).tolist()
     assert [value % 2**64 for value in got] == [reference(value % 2**64) for value in values]
 
 

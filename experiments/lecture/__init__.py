@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from .lesson import Lesson, Studio
+from .lesson import Lesson, Skipped, Studio
 
 NAMES = (
     "forward",
+    "score_matching",
     "density",
     "noise",
     "reverse_kernel",
@@ -18,7 +19,8 @@ NAMES = (
     "two_clocks",
     "likelihood",
     "solvers",
+    "larger_digits",
 )
 LESSONS: dict[str, Lesson] = {name: import_module(f".{name}", __name__).LESSON for name in NAMES}
 
-__all__ = ["LESSONS", "Lesson", "Studio"]
+__all__ = ["LESSONS", "Lesson", "Skipped", "Studio"]

@@ -17,6 +17,8 @@ from .lesson import Lesson, Numbers, Studio
 STEPS = (25, 50, 100, 200, 400, 800, 1600)
 FEW = 25
 SAMPLES = 20_000
+LOW, HIGH = -1.8, -0.2
+"""Of the histogram: about the left mode of the two."""
 
 
 def ddpm(sde: VPSDE, steps: int) -> DiscreteChain:
@@ -63,17 +65,19 @@ def draw(studio: Studio) -> Numbers:
     middle.set_ylim(top=60 * max(values[0] for values in errors.values()))
     fig.legend(middle)
 
-    x = torch.linspace(-2, 2, 400, dtype=torch.float64)[:, None]
+    x = torch.linspace(LOW, HIGH, 400, dtype=torch.float64)[:, None]
     right.plot(x[:, 0].numpy(), mixture.log_prob(x).exp().numpy(), color="black", linewidth=2, label="data (exact)")
     model = mixture.model(sde)
-    distances = {}
-    for name, colour in (("ancestral", fig.BLUE), ("em", fig.ORANGE)):
-        drawn = sde_gen.sample(model, (studio.count(SAMPLES, 500), 1), solver=name, steps=FEW, seed=0).x.double()[:, 0]
-        distances[name] = mode_std(drawn), mode_error(drawn)
-        label = {"ancestral": "ancestral, smaller variance", "em": "Euler–Maruyama"}[name]
-        right.hist(drawn.numpy(), bins=120, range=(-2, 2), density=True, histtype="step", color=colour, linewidth=1.3, label=label)
-    fig.style(right, f"Samples of N = {FEW} steps, exact score", "x", "density")
-    right.set_ylim(0, 1.45 * float(mixture.log_prob(x).exp().max()))
+    widths = {}
+    for (label, solver), colour in zip(backwards.items(), (fig.BLUE, fig.GREEN, fig.ORANGE), strict=True):
+        drawn = sde_gen.sample(model, (studio.count(SAMPLES, 500), 1), solver, steps=FEW, seed=0).x.double()[:, 0]
+        widths[label] = mode_std(drawn), mode_error(drawn)
+        bins = torch.linspace(LOW, HIGH, 56, dtype=torch.float64)
+        share = torch.histogram(drawn, bins).hist / (len(drawn) * float(bins[1] - bins[0]))
+        right.stairs(share.numpy(), bins.numpy(), baseline=None, color=colour, linewidth=1.4, label=f"{label}: {widths[label][0]:.3f} wide")
+    fig.style(right, f"Left mode, 0.2 wide, of N = {FEW} steps", "x", "density")
+    right.set_xticks([-1.6, -1.2, -0.8, -0.4])
+    right.set_ylim(0, 2.0 * float(mixture.log_prob(x).exp().max()))
     fig.legend(right)
     studio.save(figure, "chain")
     order = {name: slope(STEPS[2:], values[2:]) for name, values in errors.items()}
@@ -88,10 +92,11 @@ def draw(studio: Studio) -> Numbers:
         "em_last": last["Euler–Maruyama"],
         "few": FEW,
         "std": 0.2,
-        "std_ancestral": distances["ancestral"][0],
-        "std_em": distances["em"][0],
-        "error_ancestral": distances["ancestral"][1],
-        "error_em": distances["em"][1],
+        **{
+            f"{part}_{key}": value
+            for key, pair in zip(("small", "large", "em"), widths.values(), strict=True)
+            for part, value in zip(("std", "error"), pair, strict=True)
+        },
     }
 
 
@@ -114,19 +119,20 @@ variance-preserving SDE (Song et al. 2021, arXiv:2011.13456):
 $$x_i = \sqrt{1 - \beta_i}\, x_{i-1} + \sqrt{\beta_i}\, \epsilon \quad\longrightarrow\quad
 \mathrm{d}x = -\tfrac12 \beta(t)\, x\, \mathrm{d}t + \sqrt{\beta(t)}\, \mathrm{d}w .$$
 
-The way back has two readings as well: ancestral sampling takes the chain's own posterior, with the smaller of the two variances that Ho
-et al. name or the larger, and Euler-Maruyama steps along the reverse SDE. With the exact score of Gaussian data all of them reach the
-data's variance with an error that falls as 1/N; at 1,600 steps it is <<small_last:.2%>>, <<large_last:.2%>> and <<em_last:.2%>>. The
-smaller variance is exact for data at a single point and too narrow for any other, the larger is exact for noise: at <<few>> steps the
-modes of a mixture, <<std:.1f>> wide, come out <<std_ancestral:.3f>> wide by the smaller one and <<std_em:.3f>> by Euler-Maruyama.
+The way back has two readings as well: ancestral sampling takes the chain's own posterior, with the smaller of the two variances that Ho et
+al. name or the larger, and Euler-Maruyama steps along the reverse SDE. With the exact score of Gaussian data all of them reach the data's
+variance with an error that falls as 1/N; at 1,600 steps it is <<small_last:.2%>>, <<large_last:.2%>> and <<em_last:.2%>> of that variance.
+The smaller variance is exact for data at a single point and too narrow for any other, the larger is exact for data that are noise already:
+at <<few>> steps a mode of a mixture, <<std:.1f>> wide (one standard deviation), comes out <<std_small:.3f>> wide by the smaller one,
+<<std_large:.3f>> by the larger and <<std_em:.3f>> by Euler-Maruyama.
 """,
     (
         "order in 1/N: the chain's alpha^2 <<forward:.2f>>; variance reached by ancestral, smaller <<small:.2f>>, larger <<large:.2f>>,"
         " by Euler-Maruyama <<em:.2f>>",
-        "its error at 1,600 steps: <<small_last:.3%>>, <<large_last:.3%>>, <<em_last:.3%>>",
-        "width of a mode (<<std:.1f>>) at <<few>> steps: ancestral <<std_ancestral:.4f>> +- <<error_ancestral:.4f>>,"
-        " Euler-Maruyama <<std_em:.4f>> +- <<error_em:.4f>>",
+        "its error at 1,600 steps, of the data's variance: <<small_last:.3%>>, <<large_last:.3%>>, <<em_last:.3%>>",
+        "standard deviation of a mode (<<std:.1f>>) at <<few>> steps: ancestral, smaller <<std_small:.4f>> +- <<error_small:.4f>>, larger"
+        " <<std_large:.4f>> +- <<error_large:.4f>>, Euler-Maruyama <<std_em:.4f>> +- <<error_em:.4f>>",
     ),
-    "The chain's staircase beside the SDE's curve, errors that halve when the steps double, and histograms of samples at 25 steps",
+    "The chain's staircase beside the SDE's curve, errors that halve when the steps double, and histograms of one mode at 25 steps",
     draw,
 )

@@ -20,14 +20,19 @@ from .lesson import Lesson, Numbers, Studio
 WEIGHTS, MEANS, STD = (0.2, 0.5, 0.3), (-1.5, 0.0, 1.2), 0.15
 COLOURS = (fig.BLUE, fig.ORANGE, fig.GREEN)
 WAYS = {
-    "sde": ("em", 400, "Reverse SDE: new noise at every step, paths cross"),
+    "sde": ("em", 500, "Reverse SDE: new noise at every step, paths cross"),
     "flow": ("heun", 80, "Probability flow: no noise, lines never cross"),
 }
-LINES, SHOWN = 96, 8
+LINES, SHOWN = 96, 12
 """Paths that are followed, from evenly spaced quantiles of the noise, and how many of them share one that is drawn."""
 SAMPLES = 10_000
+GRID = "half_log_snr"
 HIGH = 2.6
 """Of the picture: x runs from -HIGH to HIGH."""
+LAST = 3.6
+"""Of the picture: half log-SNR at its right edge, where nothing moves any more."""
+MARKS = (-4.0, -2.0, 0.0, 2.0)
+"""Half log-SNRs with a tick."""
 
 
 def cdf(data: MixtureData, x: Tensor, sde: SDE, t: float) -> Tensor:
@@ -72,20 +77,22 @@ def draw(studio: Studio) -> Numbers:
     }
     for (way, (solver, steps, title)), (noise, middle, end) in zip(WAYS.items(), grid, strict=True):
         steps = studio.count(steps, 40)
-        out = sde_gen.sample(model, starts.shape, solver, steps, x_init=starts, final="state", trajectory="states")
+        out = sde_gen.sample(model, starts.shape, solver, steps, grid=GRID, seed=1, x_init=starts, final="state", trajectory="states")
         assert out.trajectory is not None and out.times is not None
         paths = torch.cat((starts[None], out.trajectory))
         numbers[f"crossed_{way}"] = crossed(paths)
         heat(middle, data, sde)
+        levels = sde.half_log_snr(torch.tensor([sde.t_max, *out.times.tolist()], dtype=torch.float64)).tolist()
         for k in range(SHOWN // 2, LINES, SHOWN):
             colour = COLOURS[int(mode(out.x[k : k + 1]))]
-            middle.plot([sde.t_max, *out.times.tolist()], paths[:, k, 0].tolist(), color=colour, linewidth=0.9 if way == "sde" else 1.6)
-            middle.plot([sde.t_max], paths[0, k].tolist(), "o", color="black", markersize=3.5, clip_on=False, zorder=4)
-        fig.style(middle, title, "time t: noise on the left, data on the right", "")
+            middle.plot(levels, paths[:, k, 0].tolist(), color=colour, linewidth=0.8 if way == "sde" else 1.6)
+            middle.plot(levels[:1], paths[0, k].tolist(), "o", color="black", markersize=3.5, clip_on=False, zorder=4)
+        fig.style(middle, title, "λ = log(α/σ) and its time t: noise on the left, data on the right", "")
         middle.grid(False)
-        middle.set_xlim(sde.t_max, sde.t_min)
+        middle.set_xlim(levels[0], LAST)
+        middle.set_xticks(MARKS, [f"{level:.0f}\nt = {float(sde.time_of(level)):.2f}".replace("-", "\N{MINUS SIGN}") for level in MARKS])
 
-        x = sde_gen.sample(model, prior.shape, solver, steps, seed=1, x_init=prior, final="state").x
+        x = sde_gen.sample(model, prior.shape, solver, steps, grid=GRID, seed=1, x_init=prior, final="state").x
         density(noise, data, sde, sde.t_max, "noise")
         noise.set_ylabel("x", fontsize=fig.TEXT)
         noise.invert_xaxis()
@@ -114,14 +121,15 @@ def draw(studio: Studio) -> Numbers:
 
 
 def heat(axes: Axes, data: MixtureData, sde: SDE) -> None:
-    """p_t(x) over time in greys, each time's by its own highest value."""
+    """p_t(x) over the half log-SNR in greys, each time's by its own highest value."""
     x = torch.linspace(-HIGH, HIGH, 261, dtype=torch.float64)[:, None]
-    times = torch.linspace(sde.t_max, sde.t_min, 301, dtype=torch.float64)
+    first = float(sde.half_log_snr(sde.t_max))
+    times = sde.time_of(torch.linspace(first, LAST, 301, dtype=torch.float64)).clamp(sde.t_min, sde.t_max)
     image = torch.stack([data.log_prob(x, sde, float(t)).exp() for t in times], dim=1)
-    # a lighter end than black, so that lines stand out; t falls to the right
+    # a lighter end than black, so that lines stand out
     axes.imshow(
         (image / image.amax(0)).numpy(),
-        extent=(sde.t_max, sde.t_min, -HIGH, HIGH),
+        extent=(first, LAST, -HIGH, HIGH),
         origin="lower",
         aspect="auto",
         cmap="Greys",
@@ -143,17 +151,18 @@ LESSON = Lesson(
     "Two ways back from noise",
     r"""
 Run backwards in time, the noising process is again a stochastic differential equation (Anderson 1982), and all that it asks for is
-the score, the gradient of the log-density at each time. Half of the score and no noise at all gives a differential equation with the
-same density at every time, the probability flow (Song et al. 2021, arXiv:2011.13456):
+the score of the lesson before, the gradient of the log-density at each time. Half of the score and no noise at all gives a differential
+equation with the same density at every time, the probability flow (Song et al. 2021, arXiv:2011.13456):
 
 $$\mathrm{d}x = \left[ f\,x - g^2\, \nabla_x \log p_t(x) \right] \mathrm{d}t + g\, \mathrm{d}\bar w , \qquad
 \mathrm{d}x = \left[ f\,x - \tfrac12 g^2\, \nabla_x \log p_t(x) \right] \mathrm{d}t .$$
 
-The data is a mixture of three Gaussians, so the score is exact; the grey is p_t(x), each time's by its own highest value. Both ways arrive
-at the mixture (the middle mode has <<weight_1:.0%>> of the data, and <<sde_1:.1%>> and <<flow_1:.1%>> of the samples, standard error
-<<error:.1%>>), by very different roads. The flow is a map: its lines never cross (<<crossed_flow>> of <<pairs:,>> pairs), so each keeps its
-quantile. Of the paths of the SDE <<crossed_sde:,>> pairs cross, and where one ends says next to nothing of where it began: rank correlation
-<<rank_sde:.3f>> +- <<rank_error:.3f>>, against <<rank_flow:.3f>> along the flow.
+The data is the mixture of three Gaussians again, and the score is the exact one. The picture runs in $\lambda$, in which the noise comes
+in evenly; the grey is $p_t(x)$, each time's by its own highest value. Both ways arrive at the mixture: the middle mode has
+<<weight_1:.0%>> of the data, and <<sde_1:.1%>> and <<flow_1:.1%>> of the samples (standard error <<error:.1%>> of the samples), by very
+different roads. The flow is a map: its lines never cross (<<crossed_flow>> of <<pairs:,>> pairs), so each keeps its quantile. Of the paths
+of the SDE <<crossed_sde:,>> pairs cross, and where one ends says next to nothing of where it began: rank correlation <<rank_sde:.3f>> +-
+<<rank_error:.3f>>, against <<rank_flow:.3f>> along the flow.
 """,
     (
         "shares of the modes: data <<weight_0:.3f>>, <<weight_1:.3f>>, <<weight_2:.3f>>;"
@@ -163,6 +172,6 @@ quantile. Of the paths of the SDE <<crossed_sde:,>> pairs cross, and where one e
         "rank correlation of start and end: reverse SDE <<rank_sde:.3f>> +- <<rank_error:.3f>>, flow <<rank_flow:.6f>>",
         "largest change of a quantile along the flow: <<quantile:.1e>>",
     ),
-    "Density of a one-dimensional mixture over time in grey; above it paths of the reverse SDE, which cross, and flow lines, which do not",
+    "Density of a one-dimensional mixture by noise level; above it paths of the reverse SDE, which cross, and flow lines, which do not",
     draw,
 )

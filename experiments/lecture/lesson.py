@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,13 +23,20 @@ from sde_gen.report.images import Range, image_grid
 MOST_BYTES = 300_000
 """Of a picture."""
 STEPS = 700
-"""Of training the digits network that the lessons share: about a minute on two cores."""
+"""Of training the digits network that the lessons share: about a minute on two cores. `run.py`'s default is 1,800."""
+MNIST = Path(os.environ.get("SDE_GEN_DATA", Path(__file__).resolve().parents[3] / "shared" / "data")) / "mnist"
+"""Where the four IDX files of MNIST are looked for: beside the checkout, or under $SDE_GEN_DATA."""
+
+
+class Skipped(Exception):
+    """A lesson that cannot be made on this machine; the message says why, in one sentence."""
 
 
 @dataclass
 class Studio:
-    """place: the directory of the pictures; run: the run directory of the digits network, trained the first time that a lesson asks for it;
-    scale: a share of the samples and steps, for trying a lesson out (the page is made at 1)."""
+    """place: the directory of the pictures; run: the run directory of the digits network, trained the first time that a lesson asks for it
+    (that of the MNIST network has "-mnist" after it); scale: a share of the samples and steps, for trying a lesson out (the page is made
+    at 1); steps: of training each of the two networks."""
 
     place: Path
     run: Path
@@ -48,6 +56,20 @@ class Studio:
     def model(self) -> sde_gen.ScoreModel:
         """The digits network: `experiments/run.py`'s default recipe, shorter; VP, with averaged weights."""
         return open_run(resolve({"training": {"steps": self.steps}}), self.run).model
+
+    @cached_property
+    def mnist(self) -> sde_gen.Dataset:
+        """MNIST's handwritten digits, 28x28, values 0 to 255; `Skipped` where its files are missing."""
+        if not MNIST.is_dir():
+            raise Skipped(f"it needs MNIST's four IDX files in {MNIST} (SDE_GEN_DATA names another place than its parent)")
+        return sde_gen.load_dataset("mnist", root=MNIST)
+
+    @cached_property
+    def mnist_model(self) -> sde_gen.ScoreModel:
+        """The MNIST network: `experiments/run.py --data mnist`'s recipe, far shorter."""
+        training = {"steps": self.steps, "max_seconds": None}
+        config = resolve({"data": {"name": "mnist", "root": str(MNIST)}, "training": training})
+        return open_run(config, self.run.with_name(f"{self.run.name}-mnist")).model
 
     def save(self, figure: Figure, name: str) -> Path:
         """Write `name`.png; ValueError where it is larger than a page should load."""

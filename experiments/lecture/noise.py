@@ -156,7 +156,7 @@ def show_regions(axes: Axes, numbers: Numbers) -> None:
     axes.set_ylim(top=20)
     axes.set_yticks([1e-3, 1e-2, 0.1, 1], ["0.1 %", "1 %", "10 %", "100 %"])
     axes.set_xticks(range(3), REGIONS)
-    fig.style(axes, "The error by region, and with noise in training", "", "squared error / square of the score")
+    fig.style(axes, "The error by region, and with noise in training", "", "mean square error, of the score's mean square")
     fig.legend(axes)
 
 
@@ -175,29 +175,31 @@ def show_samples(axes: Axes, x: Tensor, near: Tensor, title: str) -> None:
 LESSON = Lesson(
     "Why noise is needed",
     r"""
-A network learns the score where there is data, since what it minimises, the Fisher divergence, weights the error by the density (implicit
-score matching, Hyvärinen 2005, is the same but for a constant):
+Could the score of the data themselves be learned, with no noise at all? There is a loss for it. It is the Fisher divergence, the mean
+square error of the score over the data, in a form that does not need the score (implicit score matching, Hyvärinen 2005):
 
 $$\tfrac12\, \mathbb{E}_{p}\, \| s(x) - \nabla_x \log p(x) \|^2
 = \mathbb{E}_{p} \left[ \tfrac12 \| s(x) \|^2 + \mathrm{div}\, s(x) \right] + \text{const} .$$
 
-Where there is none, it guesses. The mixture here has <<weight:.0%>> of its mass in one mode, and between the two the density falls to
-<<desert:.0e>> of the peak. A network that sees only the data errs by <<fisher:.3f>> on average over new data, and by <<bare_2:.0f>> over
-the area where fewer than one item in a thousand lies: <<bare_share_2:.0%>> of the score's own square there. With noise of standard
-deviation <<level:.0f>> added, the data fills the plane, and the same network errs by <<noised_share_2:.2%>> of that density's score in the
-same area (Song and Ermon 2019, arXiv:1907.05600).
+So a network learns the score where there is data; where there is none, it guesses. The mixture here has <<weight:.0%>> of its mass in one
+mode, and between the two the density falls to <<desert:.0e>> of the peak. A network that sees only the data has a mean square error of
+<<fisher:.3f>> over new data, and of <<bare_2:.0f>> over the area where fewer than one item in a thousand lies, the desert:
+<<bare_share_2:.0%>> of the mean square of the score itself there. With noise of standard deviation <<level:.0f>> added, the data fills the
+plane, and the same network's error in the same area is <<noised_share_2:.2%>> of the mean square of the noised density's score (Song and
+Ermon 2019, arXiv:1907.05600).
 
 The desert hurts even where the score is exact. Langevin dynamics, $x \leftarrow x + e\, \nabla_x \log p(x) + \sqrt{2 e}\, z$, has the
 right density in the end, but nobody can wait for it: in the second half of <<calls>> steps <<crossed>> of <<count:,>> samples changed
-their mode, and <<plain_share:.1%>> are in the larger one. Annealed Langevin dynamics begins with much noise, where the modes are one, and
-lowers it: <<annealed_share:.1%>> +- <<annealed_error:.1%>>. It is not exact, since it must keep up with the falling noise: with the
-package's default steps (`snr=0.16` where the picture has 0.3) it lags, with <<default_share:.1%>> and modes of spread
-<<default_spread:.2f>> instead of 1. The reverse SDE (`em`, as many calls, same starts) has <<em_share:.1%>> and <<em_spread:.2f>>.
+their mode, and <<plain_share:.1%>> of them are in the larger one, which has <<weight:.0%>> of the data. Annealed Langevin dynamics begins
+with much noise, where the modes are one, and lowers it: <<annealed_share:.1%>> +- <<annealed_error:.1%>>. It is not exact, since it must
+keep up with the falling noise: with the package's default steps (`snr=0.16` where the picture has 0.3) it lags, with <<default_share:.1%>>
+and modes of spread <<default_spread:.2f>> instead of 1. The reverse SDE (`em`, as many calls, same starts) has <<em_share:.1%>> and
+<<em_spread:.2f>>.
 """,
     (
-        "squared error without noise: <<fisher:.4f>> +- <<fisher_error:.4f>> over new data; <<bare_0:.4f>> over the area with 90 %"
-        " of the data, <<bare_1:.3f>> with the next 9.9 %, <<bare_2:.2f>> in the desert",
-        "as a share of the score's square: without noise <<bare_share_0:.2%>>, <<bare_share_1:.2%>>, <<bare_share_2:.1%>>;"
+        "mean square error of the score without noise: <<fisher:.4f>> +- <<fisher_error:.4f>> over new data; <<bare_0:.4f>> over"
+        " the area with 90 % of the data, <<bare_1:.3f>> with the next 9.9 %, <<bare_2:.2f>> in the desert",
+        "as a share of the mean square of the score: without noise <<bare_share_0:.2%>>, <<bare_share_1:.2%>>, <<bare_share_2:.1%>>;"
         " with noise of <<level:.0f>> <<noised_share_0:.2%>>, <<noised_share_1:.2%>>, <<noised_share_2:.2%>> (one network each)",
         "<<calls>> calls, <<count:,>> samples each: share of the larger mode (data: <<weight:.1%>>), spread of a mode"
         " (data: 1; +- <<spread_error:.3f>>)",

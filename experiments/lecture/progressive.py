@@ -114,11 +114,12 @@ def draw(studio: Studio) -> Numbers:
 LESSON = Lesson(
     "Progressive generation",
     r"""
-Tweedie's formula turns the score into the expected image,
+The expected image, the mean of all images that could have become $x_t$ each counted by its probability, comes from the score by Tweedie's
+formula (lesson 2),
 
 $$\mathrm{E}[x_0 \mid x_t] = \frac{x_t + \sigma^2(t)\, \nabla \log p_t(x_t)}{\alpha(t)} ,$$
 
-which is blurred while much is open. Ho et al. (2020, arXiv:2006.11239, section 4.3) watch it sharpen, and draw several samples from one
+and is blurred while much is open. Ho et al. (2020, arXiv:2006.11239, section 4.3) watch it sharpen, and draw several samples from one
 shared $x_t$. For an exact score three things are one number: how far the expected image is from the end of the run, how far samples of one
 $x_t$ spread about their mean, and how far the expected image of a noised real digit is from that digit. At t = 0.2 they are <<guess2:.2f>>,
 <<shared2:.2f>> and <<real2:.2f>> of the data's spread: the network is surer of its own samples than it should be of real digits. On these

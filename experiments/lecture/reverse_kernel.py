@@ -143,7 +143,8 @@ LESSON = Lesson(
     "Why so many small steps",
     r"""
 Let the data be four points $z_1, \dots, z_4$ on a line. Then the exact way back from t to an earlier time s is known: it is a mixture, with
-a component for each point, weighted by the point's posterior probability. DDPM's ancestral step puts the points' mean in their place:
+a component for each point, weighted by the point's posterior probability. DDPM's ancestral step
+puts the points' mean under these probabilities, $\mathrm{E}[x_0 | x_t]$, in their place:
 
 $$p(x_s \mid x_t) = \sum_j w_j(x_t)\, \mathcal{N}(x_s;\, a x_t + b z_j,\, c^2) \quad\approx\quad
 \mathcal{N}\big(x_s;\, a x_t + b\, \mathrm{E}[x_0 \mid x_t],\, c^2\big) .$$

@@ -262,7 +262,7 @@ def measure_moments(
 
 @torch.no_grad()
 def _measure_largest(model: Denoiser, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Moments | None:
-    sde, dim, axes = model.sde, int(torch.Size(shape).numel()), MEASURED_AXES
+    dim, axes = int(torch.Size(shape).numel()), MEASURED_AXES
     noise = NoiseStream(SEED, 0, axes, shape, dtype, device)
     spread = 1.0
     for _ in range(2):  # the second time at the level that the first one's spread asks for

@@ -30,15 +30,15 @@ def _panel(height: float = HEIGHT) -> tuple[Figure, Axes]:
 
 def loss_by_level(history: Sequence[Mapping[str, Any]], baselines: Mapping[str, Sequence[float]]) -> str:
     """See `plots.plot_loss`."""
-    figure, axes = _panel()
+    figure, axes = _panel(1.3 * HEIGHT)
     draw_loss_by_level(axes, history, baselines)
     return svg_uri(figure)
 
 
 def loss_over_steps(history: Sequence[Mapping[str, Any]]) -> str:
     """See `plots.plot_loss`."""
-    figure, axes = _panel()
-    draw_loss_over_steps(axes, history)
+    figure = fig.new_figure(WIDTH, 1.3 * HEIGHT)
+    draw_loss_over_steps(figure, history)
     return svg_uri(figure)
 
 

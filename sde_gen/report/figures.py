@@ -47,6 +47,13 @@ def legend(axes: Axes) -> None:
     axes.legend(fontsize=TEXT, frameon=True, framealpha=0.85, edgecolor="none")
 
 
+def legend_below(axes: Axes) -> None:
+    """The legend in two columns under the axis' name, where it covers nothing."""
+    axes.legend(
+        fontsize=TEXT, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.45, -0.16), columnspacing=1.2, handlelength=1.6
+    )
+
+
 def warn(axes: Axes, text: str) -> None:
     """A red note inside the panel: what it could not show."""
     if text:

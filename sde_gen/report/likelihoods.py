@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from . import figures as fig
@@ -119,24 +120,32 @@ def plot_terms(chains: Mapping[str, Terms], path: str | os.PathLike[str], contin
     sum of the L_t. Bands are one standard error; of more than `GROUPS` terms neighbours are averaged. A bound's `terms`, `edges` and
     `counts` are those of `sde_gen.discrete.Elbo`. Raises ValueError where there is no chain, or one of a single step.
     """
+    return fig.save_figure(terms_figure(chains, continuous), path)
+
+
+def terms_figure(chains: Mapping[str, Terms], continuous: Terms | None = None) -> Figure:
+    """The figure of `plot_terms`."""
     if not chains or min(len(bound.terms) for bound in chains.values()) < 2:
         raise ValueError(f"chains of at least 2 steps are needed, got {[len(bound.terms) for bound in chains.values()]}")
     unit = next(iter(chains.values())).unit
     figure = fig.new_figure(11, 4.2)
     left, right = figure.subplots(1, 2)
+    ends: dict[tuple[int, str], list[tuple[Terms, Any, str, str]]] = {}
     for (name, bound), colour in zip(chains.items(), (BLUE, ORANGE, PURPLE, GREY), strict=False):
         t, level, value, error, width = _curve(bound)
         _band(left, t, value, error, colour, f"{name}: L_t")
         for at, part, mark, what in ((0, bound.decoder, "o", "L_0"), (-1, bound.prior, "s", "L_T")):
             if part.value > 0:
                 label = f"{what} = {part.value:.2g}"
-                known = label in left.get_legend_handles_labels()[1]  # chains with the same ends share them
-                look = {"color": colour, "marker": mark, "markersize": 6, "capsize": 3, "linestyle": ""}
-                left.errorbar(float(bound.times[at]), part.value, part.std_error, label=None if known else label, **look)
+                ends.setdefault((at, label), []).append((bound, part, mark, colour))
         _band(right, level, value / width, error / width, colour, f"{name}: area {_number(bound.diffusion)}")
+    for (at, label), found in ends.items():  # chains with the same ends share a point, in black: it is of no one chain
+        bound, part, mark, colour = found[0]
+        look = {"color": colour if len(found) < len(chains) else "black", "marker": mark, "markersize": 6, "capsize": 3, "linestyle": ""}
+        left.errorbar(float(bound.times[at]), part.value, part.std_error, label=label, **look)
     if continuous is not None:
         _, level, value, error, width = _curve(continuous)
-        _band(right, level, value / width, error / width, GREEN, f"continuous: area {_number(continuous.diffusion)}", (0, (5, 2)))
+        _band(right, level, value / width, error / width, "black", f"continuous: area {_number(continuous.diffusion)}", (0, (2, 2)))
     left.set_xscale("log")
     left.set_yscale("log")
     fig.style(left, "The bound by step", "← data        t        noise →", f"{unit} a step")
@@ -146,7 +155,7 @@ def plot_terms(chains: Mapping[str, Terms], path: str | os.PathLike[str], contin
     right.set_ylim(0, 1.3 * right.get_ylim()[1])  # room for the legend
     fig.legend(left)
     fig.legend(right)
-    return fig.save_figure(figure, path)
+    return figure
 
 
 def _band(axes: Any, x: fig.Array, value: fig.Array, error: fig.Array, colour: str, label: str, dashes: Any = "-") -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
@@ -29,7 +29,11 @@ _MOST_POINTS = 20_000  # a film or a scatter of more is a blot, and slow
 def plot_loss(
     history: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], baselines: Mapping[str, Sequence[float]] | None = None
 ) -> Path:
-    """Two panels, written to `path` (.png): the loss over training steps, and the loss by noise level over the zero predictor's.
+    """Written to `path` (.png): the loss over training steps, the held-out error over training steps, and that error by noise level.
+
+    The training loss has the weights and times of its objective; the held-out error is the mean over the noise levels of the squared error
+    over the zero predictor's. The two are of different scales, so each has a panel of its own. The second is left out where nothing was
+    held out.
 
     history: {"step", "seconds", "loss", optional "validation": float, optional "levels": lambda = log(alpha/sigma) of each level,
     optional "level_loss": the loss at each}, in the order of training. The last entry with "level_loss" is bold; of the earlier ones
@@ -50,10 +54,10 @@ def loss_figure(history: Sequence[Mapping[str, Any]], baselines: Mapping[str, Se
     for entry in history:
         if not {"step", "loss"} <= entry.keys():
             raise ValueError(f'each entry of history needs "step" and "loss", not only {sorted(entry)}')
-    figure = fig.new_figure(10, 4.2)
-    left, right = figure.subplots(1, 2)
+    figure = fig.new_figure(10.5, 5.2)
+    left, right = figure.subfigures(1, 2, squeeze=False)[0]
     draw_loss_over_steps(left, history)
-    draw_loss_by_level(right, history, baselines or {})
+    draw_loss_by_level(right.subplots(), history, baselines or {})
     return figure
 
 
@@ -78,31 +82,35 @@ def _scale_y(axes: Axes, values: Array) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def draw_loss_over_steps(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
-    """The left panel of `plot_loss`."""
+def draw_loss_over_steps(figure: Figure | SubFigure, history: Sequence[Mapping[str, Any]]) -> None:
+    """The left half of `plot_loss`: a panel of the training loss, and one below of the held-out error where it was measured."""
+    points = [(entry["step"], float(entry["validation"])) for entry in history if entry.get("validation") is not None]
+    axes, *below = figure.subplots(1 + bool(points), 1, sharex=True, squeeze=False)[:, 0]
     steps, loss = (np.array([entry[key] for entry in history], dtype=float) for key in ("step", "loss"))
     seconds = history[-1].get("seconds")
-    title = "Loss over training" + ("" if seconds is None else f": {steps[-1]:,.0f} steps in {seconds:,.0f} s")
-    fig.style(axes, title, "training step", "loss")
+    title = "Training loss" + ("" if seconds is None else f": {steps[-1]:,.0f} steps in {seconds:,.0f} s")
+    fig.style(axes, title, "" if below else "training step", "loss, training's weights")
     few = len(loss) < 20
     if not few:
         axes.plot(steps, loss, color=BLUE, alpha=0.25, linewidth=0.8, label="each entry")
     smooth = loss if few else _moving_average(loss, max(2, len(loss) // 60))
     axes.plot(steps, smooth, color=BLUE, linewidth=2, marker="o" if few else None, markersize=4, label="training" if few else "smoothed")
-    points = [(entry["step"], entry["validation"]) for entry in history if entry.get("validation") is not None]
-    if points:
-        axes.plot(*zip(*points, strict=True), "D", color=ORANGE, markeredgecolor="black", markersize=6, label="validation (held out)")
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    _scale_y(axes, np.concatenate([loss, [float(p[1]) for p in points]]))
+    _scale_y(axes, loss)
     bad = steps[~np.isfinite(loss)]
     if bad.size:
         axes.plot(bad, np.full(bad.shape, 0.02), "x", color=RED, transform=axes.get_xaxis_transform(), label=f"not finite ({bad.size})")
     fig.legend(axes)
+    for panel in below:
+        panel.plot(*zip(*points, strict=True), "D-", color=ORANGE, markeredgecolor="black", markersize=6, label="held out")
+        fig.style(panel, "Held-out error: mean over noise levels", "training step", "error / zero predictor's")
+        _scale_y(panel, np.array([value for _, value in points]))
+    for panel in (axes, *below):
+        panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
 def draw_loss_by_level(axes: Axes, history: Sequence[Mapping[str, Any]], baselines: Mapping[str, Sequence[float]]) -> None:
-    """The right panel of `plot_loss`."""
+    """The right panel of `plot_loss`: the held-out error by noise level, its legend below the axes."""
     unknown = baselines.keys() - {"levels", "zero", "linear", "best"}
     if unknown or (baselines and "levels" not in baselines):
         raise ValueError(f'baselines must have "levels" and may have "zero", "linear" and "best", not {sorted(baselines)}')
@@ -115,7 +123,9 @@ def draw_loss_by_level(axes: Axes, history: Sequence[Mapping[str, Any]], baselin
     def over_zero(levels: Array, loss: Array) -> Array:
         return loss / np.interp(levels, base["levels"], base["zero"]) if "zero" in base else loss
 
-    fig.style(axes, "Loss by noise level", "← noise       half log-SNR  λ = log(α/σ)       data →", "loss / zero predictor's loss")
+    fig.style(
+        axes, "Held-out error by noise level", "← noise       half log-SNR  λ = log(α/σ)       data →", "error / zero predictor's error"
+    )
     curves = [entry for entry in history if entry.get("level_loss") is not None]
     shown = [*(curves[:-1][k] for k in fig.spread(len(curves) - 1, 4)), *curves[-1:]]
     values = [np.ones(1)]
@@ -139,16 +149,16 @@ def draw_loss_by_level(axes: Axes, history: Sequence[Mapping[str, Any]], baselin
         axes.plot(base["levels"], linear, color=GREEN, linewidth=1.8, linestyle=(0, (6, 2)), label="optimal linear denoiser")
     axes.axhline(1.0, color="black", linewidth=1.3, linestyle=":", label="zero predictor")
     _scale_y(axes, np.concatenate(values))
-    if "best" in base:  # falls to nothing: the other curves keep the window, a little wider below, and above for the legend
+    if "best" in base:  # falls to nothing: the other curves keep the window, a little wider below
         bottom, top = axes.get_ylim()
-        bottom, top = (bottom / 2, 6 * top) if axes.get_yscale() == "log" else (min(0.0, bottom), 1.75 * top)
+        bottom = bottom / 2 if axes.get_yscale() == "log" else min(0.0, bottom)
         best = np.maximum(over_zero(base["levels"], base["best"]), 0.1 * bottom)
         axes.plot(base["levels"], best, color=PURPLE, linewidth=1.8, linestyle=(0, (1, 1)), label="best possible on the training data")
         axes.set_ylim(bottom, top)
     if not curves:
         axes.set(ylim=(0, 1.25), xticks=[])
         axes.text(0.5, 0.5, "no loss by noise level was recorded", transform=axes.transAxes, ha="center", fontsize=TEXT, color=GREY)
-    fig.legend(axes)
+    fig.legend_below(axes)
 
 
 # ---------------------------------------------------------------- points

@@ -255,12 +255,7 @@ def _plan(
     given = t_end is not None
     if not isinstance(grid, Tensor):
         lookup(GRIDS, "grid", grid)
-    elif (
-        (grid.ndim != 1 if method.adaptive else grid.shape != (steps + 1,))
-        or len(grid) < 2
-        or not grid.is_floating_point()
-        or not bool((grid.diff() * (grid[-1] - grid[0]) > 0).all())
-    ):
+    elif not _is_grid(grid, None if method.adaptive else steps):
         raise ValueError(f"times must be {steps + 1} numbers that only rise or only fall, got shape {tuple(grid.shape)}")
     elif fitted is None:
         if t_start is not None or t_end is not None:
@@ -280,6 +275,13 @@ def _plan(
         final = "denoise" if end < start and not given else "state"
     _choose("final", final, ("denoise", "raw", "state"))
     return _Plan(name, method, steps, grid, start, end, final, fitted is not None)
+
+
+def _is_grid(times: Tensor, steps: int | None) -> bool:
+    """Whether these are times of so many steps (None: of at least one), that only rise or only fall."""
+    if times.ndim != 1 or len(times) < 2 or not times.is_floating_point() or steps not in (None, len(times) - 1):
+        return False
+    return bool((times.diff() * (times[-1] - times[0]) > 0).all())
 
 
 def _inside(sde: SDE, times: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 import math
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -15,9 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from sde_gen import make_sde
 from sde_gen.commands.config import resolve
+from sde_gen.exact.mixtures import MixtureData
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,6 +42,7 @@ def _load() -> ModuleType:
 gallery = _load()
 LESSONS = gallery.LESSONS
 NAMES = sys.modules["lecture"].NAMES
+MNIST = sys.modules["lecture.lesson"].MNIST
 QUICK = ("reverse_kernel", "chain", "predictor_corrector")
 """Lessons that need no network, in the order of the page."""
 
@@ -86,7 +91,13 @@ def expected(name: str) -> re.Pattern[str]:
     return re.compile("(.+)".join(re.escape(part) for part in re.split(r"<<[^<>]*>>", whole)))
 
 
-@pytest.mark.parametrize("name", LESSONS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.skipif(name == "larger_digits" and not MNIST.is_dir(), reason=f"no MNIST files in {MNIST}"))
+        for name in LESSONS
+    ],
+)
 def test_a_lesson_makes_its_picture_and_its_section(name: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
     section = gallery.section
@@ -126,6 +137,25 @@ def test_sections_are_in_the_lectures_order_and_a_remade_lesson_keeps_the_others
     assert text.startswith(gallery.HEAD) and text.count("# The gallery\n") == 1
 
 
+def test_a_lesson_without_its_data_is_skipped_in_a_sentence_and_keeps_its_section(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["lecture.lesson"], "MNIST", tmp_path / "nowhere")
+    (tmp_path / "gallery.md").write_text("<!-- larger_digits -->\nof an earlier day\n<!-- end -->\n", encoding="utf-8")
+    printed = make(tmp_path, run, "larger_digits", QUICK[0])
+    assert printed[0] == (
+        f"larger_digits is skipped: it needs MNIST's four IDX files in {tmp_path / 'nowhere'}"
+        " (SDE_GEN_DATA names another place than its parent)"
+    )
+    assert printed[-1].startswith(f"{tmp_path / 'gallery.md'}: 1 of {len(LESSONS)} lessons made in ")
+    assert list(sections(tmp_path)) == [QUICK[0], "larger_digits"] and sections(tmp_path)["larger_digits"] == "of an earlier day\n"
+
+
+def test_mnist_is_looked_for_by_the_rule_of_the_tests_of_data() -> None:
+    parent = Path(os.environ.get("SDE_GEN_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+    assert parent / "mnist" == MNIST
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -161,8 +191,40 @@ def test_the_committed_page_is_whole_and_says_what_the_lessons_say() -> None:
     docs = ROOT / "docs"
     known = (docs / "gallery.md").read_text(encoding="utf-8")
     assert gallery.page(known, {}) == known  # nothing was written into it by hand outside the sections
-    assert tuple(sections(docs)) == tuple(LESSONS) == NAMES and len(NAMES) == 11
+    assert tuple(sections(docs)) == tuple(LESSONS) == NAMES and len(NAMES) == 13
     assert sorted(path.name for path in (docs / "gallery").iterdir()) == sorted(f"{name}.png" for name in NAMES)
     for name, text in sections(docs).items():
         assert expected(name).fullmatch(text), f"docs/gallery.md: section {name} is not that of lecture/{name}.py: make it again"
         check_picture(docs / "gallery" / f"{name}.png")
+
+
+def test_f_and_g_make_the_alpha_and_sigma_that_the_first_lesson_says() -> None:
+    lesson = sys.modules["lecture.forward"]
+    for sde in lesson.schedules().values():
+        alpha, sigma = (float(value) for value in sde.marginal(torch.tensor(0.5, dtype=torch.float64)))
+        mean, std = lesson.simulated(sde, 0.5, 4000, 200)
+        assert abs(mean - alpha) < 4 * sigma / math.sqrt(4000) and abs(std / sigma - 1) < 4 / math.sqrt(8000) + 0.02
+
+
+def test_the_mean_noise_in_a_state_is_the_score_that_the_second_lesson_says() -> None:
+    lesson = sys.modules["lecture.score_matching"]
+    sde = make_sde("cosine")
+    data = MixtureData(torch.tensor(lesson.WEIGHTS), torch.tensor(lesson.MEANS)[:, None], torch.full((3, 1, 1), lesson.STD**2))
+    t = torch.full((400_000,), lesson.TIME, dtype=torch.float64)
+    x, noise = lesson.noised(sde, data.sample(len(t), seed=0).float(), t, seed=1)
+    exact = lesson.exact_noise(data, sde, x, t)
+    for low in (-1.5, -0.5, 0.5, 1.4):
+        own = ((x > low) & (x < low + 0.1))[:, 0]
+        error = float(noise[own].std()) / math.sqrt(int(own.sum()))
+        assert abs(float(noise[own].mean() - exact[own].mean())) < 4 * error < 0.1
+
+
+def test_classes_are_read_from_clean_digits_and_guessed_from_noise() -> None:
+    lesson = sys.modules["lecture.larger_digits"]
+    known = torch.randn(200, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(200) % 10
+    assert torch.equal(lesson.class_read(known, labels, known, 4.0), labels)
+    few = lesson.class_read(known, torch.where(labels < 3, 3, labels), known, -6.0)
+    assert float((few == 3).double().mean()) > 0.9  # the largest class, whatever is shown
+    shares = torch.sigmoid(2 * (lesson.FINE + 1)).mul(0.8).add(0.1).tolist()
+    assert lesson.half_way(shares) == pytest.approx(-1, abs=0.02)

@@ -73,6 +73,12 @@ def test_terms_that_no_image_drew_are_passed_over(tmp_path: Path) -> None:
 def test_the_picture(tmp_path: Path) -> None:
     path = plot_terms({"chain of 1000 steps": bound(1000), "chain of 50 steps": bound(50)}, tmp_path / "terms.png", bound(65))
     assert path.stat().st_size < 300_000 and min(Image.open(path).size) > 300
+    figure = likelihoods.terms_figure({"chain of 1000 steps": bound(1000), "chain of 50 steps": bound(50)}, bound(65))
+    left, right = figure.axes
+    points = {handle.get_label(): handle.lines[0].get_color() for handle in left.containers}
+    assert len(points) == 2 and set(points.values()) == {"black"}  # of both chains, so of the colour of neither
+    chains = {line.get_label().split(":")[0]: line.get_color() for line in right.lines}
+    assert len(set(chains.values())) == 3 and [line.get_color() for line in left.lines][:2] == list(chains.values())[:2]
     alone = replace(bound(2), prior=Estimate(0.0, math.nan))
     plot_terms({"one step": alone}, tmp_path / "one.png")
     with pytest.raises(ValueError, match="at least 2 steps are needed, got \\[\\]"):

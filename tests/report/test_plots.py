@@ -34,12 +34,13 @@ class TestLoss:
     def lines(self, axes):
         return {line.get_label(): line for line in axes.lines}
 
-    def test_both_panels_hold_what_was_recorded(self):
-        left, right = loss_figure(history(), BASELINES).axes
-        lines = self.lines(left)
-        assert set(lines) == {"each entry", "smoothed", "validation (held out)"}
-        assert lines["validation (held out)"].get_xdata().tolist() == [10 * k for k in range(9, 200, 10)]
-        assert "1,990 steps in 20 s" in left.get_title(loc="left")
+    def test_every_panel_holds_what_was_recorded(self):
+        training, held_out, right = loss_figure(history(), BASELINES).axes
+        assert set(self.lines(training)) == {"each entry", "smoothed"}  # of another scale than the held-out error: not on one axis
+        (line,) = held_out.lines
+        assert line.get_xdata().tolist() == [10 * k for k in range(9, 200, 10)]
+        assert line.get_ydata().tolist() == [2 / (1 + k) for k in range(9, 200, 10)]
+        assert "1,990 steps in 20 s" in training.get_title(loc="left")
         lines = self.lines(right)
         bold = lines["network, step 1,990"]
         assert bold.get_xdata().tolist() == [-3, 0, 3]  # sorted
@@ -49,9 +50,19 @@ class TestLoss:
         earlier = [line for name, line in lines.items() if name.startswith("network") and line is not bold]
         assert len(earlier) == 4 and all(line.get_linewidth() < bold.get_linewidth() for line in earlier)
 
+    def test_no_legend_lies_on_a_curve_by_noise_level(self):
+        figure = loss_figure(history(), BASELINES | {"best": [1.0, 0.0]})
+        figure.canvas.draw()
+        right = figure.axes[2]
+        assert right.get_legend().get_window_extent().y1 < right.get_window_extent().y0
+
+    def test_where_nothing_was_held_out_there_is_no_panel_for_it(self):
+        training, _ = loss_figure([{"step": k, "loss": 1.0} for k in range(3)]).axes
+        assert set(self.lines(training)) == {"training"} and "training step" in training.get_xlabel()
+
     def test_the_best_on_the_training_data_is_cut_off_where_the_others_end(self):
         best = BASELINES | {"levels": [-4.0, 4.0], "best": [1.0, 0.0]}
-        right = loss_figure(history(), best).axes[1]
+        right = loss_figure(history(), best).axes[2]
         line = self.lines(right)["best possible on the training data"]
         bottom = right.get_ylim()[0]
         assert right.get_yscale() == "log" and bottom > 0.01
@@ -62,7 +73,7 @@ class TestLoss:
         assert self.lines(right)["best possible on the training data"].get_ydata().tolist() == pytest.approx([0.7, 0.0])
 
     def test_without_zero_the_losses_are_relative_already(self):
-        right = loss_figure(history()).axes[1]
+        right = loss_figure(history()).axes[2]
         assert self.lines(right)["network, step 1,990"].get_ydata().tolist() == pytest.approx([0.1 + 1 / 199, 0.4, 0.9])
         assert "optimal linear denoiser" not in self.lines(right)
 
