@@ -20,7 +20,8 @@ class AdamsBashforth(FixedStepSolver):
 
     P interpolates the last `order` noise predictions as a polynomial in time ("time", tAB-DEIS) or in rho = sigma/alpha
     ("rho", rhoAB-DEIS); the integrals are exact. One call a step; order 1 is DDIM. From a cold start the global order is 2.
-    Runs in both directions. Zhang and Chen 2022, arXiv:2204.13902.
+    Runs in both directions; towards noise the polynomial is one in the half log-SNR, since it would run away in the others.
+    Zhang and Chen 2022, arXiv:2204.13902.
     """
 
     default_steps = 20
@@ -34,6 +35,11 @@ class AdamsBashforth(FixedStepSolver):
         self.variable = variable
 
     def plan(self, sde: SDE, times: Tensor) -> list[Update]:
+        if times[-1] > times[0]:
+            # Towards noise steps in rho and time grow so fast that polynomials in them run away; in lambda they do not.
+            return noise_multistep(
+                sde, times, sde.half_log_snr(times), self.order, lambda u, end: -torch.exp(-u), sde.marginal(times[1:])[0]
+            )
         if self.variable == "rho":
             nodes = torch.exp(-sde.half_log_snr(times))
             return noise_multistep(sde, times, nodes, self.order, lambda u, end: torch.ones_like(u), sde.marginal(times[1:])[0])

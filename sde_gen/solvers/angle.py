@@ -42,7 +42,8 @@ class AngleMultistep(FixedStepSolver):
     Gaussian's exact flow, so that no call is spent where it says nothing. Elsewhere (from another time, or towards noise) the
     first steps are of lower order.
 
-    scale: s in units of the model's larger spread. The default grid is "angle". Runs in both directions. Zhao et al. 2023,
+    scale: s in units of the model's larger spread. The default grid is "angle". Runs in both directions; towards noise the polynomials
+    are those in lambda, and the method is UniPC. Zhao et al. 2023,
     arXiv:2302.04867 (the corrector); Wang and Vastola 2024, arXiv:2412.09726 (the Gaussian part of the score); the variable,
     the continuation through pure noise and the grid are this package's own.
     """
@@ -69,6 +70,8 @@ class AngleMultistep(FixedStepSolver):
         return list(_remembered(sde, tuple(times.tolist()), points, scale, earlier))
 
     def times(self, run: Run, x: Tensor, t_start: float, t_end: float, steps: int, grid: str | Tensor) -> Tensor:
+        if t_end > t_start and isinstance(grid, str) and grid == self.default_grid:
+            grid = "half_log_snr"  # towards noise, where the method is UniPC
         skip = min(0.8, 4 / steps) if t_end < t_start and _moments(run, x, t_start) is not None and not run.cond else 0.0
         return make_grid(run.model.sde, grid, t_start, t_end, steps, run.spread(x), skip)
 
@@ -89,6 +92,9 @@ class AngleMultistep(FixedStepSolver):
 
 def updates_along(sde: SDE, times: Tensor, points: int, scale: float | Tensor, before: Tensor | None) -> list[Update]:
     """The table; before: the signal fractions of predictions known before the first call, oldest first."""
+    if times[-1] > times[0]:
+        # From the data on the fractions lie so close that a polynomial in them runs away over the next step; in lambda it does not.
+        return data_multistep(sde, times, points, corrector=True, before=before)
     return data_multistep(sde, times, points, corrector=True, variable=lambda u: signal_fraction(u, scale), before=before)
 
 
