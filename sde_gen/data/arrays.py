@@ -11,9 +11,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from sde_gen.data.assemble import Part, assemble
+from sde_gen.data.axes import Layout, check_axes, levels_of, read_layout
 from sde_gen.data.dataset import Dataset
 from sde_gen.data.errors import one_line
-from sde_gen.data.source import array_source
+from sde_gen.data.source import Source
 
 KEYS = {
     "train": ("train", "x", "images", "data", "arr_0"),
@@ -25,21 +26,23 @@ KEYS = {
 MOST_UNPACKED = 8 << 30
 """Bytes that the compressed arrays of an .npz file may unpack to."""
 _SHAPES = "(N, D), (N, C, L), (N, C, H, W) or (N, C, D, H, W)"
-_LEVELS = {np.dtype(bool): 2, np.dtype(np.uint8): 256, np.dtype(np.uint16): 65536}
-_EXACT = 1 << 24  # whole numbers up to here are exact in float32
 
 
-def load_npy(path: Path, **options: Any) -> Dataset:
-    """A data set from one .npy file; `options` go to `assemble`. See `arrange` for shapes and `KEYS` for an .npz's names.
+def load_npy(path: Path, axes: str | None = None, **options: Any) -> Dataset:
+    """A data set from one .npy file; `options` go to `assemble`.
+
+    `axes`: a letter for each axis of the array, such as NCHW or NHWC; without them see `axes.read_layout` for what a shape says.
 
     Raises:
         ValueError: no such file or not an .npy file, truncated, objects, text or complex numbers, or a shape that is not allowed.
     """
-    return _dataset(path, {"train": _checked(path.name, _open_npy(path))}, (), **options)
+    return _dataset(path, {"train": _checked(path.name, _open_npy(path))}, (), axes, **options)
 
 
-def load_npz(path: Path, **options: Any) -> Dataset:
+def load_npz(path: Path, axes: str | None = None, **options: Any) -> Dataset:
     """A data set from the arrays of an .npz file, by their names (`KEYS`); stored (not compressed) arrays are mapped from disk.
+
+    `axes`: those of the items' arrays, as in `load_npy`.
 
     Raises:
         ValueError: as `load_npy`, or no array for the training part, or arrays that unpack to more than `MOST_UNPACKED` bytes.
@@ -48,60 +51,54 @@ def load_npz(path: Path, **options: Any) -> Dataset:
     found = _chosen(path, members)
     arrays = {part: _open_member(path, members[key]) for part, key in found.items()}
     unused = sorted(set(members) - set(found.values()))
-    return _dataset(path, arrays, [f"arrays not used: {', '.join(unused)}"] if unused else (), **options)
+    return _dataset(path, arrays, [f"arrays not used: {', '.join(unused)}"] if unused else (), axes, **options)
 
 
-def item_shape(path: Path) -> tuple[int, ...]:
+def item_shape(path: Path, axes: str | None = None) -> tuple[int, ...]:
     """Shape of one item, from the file's header alone. ValueError as the loaders'."""
     if path.suffix.lower() == ".npy":
         array = _open_npy(path)
     else:
         members = _members(path)
         array = _open_member(path, members[_chosen(path, members)["train"]])
-    return arrange(path.name, _checked(path.name, array))[0].item
+    return arrange(path.name, _checked(path.name, array), axes)[1].item
 
 
-def arrange(name: str, array: np.ndarray) -> tuple[Any, str | None]:
-    """The rows of an array as a `Source`, and a line that says how its axes were read where that is not plain.
-
-    (N, D), (N, C, L), (N, C, H, W) and (N, C, D, H, W) are taken as they are, but for: (N, H, W) of 8- or 16-bit or Boolean
-    values, or with H = W >= 8, is one channel of images; (N, H, W, C) of such values with C = 1, 3 or 4 has its channels put first.
-    """
-    shape, small = array.shape, array.dtype in _LEVELS
-    if array.ndim == 3 and (small or (shape[1] == shape[2] >= 8)):
-        note = f"read as {shape[0]:,} images of one channel, {shape[1]} x {shape[2]}; signals of {shape[1]} channels need (N, C, L) floats"
-        return array_source(array, name, "one channel"), note
-    if array.ndim == 4 and shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4):
-        if small:
-            note = f"read as {shape[0]:,} images of {shape[3]} channel(s), {shape[1]} x {shape[2]}: channels were last and are put first"
-            return array_source(array, name, "channels last"), note
-        return array_source(array, name), f"read as (N, C, H, W) with {shape[1]} channels; transpose the file if its channels are last"
-    if array.ndim == 3:
-        return array_source(array, name), f"read as signals (N, C, L): {shape[1]} channel(s) of length {shape[2]}"
-    if array.ndim == 1:
-        raise ValueError(f"{name}: shape {shape}; {_SHAPES} is needed (reshape to (N, 1) for single numbers)")
-    return array_source(array, name), None
+def arrange(name: str, array: np.ndarray, axes: str | None = None) -> tuple[Source, Layout]:
+    """The rows of an array as a `Source` (N, D) or (N, C, *spatial), and how its axes were read (see `axes.read_layout`)."""
+    if axes is not None:
+        axes = check_axes(axes)
+        first = axes.index("N")
+        if first < array.ndim:
+            array = np.moveaxis(array, first, 0)
+            axes = "N" + axes.replace("N", "")
+    elif array.ndim == 1:
+        raise ValueError(f"{name}: shape {array.shape}; {_SHAPES} is needed (reshape to (N, 1) for single numbers)")
+    layout = read_layout(name, array.shape, array.dtype, axes)
+    return Source(name, layout.item, lambda rows: layout.apply(array[rows]), np.arange(len(array))), layout
 
 
-def _dataset(path: Path, arrays: dict[str, np.ndarray], notes: Any, **options: Any) -> Dataset:
+def _dataset(path: Path, arrays: dict[str, np.ndarray], notes: Any, axes: str | None, **options: Any) -> Dataset:
     notes, parts = list(notes), {}
     train = arrays["train"]
+    levels = levels_of(train.dtype)
+    if "test" in arrays and levels_of(arrays["test"].dtype) != levels:
+        raise ValueError(
+            f"{path.name}: training items of type {train.dtype} and held-out items of type {arrays['test'].dtype} are in different units; "
+            "one type is needed"
+        )
     for part in ("train", "test"):
         if part not in arrays:
             continue
-        array = arrays[part]
-        source, note = arrange(path.name, array)
+        source, layout = arrange(path.name, arrays[part], axes)
         labels = arrays.get("labels" if part == "train" else "test_labels")
-        if labels is not None and labels.shape != array.shape[:1]:
-            raise ValueError(f"{path.name}: labels of shape {labels.shape} for {len(array)} {part} items; ({len(array)},) is needed")
+        if labels is not None and labels.shape != (len(source),):
+            raise ValueError(f"{path.name}: labels of shape {labels.shape} for {len(source)} {part} items; ({len(source)},) is needed")
         parts[part] = Part(source, None if labels is None else np.array(labels))
-        if note and part == "train":
-            notes.append(note)
-    levels = _LEVELS.get(train.dtype)
+        if part == "train":
+            notes.insert(0, layout.note)
     if levels is None and train.dtype.kind in "iu":
         notes.append(f"{train.dtype} values are taken as continuous; save them as uint8 or uint16 where they are levels 0 .. 255 or 65535")
-        if max(abs(int(train[:1000].max())), abs(int(train[:1000].min()))) > _EXACT:
-            notes.append(f"values beyond {_EXACT:,} are rounded: training is in float32")
     shown = None if levels is None else (0.0, float(levels - 1))
     return assemble(path.name, parts["train"], parts.get("test"), levels=levels, value_range=shown, notes=notes, **options)
 
@@ -109,7 +106,8 @@ def _dataset(path: Path, arrays: dict[str, np.ndarray], notes: Any, **options: A
 def _checked(name: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind not in "buif":
         what = "Python objects, which would have to be unpickled" if array.dtype.hasobject else str(array.dtype)
-        raise ValueError(f"{name}: holds {what}; numbers (Boolean, integer or floating) are allowed")
+        cure = ", for example real and imaginary part as two channels" if array.dtype.kind == "c" else ""
+        raise ValueError(f"{name}: holds {what}; numbers (Boolean, integer or floating) are allowed{cure}")
     if not 1 <= array.ndim <= 5 or array.size == 0:
         raise ValueError(f"{name}: shape {array.shape}; non-empty {_SHAPES} is needed")
     return array

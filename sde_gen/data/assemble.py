@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,12 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_gen.data.anomalies import overlap, remarks
 from sde_gen.data.dataset import Dataset
+from sde_gen.data.labels import class_indices
+from sde_gen.data.precision import needs_float64
 from sde_gen.data.source import IN_MEMORY, MOST_SAMPLED, Source
 
 HELD_OUT_SHARE, MOST_HELD_OUT = 0.1, 10_000
+SPLITS = ("random", "tail")
 _SPLIT_SEED = 0
-_MOST_CLASSES = 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +28,10 @@ class Part:
 
     source: Source
     labels: np.ndarray | None = None
+
+    def subset(self, index: np.ndarray | slice) -> Part:
+        """The items `index` with their labels."""
+        return Part(self.source.subset(index), None if self.labels is None else self.labels[index])
 
 
 def assemble(
@@ -34,106 +43,152 @@ def assemble(
     notes: Sequence[str] = (),
     limit: int | None = None,
     in_memory: int = IN_MEMORY,
+    split: str | None = None,
+    missing: float | str | None = None,
+    columns: Sequence[str] | None = None,
 ) -> Dataset:
     """The data set of a user's own files.
 
-    Without a held-out part of its own, a tenth of the items (at most 10,000) is held out, by one fixed permutation. Training
-    items beyond `in_memory` bytes as float32 stay on disk (`Dataset.source`), and `Dataset.train` is an evenly spaced part.
+    Without a held-out part of its own, a tenth of the items (at most 10,000) is held out: `split` "random", the default, by one
+    fixed permutation; "tail", the last ones of the file. Both parts come in a random order that is the same in every run, whatever
+    the file's order, so that the first items of a part are a fair draw. Values stay float64 where float32 would hurt them
+    (`precision.needs_float64`). Training items beyond `in_memory` bytes as float32 stay on disk (`Dataset.source`), and
+    `Dataset.train` is a part of them drawn at random.
 
     Args:
         name: of the file, for messages.
         train, test: the items as they were found.
         levels, value_range, notes: as in `Dataset`.
-        limit: keep the first `limit` training items.
+        limit: keep this many training items, drawn at random; those of a smaller limit are among those of a larger one.
         in_memory: bytes.
+        split: "random" or "tail"; None: "random", or the parts that the files have.
+        missing: the number that marks a missing cell, or "nan". Items with such a cell, or a masked one, are left out and counted in
+            the notes. None: a masked or NaN cell is an error.
+        columns: names of the columns, for remarks about them.
+
+    Raises:
+        ValueError: parts of different shapes, labels that do not fit, a split or missing value that is not allowed, or no item left.
     """
+    if split not in (None, *SPLITS):
+        raise ValueError(f"data {name!r}: split {split!r}; {' or '.join(SPLITS)} is allowed")
+    if split is not None and test is not None:
+        raise ValueError(f"data {name!r} has a held-out part of its own; split={split!r} is for data without one")
     notes = list(notes)
-    labels = _class_indices(name, train.labels, None if test is None else test.labels, notes)
-    source, train_labels = train.source, labels[0]
-    held: Source | None = None
-    if test is not None:
-        if test.source.item != source.item:
-            raise ValueError(f"data {name!r}: held-out items of shape {test.source.item} beside training items of shape {source.item}")
-        held, test_labels = test.source, labels[1]
+    if missing is not None:
+        mark = missing_value(missing)
+        train = _complete(name, train, mark, "training" if test is not None else "", notes)
+        test = None if test is None else _complete(name, test, mark, "held-out", notes)
+    train_labels, test_labels, classes = class_indices(name, train.labels, None if test is None else test.labels, notes)
+    train = Part(train.source, train_labels)
+    if test is None:
+        train, test = _split(train, split or "random", classes, notes)
+    elif test.source.item != train.source.item:
+        raise ValueError(f"data {name!r}: held-out items of shape {test.source.item} beside training items of shape {train.source.item}")
     else:
-        test_labels = None
-        count = min(int(len(source) * HELD_OUT_SHARE), MOST_HELD_OUT)
-        if count:
-            order = np.random.default_rng(_SPLIT_SEED).permutation(len(source))
-            out, kept = np.sort(order[:count]), np.sort(order[count:])
-            held = source.subset(out)
-            if train_labels is not None:
-                train_labels, test_labels = train_labels[kept], train_labels[out]
-            source = source.subset(kept)
-            notes.append(f"held out {count:,} of {len(order):,} items, the same ones in every run")
-        else:
-            notes.append(f"nothing held out of {len(source)} items")
-    if limit is not None:
-        source, train_labels = source.subset(slice(limit)), None if train_labels is None else train_labels[:limit]
-    if held is not None and held.nbytes > in_memory:
-        count = len(held)
-        held, test_labels = _sample(held, test_labels, in_memory)
-        notes.append(f"{len(held):,} of {count:,} held-out items are used, evenly spaced")
-    shown, shown_labels, whole = source, train_labels, source.nbytes <= in_memory
+        train, test = _shuffled(train), _shuffled(Part(test.source, test_labels))
+    if limit is not None and limit < len(train.source):
+        notes.append(f"{limit:,} of {len(train.source):,} training items are used, drawn at random, the same ones in every run")
+        train = train.subset(slice(limit))
+    if test is not None and test.source.nbytes > in_memory:
+        count = len(test.source)
+        test = test.subset(slice(_fitting(test.source, in_memory)))
+        notes.append(f"{len(test.source):,} of {count:,} held-out items are used, drawn at random")
+    shown, whole = train, train.source.nbytes <= in_memory
     if not whole:
-        shown, shown_labels = _sample(source, train_labels, in_memory)
+        shown = train.subset(slice(_fitting(train.source, in_memory)))
         notes.append(
-            f"{len(source):,} training items are {source.nbytes / 2**30:.1f} GiB and are read batch by batch; "
-            f"normalisation, metrics and pictures use {len(shown):,} of them, evenly spaced"
+            f"{len(train.source):,} training items are {train.source.nbytes / 2**30:.1f} GiB and are read batch by batch; "
+            f"normalisation, metrics and pictures use {len(shown.source):,} of them, drawn at random"
         )
+    values = _values(shown.source)
+    if values.dtype == torch.float64:
+        notes.append("kept in float64 until normalised: float32 would round these values too much")
+    if levels is None:
+        notes += remarks(values, columns)
+    as_read = dataclasses.replace(train.source, dtype=values.dtype)
     return Dataset(
         name,
-        shown.tensor(),
-        None if held is None else held.tensor(),
-        _tensor(shown_labels),
-        _tensor(test_labels),
-        labels[2],
+        values,
+        None if test is None else dataclasses.replace(test.source, dtype=values.dtype).tensor(),
+        _tensor(shown.labels),
+        None if test is None else _tensor(test.labels),
+        classes,
         levels,
         value_range,
-        source=None if whole else source,
-        source_labels=None if whole else _tensor(train_labels),
+        source=None if whole else as_read,
+        source_labels=None if whole else _tensor(train.labels),
         notes=tuple(notes),
     )
 
 
-def _sample(source: Source, labels: np.ndarray | None, in_memory: int) -> tuple[Source, np.ndarray | None]:
-    """As many evenly spaced items as fit in memory, and their labels."""
-    index = source.evenly_spaced(max(2, min(MOST_SAMPLED, in_memory // (source.nbytes // len(source)))))
-    return source.subset(index), None if labels is None else labels[index]
+def missing_value(missing: float | str) -> float:
+    """The number that marks a missing cell; "nan" is one. ValueError for anything else."""
+    try:
+        if isinstance(missing, bool):
+            raise ValueError
+        return float(missing)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"missing {missing!r}; a number, or 'nan', is needed") from error
+
+
+def _complete(name: str, part: Part, missing: float, which: str, notes: list[str]) -> Part:
+    """The items without a missing cell."""
+    kept = part.source.complete(missing)
+    count, left = len(kept), int(kept.sum())
+    which = f"{which} " if which else ""
+    if not left:
+        raise ValueError(f"data {name!r}: every one of its {count:,} {which}items has a cell that is missing ({missing:g}); none is left")
+    if left == count:
+        notes.append(f"no {which}item has a missing cell ({missing:g})")
+        return part
+    notes.append(f"{count - left:,} of {count:,} {which}items are left out: they have missing cells ({missing:g})")
+    return part.subset(np.flatnonzero(kept))
+
+
+def _split(items: Part, split: str, classes: int | None, notes: list[str]) -> tuple[Part, Part | None]:
+    """The training and the held-out part, each in a random order."""
+    total = len(items.source)
+    count = min(int(total * HELD_OUT_SHARE), MOST_HELD_OUT)
+    if not count:
+        notes.append(f"nothing held out of {total} items")
+        return _shuffled(items), None
+    windows = overlap(items.source)
+    moved = "" if windows is None else f"each item is the one before it moved by {windows[0]} of {windows[1]}"
+    if split == "random":
+        order = np.random.default_rng(_SPLIT_SEED).permutation(total)
+        notes.append(f"held out {count:,} of {total:,} items, drawn at random, the same ones in every run")
+        if windows is not None:
+            notes.append(
+                f"windows overlap: {moved}, so the held-out items share values with the training items and say little about new data; "
+                "split='tail' (--split tail) holds out the end of the file"
+            )
+        return items.subset(order[count:]), items.subset(order[:count])
+    gap = 0 if windows is None else min(math.ceil(windows[1] / windows[0]) - 1, total - count - 2)
+    notes.append(f"held out the last {count:,} of {total:,} items, in the order of the file")
+    if gap > 0:
+        notes.append(f"windows overlap: {moved}; the {gap:,} items before the held-out ones share values with them and are left out")
+    held = items.subset(slice(total - count, None))
+    if held.labels is not None and classes is not None and len(found := np.unique(held.labels)) < classes:
+        notes.append(f"only {len(found)} of {classes} classes are among the held-out items; split='random' draws from all")
+    return _shuffled(items.subset(slice(total - count - max(0, gap)))), _shuffled(held)
+
+
+def _shuffled(part: Part) -> Part:
+    return part.subset(np.random.default_rng(_SPLIT_SEED).permutation(len(part.source)))
+
+
+def _fitting(source: Source, in_memory: int) -> int:
+    """How many items fit in memory."""
+    return max(2, min(MOST_SAMPLED, in_memory // (source.nbytes // len(source))))
+
+
+def _values(source: Source) -> Tensor:
+    """All items in the smallest type that holds them well."""
+    if not source.wide:
+        return source.tensor()
+    values = dataclasses.replace(source, dtype=torch.float64).tensor()
+    return values if needs_float64(values) else values.float()
 
 
 def _tensor(labels: np.ndarray | None) -> Tensor | None:
     return None if labels is None else torch.from_numpy(labels)
-
-
-def _class_indices(
-    name: str, train: np.ndarray | None, test: np.ndarray | None, notes: list[str]
-) -> tuple[np.ndarray | None, np.ndarray | None, int | None]:
-    """Labels as 0 .. classes - 1 in the sorted order of their values, and how many classes there are."""
-    if train is None:
-        if test is not None:
-            notes.append("the held-out part's labels are not used: the training part has none")
-        return None, None, None
-    for labels in (train, test):
-        if labels is None:
-            continue
-        if labels.ndim != 1 or labels.dtype.kind not in "biufU":
-            raise ValueError(
-                f"data {name!r}: labels are {labels.dtype} of shape {labels.shape}; one whole number or word an item is needed"
-            )
-        if labels.dtype.kind == "f" and not bool((labels == np.round(labels)).all()):
-            odd = labels[labels != np.round(labels)][0]
-            raise ValueError(f"data {name!r}: label {odd:g}; labels must be whole numbers or words")
-    names, indices = np.unique(train, return_inverse=True)
-    if len(names) > _MOST_CLASSES:
-        raise ValueError(f"data {name!r}: {len(names):,} different labels; at most {_MOST_CLASSES:,} classes are allowed")
-    held = None
-    if test is not None:
-        held = np.searchsorted(names, test).clip(max=len(names) - 1)
-        unknown = test[names[held] != test]
-        if len(unknown):
-            raise ValueError(f"data {name!r}: held-out label {unknown[0]} is not among the training labels")
-    if names.dtype.kind == "U" or names.tolist() != list(range(len(names))):
-        shown = ", ".join(str(label) for label in names[:10].tolist())
-        notes.append(f"{len(names)} classes, numbered from 0: {shown}{', ...' if len(names) > 10 else ''}")
-    return indices.astype(np.int64), None if held is None else held.astype(np.int64), len(names)

@@ -6,9 +6,11 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from sde_gen.data.labels import check_labels
 from sde_gen.data.source import Source
 
 SIGNED = 256
@@ -19,20 +21,23 @@ SIGNED = 256
 class Dataset:
     """A training set, its held-out part and what is known about them.
 
+    The order of a registered set's items is that of its source; items of the user's own files come in a random order, the same in
+    every run. A part of either is taken with `draw`, never by slicing: files are often sorted by class.
+
     Attributes:
-        name: the name in the registry.
-        train: (N, *shape) float32, in the data's own units.
-        test: (M, *shape) float32 held-out data in the same units, or None.
+        name: the name in the registry, or of the file.
+        train: (N, *shape) in the data's own units, float32, or float64 where float32 would round the values too much.
+        test: (M, *shape) held-out data in the same units and of the same type, or None.
         train_labels: (N,) int64 in [0, classes), or None.
         test_labels: (M,) int64, or None.
         classes: number of classes, or None where there are no labels.
         levels: number of discrete values that an entry can take (0, 1, ..., levels - 1), or None for continuous data.
         value_range: (low, high) to show the data with. For display only: nothing may clamp data to it.
         modes: (K, *shape) centres of a mixture of K equally likely, well separated modes, or None.
-        source: all training items, read from disk batch by batch, where they are more than fits in memory; `train` is then an
-            evenly spaced part of them, for whatever needs a tensor. None where `train` is everything.
+        source: all training items, read from disk batch by batch, where they are more than fits in memory; `train` is then a part of
+            them, drawn at random, for whatever needs a tensor. None where `train` is everything.
         source_labels: (N,) int64, the labels of `source`, or None.
-        notes: how the files were read, a line each.
+        notes: how the files were read, with axes and types, and what is odd about them, a line each.
     """
 
     name: str
@@ -58,6 +63,32 @@ class Dataset:
         """Shape of one item, without the batch dimension."""
         return tuple(self.train.shape[1:])
 
+    def draw(self, count: int, seed: int, part: str = "train") -> tuple[Tensor, Tensor | None]:
+        """A random part of the items, without repeats, and their labels.
+
+        Nothing else is read where the items lie on disk. With one seed a smaller draw is the head of a larger one.
+
+        Args:
+            count: how many items, at least 1; where there are fewer, all of them in a random order.
+            seed: of the draw, >= 0.
+            part: "train", all training items, or "test", the held-out ones.
+
+        Returns:
+            items: (min(count, N), *shape) in the data's own units, of the type of `train`, on the device where they lie.
+            labels: int64 (min(count, N),), or None where the part has none.
+
+        Raises:
+            ValueError: a count below 1, a negative seed, an unknown part, or "test" of data that hold nothing out.
+        """
+        if part not in ("train", "test") or count < 1 or seed < 0:
+            raise ValueError(f"draw({count!r}, seed={seed!r}, part={part!r}); count >= 1, seed >= 0 and part 'train' or 'test' are needed")
+        items, labels = self.training if part == "train" else (self.test, self.test_labels)
+        if items is None:
+            raise ValueError(f"data {self.name!r} has no held-out part to draw from")
+        rows = subset(len(items), count, seed)
+        chosen = items.subset(rows.numpy()).tensor() if isinstance(items, Source) else items[rows.to(items.device)]
+        return chosen, None if labels is None else labels[rows.to(labels.device)]
+
     def signature(self) -> dict[str, Any]:
         """What tells these training items from others: "shape", "classes", "items" and "sha256", the checksum of evenly spaced
         items with their labels, `SIGNED` of them at most."""
@@ -65,6 +96,11 @@ class Dataset:
         parts = [self.train] if self.train_labels is None else [self.train, self.train_labels]
         digest = hashlib.sha256(b"".join(part[rows].cpu().numpy().tobytes() for part in parts))
         return {"shape": list(self.shape), "classes": self.classes, "items": len(self.training[0]), "sha256": digest.hexdigest()}
+
+
+def subset(total: int, count: int, seed: int) -> Tensor:
+    """int64 (min(count, total),): numbers below `total` in a random order, the head of one permutation for each seed."""
+    return torch.from_numpy(np.random.default_rng(seed).permutation(total)[:count])
 
 
 def validate(dataset: Dataset) -> Dataset:
@@ -86,18 +122,18 @@ def validate(dataset: Dataset) -> Dataset:
             raise ValueError(f"data {dataset.name!r}: held-out labels without held-out data; give both or neither")
     else:
         _validate_part(dataset.name, "held-out", dataset.test, dataset.test_labels, dataset.classes)
-        if dataset.test.shape[1:] != dataset.train.shape[1:]:
+        if dataset.test.shape[1:] != dataset.train.shape[1:] or dataset.test.dtype != dataset.train.dtype:
             raise ValueError(
-                f"data {dataset.name!r}: held-out items of shape {tuple(dataset.test.shape[1:])} beside training items of shape "
-                f"{dataset.shape}; one shape is needed"
+                f"data {dataset.name!r}: held-out items of shape {tuple(dataset.test.shape[1:])} and {dataset.test.dtype} beside training "
+                f"items of shape {dataset.shape} and {dataset.train.dtype}; one shape and type is needed"
             )
     return dataset
 
 
 def _validate_part(name: str, part: str, values: Tensor, labels: Tensor | None, classes: int | None) -> None:
-    if values.dtype != torch.float32 or values.ndim < 2 or values.numel() == 0:
+    if values.dtype not in (torch.float32, torch.float64) or values.ndim < 2 or values.numel() == 0:
         raise ValueError(
-            f"data {name!r}: {part} data is {values.dtype} of shape {tuple(values.shape)}; non-empty float32 (N, *shape) is needed"
+            f"data {name!r}: {part} data is {values.dtype} of shape {tuple(values.shape)}; non-empty float32 or float64 (N, *) is needed"
         )
     bad = int((~torch.isfinite(values)).sum())
     if bad:
@@ -108,9 +144,6 @@ def _validate_part(name: str, part: str, values: Tensor, labels: Tensor | None, 
         return
     if classes is None:
         raise ValueError(f"data {name!r}: {part} labels without a number of classes; classes must be a positive integer")
-    if labels.dtype != torch.int64 or labels.shape != values.shape[:1]:
-        raise ValueError(
-            f"data {name!r}: {part} labels are {labels.dtype} of shape {tuple(labels.shape)}; int64 ({len(values)},) is needed"
-        )
-    if int(labels.min()) < 0 or int(labels.max()) >= classes:
-        raise ValueError(f"data {name!r}: {part} labels span {int(labels.min())}..{int(labels.max())}; 0..{classes - 1} is allowed")
+    if labels.dtype != torch.int64:
+        raise ValueError(f"data {name!r}: {part} labels are {labels.dtype}; int64 is needed")
+    check_labels(labels, len(values), classes, f"data {name!r}: {part} labels")

@@ -64,13 +64,27 @@ def decode(content: bytes, name: str, size: int | None = None) -> tuple[np.ndarr
                 image = image.convert("RGB")
             if size is not None:
                 image = _fitted(image, mode, size)
-            values = np.asarray(image)
+            values = _channels_first(image, mode)
     except ValueError:
         raise
     except Exception as error:
         raise _broken(name, error) from error
-    values = values.astype(np.uint16 if mode == "I;16" else np.uint8)
-    return np.moveaxis(values, -1, 0) if mode == "RGB" else values[None], mode
+    return values, mode
+
+
+def pixels(image: Image.Image, name: str) -> np.ndarray:
+    """A pillow image in memory as an array (C, H, W): those of `decode` as there but with "1" as Boolean values, 32-bit whole numbers
+    and floats as they are. ValueError as there."""
+    if image.mode in ("I", "F"):
+        return np.asarray(image)[None]
+    mode = _mode(image, name)
+    values = _channels_first(image.convert("RGB") if image.mode == "P" else image, mode)
+    return values.astype(bool) if mode == "1" else values
+
+
+def _channels_first(image: Image.Image, mode: str) -> np.ndarray:
+    values = np.asarray(image).astype(np.uint16 if mode == "I;16" else np.uint8)
+    return np.moveaxis(values, -1, 0) if mode == "RGB" else values[None]
 
 
 def _broken(name: str, error: Exception) -> ValueError:

@@ -1,7 +1,8 @@
-"""Images in a folder or an archive, with subfolders as labels."""
+"""Images in a folder or an archive, with subfolders or a dataset.json as labels."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from sde_gen.data.errors import one_line
 from sde_gen.data.source import IN_MEMORY, Source, array_source
 
 _TRAIN, _TEST = ("train", "training"), ("test", "val", "valid", "validation")
+_DESCRIPTION = "dataset.json"
 _ENDINGS = " ".join(FORMATS)
 
 
@@ -38,7 +40,8 @@ def load_images(path: Path, size: int | None = None, in_memory: int = IN_MEMORY,
     """A data set (N, C, H, W) of the images below a folder, or in a .tar, .tar.gz, .tgz or .zip archive.
 
     Where the top folders are train and test (or val, valid, validation), they are the split. The subfolders (below these) are
-    the classes, in sorted order; images in none have no labels. Images come in the sorted order of their paths; other and
+    the classes, in sorted order; images in none have no labels. Where a file dataset.json with a "labels" entry lies at the top, as
+    StyleGAN's and EDM's tools write it, the labels are those, [[path, class], ...] or null, and subfolders mean nothing. Other and
     hidden files are left out and counted in the notes. A folder that takes more than `in_memory` is decoded batch by batch.
 
     Args:
@@ -71,11 +74,12 @@ def _from_folder(path: Path, size: int | None, in_memory: int, options: dict[str
     names = [name for name in found if _is_image(name)]
     if not names:
         raise _none(path, len(found))
+    described = {name: _content(path, name) for name in found if _is_description(name)}
     first = _one_kind([], _seen(_content(path, names[0]), names[0], path, size))
     item = (3 if first[0].mode == "RGB" else 1, *first[0].size)
     if len(names) * int(np.prod(item)) <= in_memory:  # as bytes, which is how they are kept
         images = [_decoded(_content(path, name), name, path, size, first) for name in names]
-        return _finish(path, names, np.stack(images), first[0].mode, len(found) - len(names), options, in_memory)
+        return _finish(path, names, np.stack(images), first[0].mode, len(found) - len(names), options, in_memory, described)
     for name in names[1:]:  # only the headers: the pixels are decoded when they are asked for
         _one_kind(first, _seen(_content(path, name), name, path, size))
 
@@ -83,7 +87,7 @@ def _from_folder(path: Path, size: int | None, in_memory: int, options: dict[str
         return np.stack([_decoded(_content(path, names[row]), names[row], path, size, first) for row in rows.tolist()])
 
     source = Source(path.name, item, read, np.arange(len(names)))
-    return _finish(path, names, source, first[0].mode, len(found) - len(names), options, in_memory)
+    return _finish(path, names, source, first[0].mode, len(found) - len(names), options, in_memory, described)
 
 
 def _from_archive(path: Path, size: int | None, in_memory: int, options: dict[str, Any]) -> Dataset:
@@ -91,10 +95,12 @@ def _from_archive(path: Path, size: int | None, in_memory: int, options: dict[st
         raise ValueError(f"{path.name}: no such file or folder; a folder of images or an archive ({' '.join(archives.ENDINGS)}) is needed")
     images: dict[str, np.ndarray] = {}
     first: list[_Seen] = []
+    described: dict[str, bytes] = {}
     left_out = used = 0
-    for name, content in members(path, _is_image):
-        if content is None:
+    for name, content in members(path, lambda name: _is_image(name) or _is_description(name)):
+        if content is None or _is_description(name):
             left_out += 1
+            described |= {} if content is None else {name: content}
             continue
         image = images[name] = _decoded(content, name, path, size, first)
         used += image.nbytes
@@ -103,21 +109,62 @@ def _from_archive(path: Path, size: int | None, in_memory: int, options: dict[st
     if not images:
         raise _none(path, left_out)
     names = sorted(images, key=_order)
-    return _finish(path, names, np.stack([images[name] for name in names]), first[0].mode, left_out, options, in_memory)
+    return _finish(path, names, np.stack([images[name] for name in names]), first[0].mode, left_out, options, in_memory, described)
 
 
 def _finish(
-    path: Path, names: list[str], images: np.ndarray | Source, mode: str, left_out: int, options: dict[str, Any], in_memory: int
+    path: Path,
+    names: list[str],
+    images: np.ndarray | Source,
+    mode: str,
+    left_out: int,
+    options: dict[str, Any],
+    in_memory: int,
+    described: dict[str, bytes],
 ) -> Dataset:
     source = images if isinstance(images, Source) else array_source(images, path.name)
-    train, test, notes = _parts([PurePosixPath(name).parts for name in names], source)
+    known = _described(path, names, described)
+    if known is None:
+        train, test, notes = _parts([PurePosixPath(name).parts for name in names], source)
+    else:
+        left_out -= 1
+        (labels, note), test = known, None
+        train, notes = Part(source, labels), [note]
     shape = source.item
     kind = "colour" if mode == "RGB" else {"L": "grey", "I;16": "16-bit grey", "1": "black-and-white"}[mode]
-    notes.insert(0, f"{len(names):,} {kind} images of {shape[2]} x {shape[1]}")
+    notes.insert(0, f"{len(names):,} {kind} images of {shape[2]} x {shape[1]} (axes NCHW; levels 0 .. {LEVELS[mode] - 1})")
     if left_out:
         notes.append(f"{left_out} other file(s) left out: only {_ENDINGS} are read, no hidden files, no links")
     shown = (0.0, LEVELS[mode] - 1.0)
     return assemble(path.name, train, test, levels=LEVELS[mode], value_range=shown, notes=notes, in_memory=in_memory, **options)
+
+
+def _described(path: Path, names: list[str], described: dict[str, bytes]) -> tuple[np.ndarray | None, str] | None:
+    """The labels that the topmost dataset.json gives, and a line about them; None where there is no such file with labels."""
+    if not described:
+        return None
+    top = min(described, key=lambda name: len(PurePosixPath(name).parts))
+    try:
+        content = json.loads(described[top])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name}/{top}: cannot be read ({one_line(error)}); JSON is needed") from error
+    if not isinstance(content, dict) or "labels" not in content:
+        return None
+    pairs = content["labels"]
+    if pairs is None:
+        return None, f"no labels, as {_DESCRIPTION} says; subfolders are not classes"
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
+        raise ValueError(f"{path.name}/{top}: its labels are not [[path, class], ...]; that, or null, is needed")
+    given = dict(pairs)
+    folder = PurePosixPath(top).parent
+    inside = [PurePosixPath(name).relative_to(folder).as_posix() if PurePosixPath(name).is_relative_to(folder) else name for name in names]
+    absent = [name for name in inside if name not in given]
+    if absent:
+        raise ValueError(f"{path.name}/{top}: no label for {len(absent)} of {len(names)} images, the first {absent[0]}; one each is needed")
+    labels = [given[name] for name in inside]
+    if not all(type(label) is int for label in labels) and not all(isinstance(label, str) for label in labels):
+        return None, f"the labels of {_DESCRIPTION} are not used: they are not one whole number or word an image"
+    return np.array(labels), f"labels from {_DESCRIPTION}; subfolders are not classes"
 
 
 def _parts(paths: Sequence[tuple[str, ...]], source: Source) -> tuple[Part, Part | None, list[str]]:
@@ -188,6 +235,10 @@ def _content(path: Path, name: str) -> bytes:
 def _is_image(name: str) -> bool:
     parts = PurePosixPath(name).parts
     return PurePosixPath(name).suffix.lower() in FORMATS and not any(part.startswith((".", "__MACOSX")) for part in parts)
+
+
+def _is_description(name: str) -> bool:
+    return PurePosixPath(name).name == _DESCRIPTION
 
 
 def _order(name: str) -> tuple[str, ...]:

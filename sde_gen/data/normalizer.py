@@ -3,48 +3,70 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from sde_gen.data.precision import needs_float64, statistics
+
 KINDS = ("standard", "range", "identity")
-_CHUNK = 1 << 22  # values turned to float64 at a time, so that fitting needs no float64 copy of the data
+_TYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 class Normalizer(nn.Module):
     """z = (x - shift) / scale, one shift and scale for each channel of (C, *spatial) data or each feature of (D,) data.
 
-    The buffers `shift` and `scale` are float32, of shape (C, 1, ..., 1) or (D,); what is stored is what defines the map, so a
+    The buffers `shift` and `scale` are float64, of shape (C, 1, ..., 1) or (D,), and stay float64 when a module that holds them is
+    cast (`.float()`, `.half()`, `.to(torch.bfloat16)`); they follow it to its device. What is stored is what defines the map, so a
     checkpoint gives back the same one to the last bit: `Normalizer.from_config(config)` and then `load_state_dict`.
+
+    Types of what `encode` and `decode` give:
+        float64 for float64 input.
+        float32 for any narrower floating-point input: states and data are never narrower.
+        float64 also for `decode` where `dtype` is float64, because float32 cannot hold such data in their own units.
 
     Args:
         shift: float tensor (C, 1, ..., 1) or (D,), in the data's units.
         scale: positive, same shape, same units.
         kind: where they came from, one of "standard", "range", "identity"; it only goes with the configuration.
+        dtype: torch.float32, or torch.float64 for data that float32 would round too much (`precision.needs_float64`).
+
+    Raises:
+        ValueError: shapes that do not fit, or values that float32 cannot hold.
     """
 
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, shift: Tensor, scale: Tensor, kind: str = "standard") -> None:
+    def __init__(self, shift: Tensor, scale: Tensor, kind: str = "standard", dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         _check_kind(kind)
+        if dtype not in _TYPES.values():
+            raise ValueError(f"dtype {dtype}; torch.float32 or torch.float64 is allowed")
         if shift.shape != scale.shape or shift.ndim < 1 or math.prod(shift.shape[1:]) != 1:
             raise ValueError(f"shift {tuple(shift.shape)} and scale {tuple(scale.shape)}; both must be (D,) or (C, 1, ..., 1)")
-        shift, scale = shift.to(torch.float32), scale.to(torch.float32)
-        if not bool(torch.isfinite(shift).all() and torch.isfinite(scale).all() and (scale >= torch.finfo(torch.float32).tiny).all()):
-            raise ValueError(
-                "shift and scale must be finite and scale positive as float32; rescale data whose spread is below 1e-38 or above 1e38"
-            )
-        self.kind = kind
-        self.register_buffer("shift", shift.clone())
-        self.register_buffer("scale", scale.clone())
+        for value, least in ((shift.float(), -math.inf), (scale.float(), torch.finfo(torch.float32).tiny)):
+            if not bool(torch.isfinite(value).all() and (value >= least).all()):
+                raise ValueError(
+                    "shift and scale must be finite and scale positive as float32; rescale data whose spread is below 1e-38 or above 1e38"
+                )
+        self.kind, self.dtype = kind, dtype
+        self.register_buffer("shift", shift.to(torch.float64, copy=True))
+        self.register_buffer("scale", scale.to(torch.float64, copy=True))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = (self.shift, self.scale)
+        super()._apply(fn, recurse)
+        if self.shift.dtype != torch.float64:  # a cast of the module around it: only the device is followed
+            self.shift, self.scale = (value.to(self.shift.device) for value in before)
+        return self
 
     @classmethod
     def fit(cls, data: Tensor, kind: str = "standard") -> Normalizer:
-        """The normaliser of a training set, computed in float64.
+        """The normaliser of a training set, with statistics taken in float64 from every value; `dtype` is float64 for float64 data
+        that need it.
 
         "standard": zero mean and unit (population) standard deviation. "range": the data's smallest and largest value go to
         -1 and 1. "identity": z = x. A channel or feature that is constant while others vary gets scale 1 (its shift is as
@@ -60,41 +82,35 @@ class Normalizer(nn.Module):
         _check_kind(kind)
         if data.ndim < 2 or data.numel() == 0:
             raise ValueError(f"data of shape {tuple(data.shape)}; non-empty (N, D) or (N, C, *spatial) is needed")
-        low = torch.full((data.shape[1],), math.inf, dtype=torch.float64)
-        high, total = -low, torch.zeros_like(low)
-        for part in _parts(data):
-            low = torch.minimum(low, part.amin((0, 2)))
-            high = torch.maximum(high, part.amax((0, 2)))
-            total += part.sum((0, 2))
-        if not bool(torch.isfinite(total).all()):
+        found = statistics(data)
+        low, high = found.low, found.high
+        if not bool(torch.isfinite(found.mean).all()):
             raise ValueError(f"data of shape {tuple(data.shape)} holds NaN or infinite values; finite numbers are needed")
         if bool((low == high).all()):
             raise ValueError(
                 f"constant data: every channel or feature holds one value ({low[0]:g} in the first); data that varies is needed"
             )
         if kind == "standard":
-            count = data.numel() / data.shape[1]
-            shift, square = total / count, torch.zeros_like(low)
-            for part in _parts(data):
-                square += (part - shift[:, None]).square().sum((0, 2))
-            scale = (square / count).sqrt()
+            shift, scale = found.mean, found.std
         elif kind == "range":
             shift, scale = (high + low) / 2, (high - low) / 2
         else:
             shift, scale = torch.zeros_like(low), torch.ones_like(low)
         scale = torch.where(low == high, torch.ones_like(scale), scale)
         shape = (-1, *[1] * (data.ndim - 2))
-        return cls(shift.reshape(shape), scale.reshape(shape), kind)
+        dtype = torch.float64 if needs_float64(data, found) else torch.float32
+        return cls(shift.reshape(shape), scale.reshape(shape), kind, dtype)
 
     def encode(self, x: Tensor) -> Tensor:
-        """z = (x - shift) / scale for (..., C, *spatial) or (..., D) in the data's units; the dtype of x is kept."""
+        """z = (x - shift) / scale for (..., C, *spatial) or (..., D) in the data's units: float64 for float64 x, else float32."""
         shift, scale, dtype = self._matched(x)
-        return ((x.to(dtype) - shift) / scale).to(x.dtype)
+        return ((x.to(dtype) - shift) / scale).to(_at_least_float32(x.dtype))
 
     def decode(self, z: Tensor) -> Tensor:
-        """x = shift + scale z, the inverse of `encode`; nothing is clamped or rounded, and the dtype of z is kept."""
+        """x = shift + scale z, the inverse of `encode`; nothing is clamped or rounded to whole numbers. float64 for float64 z and
+        where `dtype` is float64, else float32."""
         shift, scale, dtype = self._matched(z)
-        return (shift + scale * z.to(dtype)).to(z.dtype)
+        return shift + scale * z.to(dtype)
 
     def log_det(self, shape: Sequence[int]) -> float:
         """log |det d encode(x) / dx| = -sum log scale over the entries of one sample of this shape, in nats.
@@ -105,24 +121,30 @@ class Normalizer(nn.Module):
             ValueError: a shape that this normaliser does not fit.
         """
         self._check_shape(shape, exact=True)
-        return -float(self.scale.double().log().sum()) * math.prod(shape[1:])
+        return -float(self.scale.log().sum()) * math.prod(shape[1:])
 
     def to_config(self) -> dict[str, Any]:
         """What `from_config` needs, ready for JSON; the numbers themselves are in the state dict."""
-        return {"kind": self.kind, "shape": list(self.shift.shape)}
+        wide = {"dtype": "float64"} if self.dtype == torch.float64 else {}
+        return {"kind": self.kind, "shape": list(self.shift.shape), **wide}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Normalizer:
-        """A normaliser of the kind and shape of `to_config`, with shift 0 and scale 1 until its state dict is loaded.
+        """A normaliser of the kind, shape and dtype of `to_config`, with shift 0 and scale 1 until its state dict is loaded.
 
         Raises:
             ValueError: missing, unknown or impossible entries.
         """
-        shape = config.get("shape")
-        if set(config) != {"kind", "shape"} or not isinstance(shape, (list, tuple)) or not all(type(n) is int and n > 0 for n in shape):
-            raise ValueError(f"normaliser configuration {config!r}; {{'kind': one of {', '.join(KINDS)}, 'shape': [C, 1, ...]}} is needed")
+        shape: Any = config.get("shape")
+        dtype = config.get("dtype", "float32")
+        sizes = isinstance(shape, (list, tuple)) and all(type(n) is int and n > 0 for n in shape)
+        if not {"kind", "shape"} <= set(config) <= {"kind", "shape", "dtype"} or not sizes or dtype not in _TYPES:
+            raise ValueError(
+                f"normaliser configuration {config!r}; {{'kind': one of {', '.join(KINDS)}, 'shape': [C, 1, ...]}} is needed, and "
+                f"'dtype' may be one of {', '.join(_TYPES)}"
+            )
         _check_kind(config["kind"])
-        return cls(torch.zeros(shape), torch.ones(shape), config["kind"])
+        return cls(torch.zeros(shape), torch.ones(shape), config["kind"], _TYPES[dtype])
 
     def extra_repr(self) -> str:
         return f"kind={self.kind!r}, shape={tuple(self.shift.shape)}"
@@ -131,8 +153,7 @@ class Normalizer(nn.Module):
         if not x.is_floating_point():
             raise TypeError(f"values of {x.dtype}; a floating-point tensor is needed (integers would be truncated)")
         self._check_shape(x.shape, exact=False)
-        # Half-precision input is mapped in float32 and rounded once, at the end.
-        dtype = torch.promote_types(x.dtype, torch.float32)
+        dtype = torch.promote_types(_at_least_float32(x.dtype), self.dtype)
         return self.shift.to(dtype), self.scale.to(dtype), dtype
 
     def _check_shape(self, shape: Sequence[int], exact: bool) -> None:
@@ -148,8 +169,5 @@ def _check_kind(kind: str) -> None:
         raise ValueError(f"normalisation {kind!r} is unknown; allowed: {', '.join(KINDS)}")
 
 
-def _parts(data: Tensor) -> Iterator[Tensor]:
-    """The data as float64 (n, C, spatial) on the CPU, a piece at a time."""
-    step = max(1, _CHUNK // max(1, math.prod(data.shape[1:])))
-    for start in range(0, len(data), step):
-        yield data[start : start + step].detach().cpu().double().flatten(1).unflatten(1, (data.shape[1], -1))
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

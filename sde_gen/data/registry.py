@@ -10,7 +10,7 @@ from typing import Any
 
 from sde_gen.data import archives, arrays, folders, tables
 from sde_gen.data.cifar import cifar10
-from sde_gen.data.dataset import Dataset, validate
+from sde_gen.data.dataset import Dataset, subset, validate
 from sde_gen.data.images import digits, fashion_mnist, mnist
 from sde_gen.data.toys import blobs3d, checkerboard, gaussians8, moons, sines, table
 
@@ -28,6 +28,7 @@ DATASETS: dict[str, Callable[[Path | None, int], Dataset]] = {
 }
 PATHS = f"a folder of images, {', '.join((*archives.ENDINGS, '.npy', '.npz', *tables.ENDINGS))}"
 """What is read beside `DATASETS`, in words."""
+_LIMIT_SEED = 0
 _ENDINGS = (*archives.ENDINGS, ".npy", ".npz", *tables.ENDINGS)
 
 
@@ -43,6 +44,9 @@ def load_dataset(
     limit: int | None = None,
     size: int | None = None,
     label_column: str | None = None,
+    axes: str | None = None,
+    missing: float | str | None = None,
+    split: str | None = None,
 ) -> Dataset:
     """Load and check a data set of the registry, or one from files.
 
@@ -51,9 +55,16 @@ def load_dataset(
             (`arrays.load_npy`, `arrays.load_npz`) or of a .csv, .tsv or .txt table (`tables.load_table`). A registered name comes first.
         root: the directory of the files; only named sets that come from files read it.
         seed: of the toys' points, >= 0; real data and its split do not depend on it.
-        limit: keep the first `limit` training items (all, if there are fewer); the held-out part stays whole.
+        limit: keep this many training items (all, if there are fewer), drawn at random, the same ones in every run; the held-out part
+            stays whole.
         size: images from files are resized to this edge, None: they must be of one size.
         label_column: of a table, the column that holds the class labels.
+        axes: of an .npy or .npz array, a letter for each of its axes: N items, C channels, and L, H and W or D, H and W for space, such
+            as "NCHW", "NHWC", "NCL" or "NDHW". None: what its shape leaves in no doubt (`axes.read_layout`).
+        missing: of arrays and tables, what marks a missing cell: a number, "nan", or in a table a word. Items with such a cell are
+            left out and counted in the notes. None: NaN and empty cells are errors.
+        split: of files without a held-out part of their own, how a tenth is held out: "random", or "tail" for the last items of the
+            file, which suits windows of a series. None: "random".
 
     Raises:
         ValueError: unknown name, a bad seed or limit, an option that this kind of data does not take, files missing or broken, or
@@ -68,29 +79,38 @@ def load_dataset(
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"{key} {value!r}; None or a positive integer is needed")
     if name in DATASETS:
-        if size is not None or label_column is not None:
-            raise ValueError(f"data {name!r} takes no size and no label_column; they are for images and tables from files")
+        given = {"size": size, "label_column": label_column, "axes": axes, "missing": missing, "split": split}
+        if any(value is not None for value in given.values()):
+            raise ValueError(f"data {name!r} takes no {', no '.join(given)}; they are for the user's own files")
         dataset = DATASETS[name](None if root is None else Path(root), seed)
-        if limit is not None:
-            labels = None if dataset.train_labels is None else dataset.train_labels[:limit]
-            dataset = dataclasses.replace(dataset, train=dataset.train[:limit], train_labels=labels)
+        if limit is not None and limit < len(dataset.train):
+            chosen = subset(len(dataset.train), limit, _LIMIT_SEED)
+            labels = None if dataset.train_labels is None else dataset.train_labels[chosen]
+            dataset = dataclasses.replace(dataset, train=dataset.train[chosen], train_labels=labels)
         return validate(dataset)
-    return validate(_load_path(Path(name), size, label_column, limit=limit))
+    return validate(_load_path(Path(name), size, label_column, axes, missing, limit=limit, split=split))
 
 
-def _load_path(path: Path, size: int | None, label_column: str | None, **options: Any) -> Dataset:
+def _load_path(
+    path: Path, size: int | None, label_column: str | None, axes: str | None, missing: float | str | None, **options: Any
+) -> Dataset:
     ending = path.suffix.lower()
     images, is_table = _holds_images(path), ending in tables.ENDINGS
+    is_array = ending in (".npy", ".npz") and not images
     if size is not None and not images:
         raise ValueError(f"{path.name}: size={size} is for images in a folder or archive")
     if label_column is not None and not is_table:
         raise ValueError(f"{path.name}: label_column={label_column!r} is for tables ({', '.join(tables.ENDINGS)})")
+    if axes is not None and not is_array:
+        raise ValueError(f"{path.name}: axes={axes!r} is for arrays (.npy, .npz)")
+    if missing is not None and images:
+        raise ValueError(f"{path.name}: missing={missing!r} is for arrays and tables")
     if images:
         return folders.load_images(path, size, **options)
     if is_table:
-        return tables.load_table(path, label_column, **options)
-    if ending in (".npy", ".npz"):
-        return (arrays.load_npy if ending == ".npy" else arrays.load_npz)(path, **options)
+        return tables.load_table(path, label_column, missing=missing, **options)
+    if is_array:
+        return (arrays.load_npy if ending == ".npy" else arrays.load_npz)(path, axes, missing=missing, **options)
     raise ValueError(f"{path.name}: {'not a known kind of file' if path.exists() else 'no such file or folder'}; {PATHS} are read")
 
 
@@ -99,14 +119,15 @@ def _holds_images(path: Path) -> bool:
     return path.name.lower().endswith(archives.ENDINGS) or (path.is_dir() and not known)
 
 
-def item_shape(name: str, size: int | None = None) -> tuple[int, ...] | None:
-    """Shape of one item of the user's own files, from as little of them as tells it; vectors as (0,). None where they are broken."""
+def item_shape(name: str, size: int | None = None, axes: str | None = None) -> tuple[int, ...] | None:
+    """Shape of one item of the user's own files, from as little of them as tells it; vectors as (0,). None where they are broken,
+    or where `axes` are needed to tell."""
     path = Path(name)
     try:
         if path.suffix.lower() in tables.ENDINGS:
             return (0,)
         if path.suffix.lower() in (".npy", ".npz"):
-            return arrays.item_shape(path)
+            return arrays.item_shape(path, axes)
         return folders.item_shape(path, size) if _holds_images(path) else None
     except ValueError:
         return None  # loading it says what is wrong

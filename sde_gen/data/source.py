@@ -10,26 +10,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_gen.data.precision import wide
+
 IN_MEMORY = 1 << 30
 """Bytes as float32 up to which a data set is read whole; a larger one stays on disk and is read batch by batch."""
 MOST_SAMPLED = 50_000
-"""At most so many evenly spaced items of a data set on disk are read whole, to fit the normaliser and moments and to compare with."""
+"""At most so many drawn items of a data set on disk are read whole, to fit the normaliser and moments and to compare with."""
 _PIECE = 4096
+_CURE = "missing='nan' (--missing nan) leaves such items out"
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Items in a file, float32 in the data's own units when indexed; what a tensor (N, *item) is for data in memory.
+    """Items in a file, in the data's own units when indexed; what a tensor (N, *item) is for data in memory.
 
     `source[index]` takes a tensor of item numbers (any device, any order, repeats allowed), a slice or a whole number, and
-    gives float32 on the CPU, (B, *item) or, for a whole number, one item. Nothing else is kept in memory.
+    gives `dtype` on the CPU, (B, *item) or, for a whole number, one item. Nothing else is kept in memory.
 
     Attributes:
         name: the file, for messages.
         item: shape of one item.
         read: row numbers of the file, int64 (B,), to their values, numeric (B, *item); integers stay integers on disk.
         rows: (N,) int64, the row of the file that each item is.
-        then: applied to every float32 batch that was read, as a normaliser's encoding, or None.
+        then: applied to every batch that was read, as a normaliser's encoding, or None.
+        dtype: float32, or float64 for values that float32 would round too much (`precision.needs_float64`).
     """
 
     name: str
@@ -37,6 +41,7 @@ class Source:
     read: Callable[[np.ndarray], np.ndarray]
     rows: np.ndarray
     then: Callable[[Tensor], Tensor] | None = None
+    dtype: torch.dtype = torch.float32
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -51,17 +56,25 @@ class Source:
         """What all items would take in memory as float32."""
         return 4 * self.shape.numel()
 
+    @property
+    def wide(self) -> bool:
+        """Whether the file's numbers have more digits than float32, by the type of its first item."""
+        return bool(len(self)) and wide(np.asanyarray(self.read(self.rows[:1])).dtype)
+
     def __getitem__(self, index: Tensor | slice | int) -> Tensor:
         if isinstance(index, int):
             return self[torch.tensor([index])][0]
         rows = self.rows[index if isinstance(index, slice) else index.cpu().numpy()]
-        values = np.asarray(self.read(rows))
+        values = np.asanyarray(self.read(rows))
+        masked = _first(np.ma.getmaskarray(values)) if isinstance(values, np.ma.MaskedArray) else None
+        if masked is not None:
+            raise ValueError(f"data {self.name!r}: item {rows[masked]} has masked cells; {_CURE}")
         with np.errstate(over="ignore"):  # what overflows float32 is refused below
-            items = np.ascontiguousarray(values, dtype=np.float32)
-        if values.dtype.kind == "f":
-            bad = np.flatnonzero(~np.isfinite(items.reshape(len(items), -1)).all(1))
-            if len(bad):
-                raise ValueError(f"data {self.name!r}: item {rows[bad[0]]} holds NaN or infinite values; finite float32 numbers are needed")
+            items = np.ascontiguousarray(values, dtype=np.float64 if self.dtype == torch.float64 else np.float32)
+        bad = _first(~(np.abs(items) <= np.finfo(np.float32).max)) if values.dtype.kind == "f" else None
+        if bad is not None:
+            cure = f" ({_CURE})" if np.isnan(values[bad]).any() else ""
+            raise ValueError(f"data {self.name!r}: item {rows[bad]} holds NaN or infinite values; finite float32 numbers are needed{cure}")
         batch = torch.from_numpy(items)
         return batch if self.then is None else self.then(batch)
 
@@ -75,26 +88,36 @@ class Source:
         return dataclasses.replace(self, then=function if first is None else lambda batch: function(first(batch)))
 
     def tensor(self) -> Tensor:
-        """All items, read whole."""
-        whole = torch.empty(self.shape)
-        for start in range(0, len(self), _PIECE):
-            whole[start : start + _PIECE] = self[start : start + _PIECE]
+        """All items, read whole, in the order of their rows so that a disk reads forwards."""
+        whole = torch.empty(self.shape, dtype=self.dtype)
+        order = torch.from_numpy(np.argsort(self.rows, kind="stable"))
+        for piece in order.split(_PIECE):
+            whole[piece] = self[piece]
         return whole
 
-    def evenly_spaced(self, count: int) -> np.ndarray:
-        """Indices of `count` evenly spaced items (all, if there are fewer), ascending."""
-        count = min(count, len(self))
-        return np.arange(count) * len(self) // max(1, count)
+    def complete(self, missing: float) -> np.ndarray:
+        """(N,) Boolean: the items without a cell that is masked or equal to `missing`, compared in the file's own type (NaN: not a
+        number). Every item is read once."""
+        whole = np.ones(len(self), bool)
+        for start in range(0, len(self), _PIECE):
+            values = np.asanyarray(self.read(self.rows[start : start + _PIECE]))
+            holes = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else np.zeros(values.shape, bool)
+            plain = np.ma.getdata(values)
+            if plain.dtype.kind == "f":
+                with np.errstate(over="ignore"):
+                    holes = holes | (np.isnan(plain) if np.isnan(missing) else plain == plain.dtype.type(missing))
+            elif missing == missing // 1 and abs(missing) < 2**63:
+                holes = holes | (plain == int(missing))
+            whole[start : start + _PIECE] = ~holes.reshape(len(holes), -1).any(1)
+        return whole
 
 
-def array_source(array: np.ndarray, name: str, layout: str = "as is") -> Source:
-    """The rows of an array (N, *), mapped from disk or in memory. `layout`: "as is"; "one channel", (N, H, W) to (N, 1, H, W);
-    "channels last", (N, H, W, C) to (N, C, H, W)."""
+def array_source(array: np.ndarray, name: str) -> Source:
+    """The rows of an array (N, *item), mapped from disk or in memory."""
+    return Source(name, tuple(array.shape[1:]), lambda rows: array[rows], np.arange(len(array)))
 
-    def read(rows: np.ndarray) -> np.ndarray:
-        values = array[rows]
-        return values[:, None] if layout == "one channel" else np.moveaxis(values, -1, 1) if layout == "channels last" else values
 
-    shape = array.shape[1:]
-    item = (1, *shape) if layout == "one channel" else (shape[-1], *shape[:-1]) if layout == "channels last" else shape
-    return Source(name, tuple(item), read, np.arange(len(array)))
+def _first(bad: np.ndarray) -> int | None:
+    """The first item of (B, *) in which a value is True."""
+    found = np.flatnonzero(bad.reshape(len(bad), -1).any(1))
+    return int(found[0]) if len(found) else None

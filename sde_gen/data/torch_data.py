@@ -9,59 +9,133 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import Subset, TensorDataset
 
 from sde_gen.data.assemble import Part, assemble
+from sde_gen.data.axes import Layout, check_axes, levels_of, read_layout
 from sde_gen.data.dataset import Dataset, validate
-from sde_gen.data.source import IN_MEMORY, Source, array_source
+from sde_gen.data.decode import pixels
+from sde_gen.data.source import IN_MEMORY, Source
 
 
 def from_torch(
-    dataset: TorchDataset[Any], test: TorchDataset[Any] | None = None, name: str | None = None, in_memory: int = IN_MEMORY, **options: Any
+    dataset: TorchDataset[Any],
+    test: TorchDataset[Any] | None = None,
+    name: str | None = None,
+    in_memory: int = IN_MEMORY,
+    axes: str | None = None,
+    **options: Any,
 ) -> Dataset:
-    """A data set from a map-style PyTorch one, whose items are x or (x, label): x a tensor or an array of one shape, (D,),
-    (C, L), (C, H, W) or (C, D, H, W), or a pillow image, in units of its own.
+    """A data set from a map-style PyTorch one, whose items are x or (x, label): x a tensor or an array of one shape, or a pillow image,
+    in units of its own.
 
     It is stacked where it fits in `in_memory` bytes as float32; otherwise its items are asked for batch by batch, and labels are
-    taken from its attribute `targets` or `labels`, if it has one. uint8 items are levels 0 .. 255.
+    taken from its attribute `targets` or `labels` (through a `Subset`) or from a `TensorDataset`'s second tensor. Items that are all
+    uint8, uint16 or Boolean are levels 0 .. 255, 65535 or 1. A label that is no whole number or word is not used, and the notes say so.
 
     Args:
         dataset: with __len__ and __getitem__.
         test: its held-out part; without one a tenth is held out.
         name: for messages; its class's by default.
         in_memory: bytes.
-        options: of `assemble`: levels, value_range, limit.
+        axes: a letter for each axis of a batch of items, such as NCHW or NHWC; None: as `axes.read_layout` says, and where the shape
+            leaves a doubt, tensors are (C, *spatial), as PyTorch's layers take them, and arrays are refused.
+        options: of `assemble`: levels, value_range, limit, split, missing.
 
     Raises:
-        TypeError: a data set without a length, or items that are not numbers.
-        ValueError: items of different shapes, or what `validate` refuses.
+        TypeError: a data set without a length, or items that are not real numbers.
+        ValueError: items of different shapes, some items with a label and some without, masked cells without `missing`, axes that are
+            needed, or what `validate` refuses.
     """
     name = name or type(dataset).__name__
-    first = _split(name, _item(name, dataset, 0))[0]
-    if first.dtype == np.uint8:
-        options = {"levels": 256, "value_range": (0.0, 255.0)} | options
-    held = None if test is None else _part(name, test, first.shape, in_memory)
-    return validate(assemble(name, _part(name, dataset, first.shape, in_memory), held, in_memory=in_memory, **options))
+    x = _item(name, dataset, 0)[0]
+    first = _values(name, x)
+    letters = None if axes is None else check_axes(axes)
+    if letters is not None and not letters.startswith("N"):
+        raise ValueError(f"axes {axes!r}; N must be first here: items are stacked along a new first axis")
+    if isinstance(x, Image.Image):
+        letters = "NCHW"
+    layout = read_layout(name, (_length(name, dataset), *first.shape), first.dtype, letters, isinstance(x, Tensor))
+    notes = [layout.note]
+    train, types = _part(name, dataset, layout, first, in_memory, notes)
+    held = None
+    if test is not None:
+        held, types_held = _part(name, test, layout, first, in_memory, [])
+        types |= types_held
+    if len(types) > 1:
+        listed = ", ".join(sorted(str(kind) for kind in types))
+        notes[0] = notes[0][: notes[0].rindex("; ")] + f"; {listed}, continuous)"
+    elif (levels := levels_of(first.dtype)) is not None:
+        options = {"levels": levels, "value_range": (0.0, levels - 1.0)} | options
+    return validate(assemble(name, train, held, notes=notes, in_memory=in_memory, **options))
 
 
-def _part(name: str, dataset: TorchDataset[Any], shape: tuple[int, ...], in_memory: int) -> Part:
+def _part(
+    name: str, dataset: TorchDataset[Any], layout: Layout, first: np.ndarray, in_memory: int, notes: list[str]
+) -> tuple[Part, set[np.dtype]]:
+    """The items with their labels, and the types of those that were looked at."""
     count = _length(name, dataset)
 
     def value(index: int) -> tuple[np.ndarray, Any]:
-        x, label = _split(name, _item(name, dataset, index))
-        if x.shape != shape:
-            raise ValueError(f"data {name!r}: item {index} has shape {x.shape}, item 0 {shape}; one shape is needed")
-        return x, label
+        x, label = _item(name, dataset, index)
+        found = _values(name, x)
+        if found.shape != first.shape:
+            raise ValueError(f"data {name!r}: item {index} has shape {found.shape}, item 0 {first.shape}; one shape is needed")
+        return found, label
 
-    def read(rows: np.ndarray) -> np.ndarray:
-        return np.stack([value(row)[0] for row in rows.tolist()]) if len(rows) else np.empty((0, *shape), np.float32)
+    if 4 * count * first.size > in_memory:
 
-    if 4 * count * int(np.prod(shape)) > in_memory:
-        known = next((getattr(dataset, key) for key in ("targets", "labels") if hasattr(dataset, key)), None)
-        labels = None if known is None or len(known) != count else np.asarray(known)
-        return Part(Source(name, shape, read, np.arange(count)), labels)
+        def read(rows: np.ndarray) -> np.ndarray:
+            found = [value(row)[0] for row in rows.tolist()]
+            odd = next((x.dtype for x in found if levels_of(x.dtype) != levels_of(first.dtype)), None)
+            if odd is not None:
+                raise ValueError(f"data {name!r}: items of types {first.dtype} and {odd}; one type is needed")
+            return layout.apply(_stacked(found)) if found else np.empty((0, *layout.item), np.float32)
+
+        known = _known_labels(dataset)
+        if known is None and value(0)[1] is not None:
+            notes.append("no labels: they would have to be read item by item; give the data set an attribute targets or labels")
+        return Part(Source(name, layout.item, read, np.arange(count)), known), {first.dtype}
     pairs = [value(index) for index in range(count)]
-    labels = None if any(label is None for _, label in pairs) else np.array([label for _, label in pairs])
-    return Part(array_source(np.stack([x for x, _ in pairs]), name), labels)
+    whole = layout.apply(_stacked([x for x, _ in pairs]))
+    source = Source(name, layout.item, lambda rows: whole[rows], np.arange(count))
+    return Part(source, _labels(name, [label for _, label in pairs], notes)), {x.dtype for x, _ in pairs}
+
+
+def _labels(name: str, labels: list[Any], notes: list[str]) -> np.ndarray | None:
+    """One label an item, or None where they are not whole numbers or words, which is said."""
+    absent = [label is None for label in labels]
+    if all(absent):
+        return None
+    if any(absent):
+        raise ValueError(
+            f"data {name!r}: item {absent.index(True)} has no label, {len(labels) - sum(absent)} others have one; all or none is needed"
+        )
+    plain = [
+        label.item() if isinstance(label, Tensor | np.ndarray | np.generic) and np.asarray(label).size == 1 else label for label in labels
+    ]
+    odd = next((label for label in plain if not isinstance(label, int | str | float)), None)
+    if odd is not None:
+        shape = f" of shape {tuple(odd.shape)}" if isinstance(odd, Tensor | np.ndarray) else ""
+        notes.append(f"labels are not used: they are {type(odd).__name__}{shape}, where one whole number or word an item is needed")
+        return None
+    return np.array(plain)
+
+
+def _known_labels(dataset: TorchDataset[Any]) -> np.ndarray | None:
+    """The labels of a data set whose items are not read, where it has them."""
+    if isinstance(dataset, Subset):
+        inner = _known_labels(dataset.dataset)
+        return None if inner is None else inner[np.asarray(dataset.indices)]
+    if isinstance(dataset, TensorDataset):
+        found: Any = dataset.tensors[1] if len(dataset.tensors) > 1 and dataset.tensors[1].ndim == 1 else None
+    else:
+        found = next((getattr(dataset, key) for key in ("targets", "labels") if hasattr(dataset, key)), None)
+    return None if found is None or len(found) != len(dataset) else np.asarray(found)  # type: ignore[arg-type]
+
+
+def _stacked(items: list[np.ndarray]) -> np.ndarray:
+    return np.ma.stack(items) if any(isinstance(x, np.ma.MaskedArray) for x in items) else np.stack(items)
 
 
 def _length(name: str, dataset: TorchDataset[Any]) -> int:
@@ -71,24 +145,24 @@ def _length(name: str, dataset: TorchDataset[Any]) -> int:
         raise TypeError(f"data {name!r} is {type(dataset).__name__} without a length; a map-style data set is needed") from error
 
 
-def _item(name: str, dataset: TorchDataset[Any], index: int) -> Any:
+def _item(name: str, dataset: TorchDataset[Any], index: int) -> tuple[Any, Any]:
+    """An item as (x, label or None)."""
     if not _length(name, dataset):
         raise ValueError(f"data {name!r} has no items; at least 2 are needed")
-    return dataset[index]
+    item = dataset[index]
+    return (item[0], item[1] if len(item) > 1 else None) if isinstance(item, tuple | list) else (item, None)
 
 
-def _split(name: str, item: Any) -> tuple[np.ndarray, Any]:
-    """An item as (x, label or None)."""
-    x, label = (item[0], item[1] if len(item) > 1 else None) if isinstance(item, tuple | list) else (item, None)
+def _values(name: str, x: Any) -> np.ndarray:
+    """A tensor, an array or a pillow image as an array, masks kept."""
+    if isinstance(x, Image.Image):
+        return pixels(x, f"data {name!r}")
     if isinstance(x, Tensor):
         x = x.detach().cpu()
-        values = (x.float() if x.dtype == torch.bfloat16 else x).numpy()
-    else:
-        values = np.asarray(x)
-    if isinstance(x, Image.Image):
-        values = values[None] if values.ndim == 2 else np.moveaxis(values, -1, 0)
+        x = (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+    values = np.asanyarray(x)
     if values.dtype.kind not in "buif" or values.ndim < 1:
-        raise TypeError(f"data {name!r}: items of type {type(x).__name__}; tensors or arrays of numbers, or (x, label), are needed")
-    if isinstance(label, Tensor | np.ndarray | np.generic):
-        label = label.item() if np.asarray(label).size == 1 else None
-    return values, label if isinstance(label, int | str | float) else None
+        what = f"{values.dtype} values" if values.dtype.kind == "c" else f"type {type(x).__name__}"
+        cure = ": real and imaginary part can be two channels" if values.dtype.kind == "c" else ""
+        raise TypeError(f"data {name!r}: items of {what}; tensors or arrays of real numbers, or (x, label), are needed{cure}")
+    return values

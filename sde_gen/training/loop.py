@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import parallel
-from ..data import Normalizer, Source
+from ..data import Normalizer, Source, as_items
 from ..models.moments import Moments
 from ..models.score import ScoreModel
 from ..networks import make_network
@@ -192,7 +192,7 @@ def train(
     1 make the network conditional. `device` None: CUDA where present, else the CPU. Raises ValueError for data or settings that
     cannot be trained on.
     """
-    x = torch.as_tensor(data, dtype=torch.float32)
+    x = as_items(data)
     if x.ndim < 2 or x.shape[0] < 2:
         raise ValueError(f"data must be (N, *) with at least two samples, got shape {tuple(x.shape)}")
     chosen = TrainSettings(steps=steps, **settings)

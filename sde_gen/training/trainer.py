@@ -88,8 +88,8 @@ class Trainer:
         self.model = model = model.to(self.device)
         normalizer = model.normalizer
         assert normalizer is not None
-        self.x = normalizer.encode(data.to(self.device)) if isinstance(data, Tensor) else data
-        self.encode = normalizer.encode
+        self.encode = lambda x: normalizer.encode(x).float()  # data that need float64 need it in their own units alone
+        self.x = self.encode(data.to(self.device)) if isinstance(data, Tensor) else data
         self.label = None if labels is None else labels.to(self.device)
         if held_out is None:
             held = self.x[:MOST_HELD] if isinstance(data, Tensor) else self.encode(data[:MOST_HELD].to(self.device))

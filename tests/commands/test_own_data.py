@@ -32,14 +32,14 @@ def pictures(root: Path) -> list[str]:
 
 
 def array(root: Path) -> list[str]:
-    np.save(root / "fields.npy", RNG.normal(size=(80, 6, 5, 3)))
+    np.save(root / "fields.npy", RNG.normal(size=(80, 3, 6, 5)))
     return ["fields.npy"]
 
 
 CASES = [
     (table, "My table", "2 columns: a, b"),
     (pictures, "faces", "80 grey images of 6 x 6"),
-    (array, "fields", "(N, C, H, W) with 6 channels"),
+    (array, "fields", "80 images of 3 channels, 6 x 5 (axes NCHW; float64, continuous)"),
 ]
 
 

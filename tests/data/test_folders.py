@@ -1,7 +1,9 @@
 import io
+import json
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +35,7 @@ def write(root: Path, files: dict[str, bytes], how: str = "folder") -> Path:
             (root / "set" / name).parent.mkdir(parents=True, exist_ok=True)
             (root / "set" / name).write_bytes(files[name])
         return root / "set"
+    root.mkdir(parents=True, exist_ok=True)
     path = root / f"set{how}"
     if how == ".zip":
         with zipfile.ZipFile(path, "w") as archive:
@@ -45,6 +48,11 @@ def write(root: Path, files: dict[str, bytes], how: str = "folder") -> Path:
             info.size = len(files[name])
             tar.addfile(info, io.BytesIO(files[name]))
     return path
+
+
+def pairs(items: torch.Tensor, labels: torch.Tensor) -> list[tuple[float, ...]]:
+    """Items with their labels, in an order that does not depend on the given one."""
+    return sorted((*x.flatten().tolist(), y) for x, y in zip(items.double(), labels.tolist(), strict=True))
 
 
 def everything(dataset: Dataset) -> torch.Tensor:
@@ -63,9 +71,9 @@ def test_classes_order_and_other_files(how: str, tmp_path: Path) -> None:
     path = write(tmp_path, files, how)
     dataset = load_dataset(path)
     expected = torch.from_numpy(np.stack([images[name] for name in sorted(images)])).permute(0, 3, 1, 2).float()
-    assert torch.equal(dataset.train, expected) and dataset.test is None and dataset.levels == 256
-    assert dataset.train_labels is not None and dataset.train_labels.tolist() == [0] * 4 + [1] * 4 and dataset.classes == 2
-    assert dataset.notes[0] == "8 colour images of 4 x 5"
+    assert dataset.train_labels is not None and dataset.classes == 2 and dataset.test is None and dataset.levels == 256
+    assert pairs(dataset.train, dataset.train_labels) == pairs(expected, torch.tensor([0] * 4 + [1] * 4))
+    assert dataset.notes[0] == "8 colour images of 4 x 5 (axes NCHW; levels 0 .. 255)"
     assert any("3 other file(s) left out" in note for note in dataset.notes)
     assert item_shape(str(path)) == (3, 5, 4)
 
@@ -76,10 +84,17 @@ def test_train_and_test_folders_are_the_split(how: str, above: str, tmp_path: Pa
     images = {f"{above}{part}/{kind}/{i}.jpg": colour() for part in ("train", "test") for kind in "ba" for i in range(3)}
     dataset = load_dataset(write(tmp_path, {name: encoded(image, "JPEG") for name, image in images.items()}, how))
     assert dataset.train.shape == (6, 3, 5, 4) and dataset.test is not None and dataset.test.shape == (6, 3, 5, 4)
-    assert dataset.train_labels is not None and dataset.train_labels.tolist() == [0, 0, 0, 1, 1, 1]
-    assert dataset.test_labels is not None and dataset.test_labels.tolist() == [0, 0, 0, 1, 1, 1]
-    decoded = np.asarray(Image.open(io.BytesIO(encoded(images[f"{above}test/a/0.jpg"], "JPEG"))))
-    assert torch.equal(dataset.test[0], torch.from_numpy(decoded.copy()).permute(2, 0, 1).float())
+    for part, items, labels in (("train", dataset.train, dataset.train_labels), ("test", dataset.test, dataset.test_labels)):
+        files = [encoded(images[f"{above}{part}/{kind}/{i}.jpg"], "JPEG") for kind in "ab" for i in range(3)]
+        whole = torch.from_numpy(np.stack([np.asarray(Image.open(io.BytesIO(content))) for content in files])).permute(0, 3, 1, 2)
+        assert labels is not None and pairs(items, labels) == pairs(whole, torch.tensor([0, 0, 0, 1, 1, 1]))
+
+
+def test_parts_of_their_own_are_put_in_a_random_order_too(tmp_path: Path) -> None:
+    files = {f"{part}/{kind}/{i:02}.png": encoded(colour()) for part in ("train", "test") for kind in "ab" for i in range(20)}
+    dataset = load_dataset(write(tmp_path, files))
+    assert dataset.train_labels is not None and dataset.test_labels is not None
+    assert set(dataset.train_labels[:10].tolist()) == set(dataset.test_labels[:10].tolist()) == {0, 1}
 
 
 def test_plain_folders_and_images_in_and_out_of_subfolders(tmp_path: Path) -> None:
@@ -117,7 +132,8 @@ def test_size_resizes_the_shorter_side_and_cuts_the_middle(deep: bool, tmp_path:
         files[f"{i}.png"] = encoded((columns * 256).astype(np.uint16) if deep else columns.astype(np.uint8))
     dataset = load_dataset(write(tmp_path, files), size=4)
     assert dataset.train.shape == (6, 1, 4, 4) and item_shape(str(tmp_path / "set"), 4) == (1, 4, 4)
-    wide, unchanged = dataset.train[0, 0, 0] / (256 if deep else 1), dataset.train[2, 0, 0] / (256 if deep else 1)
+    rows = sorted((dataset.train[:, 0, 0] / (256 if deep else 1)).tolist())  # by their first column: resized ones, then cut ones
+    unchanged, wide = torch.tensor(rows[0]), torch.tensor(rows[-1])
     assert unchanged.tolist() == pytest.approx([0, 66.7, 133.3, 200], abs=1)
     assert wide.mean() == pytest.approx(100, abs=1) and 50 < float(wide[0]) < 70, "the middle half of the columns"
 
@@ -132,7 +148,7 @@ def test_a_camera_image_is_turned_upright(tmp_path: Path) -> None:
     other = encoded(np.full((16, 8, 3), 9, np.uint8), "JPEG")
     path = write(tmp_path, {"a.jpg": buffer.getvalue(), "b.jpg": other})
     assert item_shape(str(path)) == (3, 16, 8)
-    image = load_dataset(path).train[0]
+    image = max(load_dataset(path).train, key=torch.max)
     assert image.shape == (3, 16, 8) and image[:, :7].min() > 200 and image[:, 9:].max() < 55
 
 
@@ -159,3 +175,84 @@ def test_an_encrypted_or_linked_member_is_not_read(tmp_path: Path) -> None:
             archive.addfile(info)
     dataset = load_dataset(path)
     assert len(dataset.train) == 3 and any("2 other file(s) left out" in note for note in dataset.notes)
+
+
+def sorted_by_class(root: Path, mode: str | None = None) -> tuple[Path, list[str]]:
+    """Four classes of 50 pictures, each of its own brightness, in folders that are read one after the other."""
+    files = {}
+    for k, kind in enumerate(("ant", "bee", "cat", "dog")):
+        for i in range(50):
+            grey = (60 * k + RNG.integers(20, size=(6, 6))).astype(np.uint8)
+            files[f"{kind}/{i:03}.png"] = encoded(grey, mode=mode)
+    return write(root, files), sorted(files)
+
+
+@pytest.mark.parametrize("in_memory", [1 << 30, 36 * 120])
+def test_the_head_of_a_class_sorted_folder_is_a_fair_draw(in_memory: int, tmp_path: Path) -> None:
+    dataset = load_images(sorted_by_class(tmp_path)[0], in_memory=in_memory)
+    assert (dataset.source is None) == (in_memory > 10_000) and dataset.classes == 4
+    items, labels = dataset.training
+    assert labels is not None and dataset.train_labels is not None and dataset.test is not None and dataset.test_labels is not None
+    for head, head_labels in ((dataset.train, dataset.train_labels), (dataset.test, dataset.test_labels), (items[:40], labels[:40])):
+        assert set(head_labels[:20].tolist()) == {0, 1, 2, 3} and int(torch.bincount(head_labels[:40]).max()) <= 20
+        assert torch.equal((head[:20].amin((1, 2, 3)) // 60).long(), head_labels[:20]), "each item with its own label"
+    few = load_images(tmp_path / "set", limit=24)
+    assert few.train_labels is not None and set(few.train_labels.tolist()) == {0, 1, 2, 3} and len(few.train) == 24
+    assert any("24 of 180 training items are used, drawn at random" in note for note in few.notes)
+    more = load_images(tmp_path / "set", limit=60)
+    assert torch.equal(more.train[:24], few.train), "the items of a smaller limit are among those of a larger one"
+
+
+def test_tail_holds_out_the_end_of_the_files_order(tmp_path: Path) -> None:
+    dataset = load_dataset(sorted_by_class(tmp_path)[0], split="tail")
+    assert dataset.test is not None and dataset.test_labels is not None and dataset.test_labels.tolist() == [3] * 20
+    assert any("held out the last 20 of 200 items" in note for note in dataset.notes)
+    assert any("only 1 of 4 classes are among the held-out items" in note for note in dataset.notes)
+    order = np.stack([np.asarray(Image.open(tmp_path / "set" / "dog" / f"{i:03}.png")) for i in range(30, 50)])
+    assert not torch.equal(dataset.test[:, 0], torch.from_numpy(order).float()), "the last ones, in an order of their own"
+    with pytest.raises(ValueError, match=r"split 'end'; random or tail is allowed"):
+        load_dataset(tmp_path / "set", split="end")
+    images = {f"{part}/a/{i}.png": encoded(colour()) for part in ("train", "test") for i in range(3)}
+    with pytest.raises(ValueError, match="has a held-out part of its own"):
+        load_dataset(write(tmp_path / "two", images), split="tail")
+
+
+def edm(labels: object) -> dict[str, bytes]:
+    """What EDM's dataset_tool writes: shards of pictures and dataset.json, the picture of label k being of brightness k."""
+    files = {f"{i // 10:05}/img{i:08}.png": encoded(np.full((5, 4, 3), i % 3, np.uint8)) for i in range(40)}
+    return files | {"dataset.json": json.dumps({"labels": labels}).encode()}
+
+
+@pytest.mark.parametrize("how", ["folder", ".zip"])
+@pytest.mark.parametrize("above", ["", "imagenet/"])
+def test_the_labels_of_edms_dataset_json(how: str, above: str, tmp_path: Path) -> None:
+    given = [[f"{i // 10:05}/img{i:08}.png", i % 3] for i in range(40)]
+    dataset = load_dataset(write(tmp_path, {above + name: content for name, content in edm(given).items()}, how))
+    assert dataset.classes == 3 and dataset.train_labels is not None and len(dataset.train) == 36
+    assert torch.equal(dataset.train[:, 0, 0, 0].long(), dataset.train_labels)
+    assert any("labels from dataset.json; subfolders are not classes" in note for note in dataset.notes)
+    assert not any("left out" in note for note in dataset.notes)
+
+
+def test_edms_dataset_json_without_labels_or_with_others(tmp_path: Path) -> None:
+    none = load_dataset(write(tmp_path / "none", edm(None), ".zip"))
+    assert none.classes is None and any("no labels, as dataset.json says" in note for note in none.notes)
+    vectors = load_dataset(write(tmp_path / "vectors", edm([[f"{i // 10:05}/img{i:08}.png", [0.0, 1.0]] for i in range(40)])))
+    assert vectors.classes is None and any("dataset.json are not used: they are not one whole number" in note for note in vectors.notes)
+    for name, labels, message in (
+        ("few", [["00000/img00000000.png", 1]], r"dataset.json: no label for 39 of 40 images, the first 00000/img00000001.png"),
+        ("flat", [1, 2], r"dataset.json: its labels are not \[\[path, class\], \.\.\.\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_dataset(write(tmp_path / name, edm(labels)))
+    with pytest.raises(ValueError, match=r"set/dataset.json: cannot be read .*JSON is needed"):
+        load_dataset(write(tmp_path / "broken", edm(None) | {"dataset.json": b"{"}))
+    other = load_dataset(write(tmp_path / "other", edm(None) | {"dataset.json": b'{"license": "CC0"}'}))
+    assert other.classes == 4 and any("1 other file(s) left out" in note for note in other.notes)
+
+
+@pytest.mark.parametrize(("option", "value"), [("axes", "NCHW"), ("missing", 0), ("label_column", "a")])
+def test_options_that_are_not_for_images(option: str, value: Any, tmp_path: Path) -> None:
+    path = write(tmp_path, {f"{i}.png": encoded(colour()) for i in range(3)})
+    with pytest.raises(ValueError, match=f"set: {option}={value!r} is for"):
+        load_dataset(path, **{option: value})

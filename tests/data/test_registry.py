@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sde_gen.data import DATASETS, SOURCES, gaussians8_centres, load_dataset
+from sde_gen.data import DATASETS, SOURCES, Dataset, gaussians8_centres, load_dataset
 from sde_gen.data.toys import SINES_CYCLES, blob
 
 MNIST = Path(os.environ.get("SDE_GEN_DATA", Path(__file__).resolve().parents[3] / "shared" / "data")) / "mnist"
@@ -117,6 +117,14 @@ def test_limit_cuts_the_training_part_only():
     dataset = load_dataset("digits", limit=100)
     assert len(dataset.train) == len(dataset.train_labels) == 100 and len(dataset.test) == 297
     assert len(load_dataset("digits", limit=10**6).train) == 1500
+    assert torch.equal(load_dataset("digits", limit=40).train, dataset.train[:40])
+
+
+def test_limit_draws_from_a_set_that_is_sorted(tmp_path, monkeypatch):
+    x = torch.arange(300.0)[:, None]
+    monkeypatch.setitem(DATASETS, "sorted", lambda root, seed: Dataset("sorted", x, None, torch.arange(300) // 100, classes=3))
+    few = load_dataset("sorted", limit=30)
+    assert torch.equal(few.train[:, 0] // 100, few.train_labels.float()) and torch.bincount(few.train_labels).min() >= 4
 
 
 @pytest.mark.parametrize(

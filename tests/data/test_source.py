@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from sde_gen.data.anomalies import PAIRS
 from sde_gen.data.assemble import Part, assemble
 from sde_gen.data.registry import load_dataset
 from sde_gen.data.source import Source, array_source
@@ -19,14 +20,6 @@ def test_indexing_is_that_of_the_tensor() -> None:
     assert torch.equal(source.subset(np.array([9, 2])).subset(slice(1, None)).tensor(), whole[[2]])
     doubled = source.map(lambda x: 2 * x).map(lambda x: x + 1)
     assert torch.equal(doubled[index], 2 * whole[index] + 1) and torch.equal(source[index], whole[index])
-
-
-@pytest.mark.parametrize(("layout", "item"), [("one channel", (1, 4, 5)), ("channels last", (5, 4)), ("as is", (4, 5))])
-def test_layouts(layout: str, item: tuple[int, ...]) -> None:
-    source = array_source(ARRAY, "x", layout)
-    assert source.item == item and source[:3].shape == (3, *item)
-    expected = {"one channel": ARRAY[:, None], "channels last": ARRAY.transpose(0, 2, 1), "as is": ARRAY}[layout]
-    assert torch.equal(source.tensor(), torch.from_numpy(expected.copy()).float())
 
 
 def test_a_bad_item_is_named_by_its_row() -> None:
@@ -48,14 +41,19 @@ def test_larger_than_memory_is_read_row_by_row_and_trains_on_everything() -> Non
     dataset = assemble("x", Part(Source("x", (4, 5), read, np.arange(100)), labels), levels=256, in_memory=40 * 80)
     assert dataset.source is not None and len(dataset.source) == 90 and len(dataset.train) == 40
     assert dataset.test is not None and len(dataset.test) == 10
-    assert len(set(touched)) == 50, "only the sample and the held-out part have been read"
+    assert 50 <= len(set(touched)) <= 50 + 2 * PAIRS, "only the sample, the held-out part and some pairs of neighbours have been read"
     items, classes = dataset.training
     assert isinstance(items, Source) and classes is not None and len(items) == len(classes) == 90
     assert set(items.rows.tolist()) | {row for row in range(100) if row not in items.rows} == set(range(100))
     assert torch.equal(classes, torch.from_numpy(labels)[items.rows])
-    spaced = items.evenly_spaced(40)
-    assert torch.equal(dataset.train, items[torch.from_numpy(spaced)]) and np.diff(spaced).max() <= 3
-    assert dataset.train_labels is not None and torch.equal(dataset.train_labels, classes[spaced])
+    assert torch.equal(dataset.train, items[:40]), "a random part, as all are in a random order"
+    assert dataset.train_labels is not None and torch.equal(dataset.train_labels, classes[:40])
+    assert not np.array_equal(items.rows, np.sort(items.rows)) and items.rows[:40].max() > 60
+    touched.clear()
+    drawn, labelled = dataset.draw(5, seed=1)
+    assert labelled is not None and len(touched) == 5 and drawn.shape == (5, 4, 5), "nothing else is read"
+    for x, y in zip(drawn, labelled.tolist(), strict=True):
+        assert y in (labels[(torch.from_numpy(ARRAY).float() == x).flatten(1).all(1).numpy()]).tolist()
     assert any("read batch by batch" in note for note in dataset.notes)
     small = assemble("x", Part(array_source(ARRAY, "x"), labels))
     assert small.source is None and small.training[0] is small.train
@@ -91,16 +89,21 @@ def test_labels_that_are_none(train: np.ndarray, test: np.ndarray | None, messag
 def test_labels_are_numbered_in_the_order_of_their_values() -> None:
     x = array_source(np.arange(6.0).reshape(3, 2), "x")
     dataset = assemble("x", Part(x, np.array([40, -7, 40])), Part(x, np.array([-7, -7, 40])))
-    assert dataset.train_labels is not None and dataset.train_labels.tolist() == [1, 0, 1] and dataset.classes == 2
-    assert dataset.test_labels is not None and dataset.test_labels.tolist() == [0, 0, 1]
+    by_value = dict(zip(dataset.train[:, 0].tolist(), dataset.train_labels.tolist(), strict=True))  # type: ignore[union-attr]
+    assert by_value == {0.0: 1, 2.0: 0, 4.0: 1} and dataset.classes == 2
+    assert dataset.test is not None and dataset.test_labels is not None
+    assert dict(zip(dataset.test[:, 0].tolist(), dataset.test_labels.tolist(), strict=True)) == {0.0: 0, 2.0: 0, 4.0: 1}
     assert any("2 classes, numbered from 0: -7, 40" in note for note in dataset.notes)
     plain = assemble("x", Part(x, np.array([2, 0, 1])), Part(x))
-    assert plain.notes == () and plain.train_labels is not None and plain.train_labels.tolist() == [2, 0, 1]
+    assert plain.notes == () and plain.train_labels is not None
+    assert dict(zip(plain.train[:, 0].tolist(), plain.train_labels.tolist(), strict=True)) == {0.0: 2, 2.0: 0, 4.0: 1}
 
 
 def test_options_of_other_data_are_refused() -> None:
     for arguments, message in [
         ({"name": "digits", "size": 16}, "takes no size"),
+        ({"name": "digits", "split": "tail"}, "takes no size, no label_column, no axes, no missing, no split"),
+        ({"name": "x.csv", "axes": "NC"}, "axes='NC' is for arrays"),
         ({"name": "x.npy", "size": 16}, "size=16 is for images"),
         ({"name": "x.npy", "label_column": "a"}, "label_column='a' is for tables"),
         ({"name": "pictures/", "size": 0}, "size 0"),
@@ -108,3 +111,35 @@ def test_options_of_other_data_are_refused() -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             load_dataset(**arguments)  # type: ignore[arg-type]
+
+
+def test_masked_cells_are_refused_or_left_out_but_never_read() -> None:
+    values = np.ma.array(np.arange(40.0).reshape(20, 2), mask=np.zeros((20, 2), bool), fill_value=9.97e36)
+    values[3, 1] = values[11, 0] = np.ma.masked
+    values.data[3, 1] = 9.97e36
+    with pytest.raises(ValueError, match=r"item 3 has masked cells; missing='nan' \(--missing nan\) leaves such items out"):
+        assemble("x", Part(array_source(values, "x")))
+    dataset = assemble("x", Part(array_source(values, "x")), missing="nan")
+    assert len(dataset.train) == 17 and float(dataset.train.max()) < 40
+    assert any("2 of 20 items are left out" in note for note in dataset.notes)
+
+
+def test_float64_is_kept_where_float32_would_lose_the_values() -> None:
+    rng = np.random.default_rng(0)
+    columns = {
+        "metres": (-234567 + 0.02 * rng.normal(size=(400, 1)), torch.float64),
+        "counts": (1e8 + np.arange(400.0)[:, None], torch.float64),
+        "identifiers": (rng.integers(1 << 25, 1 << 40, size=(400, 1)), torch.float64),
+        "plain": (5 + 2 * rng.normal(size=(400, 1)), torch.float32),
+        "years": (rng.integers(1990, 2020, size=(400, 1)), torch.float32),
+        "single": ((1000 + 1e-3 * rng.normal(size=(400, 1))).astype(np.float32), torch.float32),
+    }
+    for name, (values, dtype) in columns.items():
+        dataset = assemble(name, Part(array_source(values, name)))
+        lazy = assemble(name, Part(array_source(values, name)), in_memory=4 * 100)
+        assert dataset.test is not None and dataset.train.dtype == dataset.test.dtype == lazy.train.dtype == dtype, name
+        assert lazy.source is not None and lazy.source[:3].dtype == dtype and lazy.draw(7, 0)[0].dtype == dtype
+        both = torch.cat((dataset.train, dataset.test)).double().flatten().sort().values
+        whole = torch.from_numpy(np.sort(values.astype(np.float64).flatten()))
+        assert torch.equal(both, whole if dtype == torch.float64 else whole.float().double()), name
+        assert any("kept in float64" in note for note in dataset.notes) == (dtype == torch.float64), name
