@@ -10,34 +10,40 @@ import math
 import torch
 from torch import Tensor
 
-from sde_gen.metrics.estimate import Estimate, check_count, half_sample_error, half_samples, matrices
+from sde_gen.metrics.estimate import Estimate, check_count, matrices, parts_of, resampled, skewed_error
 
 _CHUNK = 1 << 24  # kernel values held at a time
 
 
-def frechet_distance(a: Tensor, b: Tensor, bootstrap: int = 50, seed: int = 0) -> Estimate:
+def frechet_distance(a: Tensor, b: Tensor, bootstrap: int = 50, seed: int = 0, size: int | None = None) -> Estimate:
     """Frechet distance between the Gaussians that have the moments of two sets of features.
 
         |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))
 
     (Dowson and Landau 1982; on network features Heusel et al. 2017, arXiv:1706.08500). The value is biased upwards by an
-    amount that falls as 1/N: compare at equal sample counts only. The standard error covers both sets and comes from half-samples
-    without replacement (`half_sample_error`): a bootstrap with replacement repeats points, which inflates the distance, and
-    its spread is up to twice too wide where the two distributions are close.
+    amount that falls as 1/N: two values stand side by side only at equal counts, as `size` makes them. The standard error covers both
+    sets and comes from half-samples without replacement (`half_sample_distance_error`): a bootstrap with replacement repeats points,
+    which inflates the distance, and its spread is up to twice too wide where the two distributions are close.
+    Coverage of value +- 1.96 std_error, in simulations of 200 against 200 items: 0.95 and more for Gaussians, 0.97 and more for two
+    clusters and for a rare cluster of unlike shares (2 % and 5 %), but 0.80 to 0.84 where a cluster of which one set holds four items
+    is missing from the other: a few items tell too little of their own error. At zero distance it is 1.2 to 3.5 times too
+    wide, the wider the fewer directions decide (`skewed_error`).
 
     Args:
         a: (N, D) features; other shapes (N, *shape) are flattened.
         b: (M, D) features.
         bootstrap: number of random splits into halves, at least 2.
-        seed: of the splits.
+        seed: of the splits and parts.
+        size: the value is the mean over disjoint random parts of a, so many items each (at most 8), so that sets of different N can be
+            compared against one b; None takes all N at once.
 
     Raises:
-        ValueError: fewer than four items, different widths, or values that are not finite.
+        ValueError: fewer than four items, different widths, values that are not finite, or a size that is not in 4 .. N.
     """
     check_count("bootstrap", bootstrap, 2)
     a, b = matrices("a", a, "b", b, least=4)
-    pairs = [[_frechet(a[i], b[j]) for i, j in split] for split in half_samples(len(a), len(b), bootstrap, seed)]
-    return Estimate(_frechet(a, b), half_sample_error(torch.tensor(pairs, dtype=torch.float64)))
+    parts = parts_of("a", len(a), size, seed)
+    return Estimate(*resampled(lambda i, j: _frechet(a[i], b[j]), parts, len(b), bootstrap, seed))
 
 
 def _frechet(a: Tensor, b: Tensor) -> float:
@@ -62,7 +68,11 @@ def kernel_distance(a: Tensor, b: Tensor) -> Estimate:
 
     (Binkowski et al. 2018, arXiv:1801.01401.) Unbiased for any sample counts, so that it is as often below zero as above it
     when the distributions agree. The standard error is that of the U-statistic in closed form, linear and quadratic terms
-    of its Hoeffding decomposition (as Sutherland et al. 2017, arXiv:1611.04488), so it needs no resampling and holds at zero distance too.
+    of its Hoeffding decomposition (as Sutherland et al. 2017, arXiv:1611.04488), so it needs no resampling and holds at zero distance
+    too; where few directions hold the quadratic part it is widened (`skewed_error`). Coverage of value +- 1.96 std_error, in
+    simulations of 200 against 200 items: 0.95 and more for Gaussians, 0.97 and more for two clusters and for a rare cluster of unlike
+    shares (2 % and 5 %), but 0.72 to 0.77 where a cluster of which one set holds four items is missing from the other. At zero
+    distance it is 1.2 to 3.5 times too wide, the wider the fewer directions decide.
 
     Args:
         a: (N, D) features; other shapes (N, *shape) are flattened.
@@ -86,7 +96,14 @@ def kernel_distance(a: Tensor, b: Tensor) -> Estimate:
     linear_a = ((row_aa - row_ab).var() - zeta_aa / (n - 1) - zeta_ab / m).clamp(min=0)
     linear_b = ((row_bb - column_ab).var() - zeta_bb / (m - 1) - zeta_ab / n).clamp(min=0)
     quadratic = 2 * zeta_aa / (n * (n - 1)) + 2 * zeta_bb / (m * (m - 1)) + 4 * zeta_ab / (n * m)
-    return Estimate(float(value), float((4 * linear_a / n + 4 * linear_b / m + quadratic).sqrt()))
+    # The mean of the same quadratic form with its diagonal, which tells of how many directions it is made.
+    mean = (_self_kernels(a) - row_aa.mean()) / n + (_self_kernels(b) - row_bb.mean()) / m
+    return Estimate(float(value), skewed_error(float(4 * linear_a / n + 4 * linear_b / m), float(quadratic), float(mean)))
+
+
+def _self_kernels(x: Tensor) -> Tensor:
+    """The mean of k(x_i, x_i)."""
+    return ((x.square().sum(1) / x.shape[1] + 1) ** 3).mean()
 
 
 def _kernel_sums(x: Tensor, y: Tensor, skip_diagonal: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,26 +121,43 @@ def _kernel_sums(x: Tensor, y: Tensor, skip_diagonal: bool) -> tuple[Tensor, Ten
     return torch.cat(rows), columns, squares
 
 
-def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 128, bootstrap: int = 25, seed: int = 0) -> Estimate:
+def sliced_wasserstein(
+    a: Tensor,
+    b: Tensor,
+    projections: int = 128,
+    bootstrap: int = 25,
+    seed: int = 0,
+    size: int | None = None,
+    scale: Tensor | str | None = None,
+) -> Estimate:
     """Sliced Wasserstein-2 distance, in the data's units: SW^2 = mean over unit directions u of W_2^2(u.a, u.b).
 
     (Bonneel et al. 2015, doi 10.1007/s10851-014-0506-3; directions in orthonormal blocks, Rowland et al. 2019, arXiv:1903.03784.)
     Each one-dimensional distance is the exact one between the two empirical quantile functions, also for unequal counts. The
-    standard error covers both sets (half-samples, `half_sample_error`) and the finite number of directions.
+    value is biased upwards, the more the fewer items there are: two values stand side by side only at equal counts, as `size` makes
+    them. The standard error covers both sets (half-samples, `half_sample_distance_error`) and the finite number of directions.
 
     Args:
         a: (N, D) vectors; other shapes (N, *shape) are flattened.
         b: (M, D) vectors.
         projections: number of directions; rounded up to at least two whole blocks of min(D, 32).
         bootstrap: number of random splits into halves, at least 2.
-        seed: of directions and splits.
+        seed: of directions, splits and parts.
+        size: SW^2 is the mean over disjoint random parts of a, so many items each (at most 8), so that sets of different N can be
+            compared against one b; None takes all N at once.
+        scale: (D,) or the data's shape, positive: each entry is divided by its own, so that columns in different units weigh alike;
+            "reference" takes the standard deviations of b (1 where b is constant). None leaves the units as they are.
 
     Raises:
-        ValueError: fewer than four items, different widths, or values that are not finite.
+        ValueError: fewer than four items, different widths, values that are not finite, a size that is not in 4 .. N, or a
+            scale that is not positive or of another width.
     """
     check_count("projections", projections, 1)
     check_count("bootstrap", bootstrap, 2)
     a, b = matrices("a", a, "b", b, least=4)
+    if scale is not None:
+        units = _units(scale, b)
+        a, b = a / units, b / units
     # Several blocks, so that their spread shows the error of the finite number of directions; in one dimension there is none.
     block = min(a.shape[1], 32)
     blocks = 1 if a.shape[1] == 1 else max(2, -(-projections // block))
@@ -131,17 +165,32 @@ def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 128, bootstrap: 
     directions = torch.cat([_orthonormal(a.shape[1], block, generator) for _ in range(blocks)], dim=1)
     sorted_a, order_a = (a @ directions).T.sort(dim=1)
     sorted_b, order_b = (b @ directions).T.sort(dim=1)
-    squares = _quantile_distances(sorted_a, sorted_b).view(blocks, block).mean(1)
-    # A part of a sorted row is sorted: one sort serves all splits.
-    pairs = [
-        [float(_quantile_distances(_keep(sorted_a, order_a, i), _keep(sorted_b, order_b, j)).mean()) for i, j in split]
-        for split in half_samples(len(a), len(b), bootstrap, seed)
-    ]
-    square = float(squares.mean())
-    variance = half_sample_error(torch.tensor(pairs, dtype=torch.float64)) ** 2
-    variance += float(squares.var()) / blocks if blocks > 1 else 0.0
+
+    def by_block(i: Tensor, j: Tensor) -> Tensor:
+        # (blocks,): a part of a sorted row is sorted, so that one sort serves all splits.
+        return _quantile_distances(_keep(sorted_a, order_a, i), _keep(sorted_b, order_b, j)).view(blocks, block).mean(1)
+
+    parts = parts_of("a", len(a), size, seed)
+    square, error = resampled(lambda i, j: float(by_block(i, j).mean()), parts, len(b), bootstrap, seed)
+    if blocks > 1:
+        whole = torch.arange(len(b))
+        squares = torch.stack([by_block(part, whole) for part in parts]).mean(0)
+        error = math.hypot(error, math.sqrt(float(squares.var()) / blocks))
     value = math.sqrt(square)
-    return Estimate(value, math.sqrt(variance) / (2 * value) if value > 0 else 0.0)
+    return Estimate(value, error / (2 * value) if value > 0 else 0.0)
+
+
+def _units(scale: Tensor | str, reference: Tensor) -> Tensor:
+    """(D,) positive float64."""
+    if isinstance(scale, str):
+        if scale != "reference":
+            raise ValueError(f"unknown scale {scale!r}; choose from reference, a tensor, None")
+        std = reference.std(0)
+        return torch.where(std > 0, std, 1.0)
+    units = torch.as_tensor(scale).detach().cpu().double().flatten()
+    if units.shape != reference.shape[1:] or not bool((torch.isfinite(units) & (units > 0)).all()):
+        raise ValueError(f"scale of shape {tuple(units.shape)}; {reference.shape[1]} finite positive numbers are needed")
+    return units
 
 
 def _orthonormal(dimension: int, count: int, generator: torch.Generator) -> Tensor:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+NORMAL_95 = 1.96  # half the width of the normal law's central 95 %
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its standard error: the spread that the value would have over fresh draws of the same sizes."""
+    """A value and its standard error: the spread that the value would have over fresh draws of the same sizes, or more where this
+    spread is skewed, so that value +- 1.96 std_error covers what the value is on average (see `skewed_error`)."""
 
     value: float
     std_error: float
@@ -67,6 +70,43 @@ def half_samples(count_a: int, count_b: int, splits: int, seed: int) -> Iterator
         yield (a[0], b[0]), (a[1], b[1])
 
 
+def parts_of(name: str, count: int, size: int | None, seed: int, most: int = 8) -> list[Tensor]:
+    """Disjoint random parts of `size` among `count` items, as indices, at most so many; all of them as one part where size is None."""
+    if size is None:
+        return [torch.arange(count)]
+    check_count("size", size, 4)
+    if size > count:
+        raise ValueError(f"size {size}; {name} has {count} items only")
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return list(order.split(size)[: min(most, count // size)])
+
+
+def resampled(
+    value_of: Callable[[Tensor, Tensor], float], parts: list[Tensor], count_b: int, splits: int, seed: int
+) -> tuple[float, float]:
+    """A squared distance with its standard error: the mean of value_of(part of a, all of b) over disjoint parts of a.
+
+    value_of takes indices into a and b. With one part the error is that of `half_sample_distance_error`, over a and b. With K parts it is
+    sqrt(V_b + (V - V_b)/K) with V that of one part and V_b what b alone contributes, which the parts share, both from half-samples.
+    """
+    whole = torch.arange(count_b)
+    values = [value_of(part, whole) for part in parts]
+    share = splits if len(parts) == 1 else max(2, -(-splits // len(parts)))
+    total, common = [], []
+    for k, (part, value) in enumerate(zip(parts, values, strict=True)):
+        halves_of = list(half_samples(len(part), count_b, share, seed + k))
+        pairs = [[value_of(part[i], j) for i, j in split] for split in halves_of]
+        total.append(half_sample_distance_error(torch.tensor(pairs, dtype=torch.float64), value) ** 2)
+        if len(parts) > 1:
+            alone = [[value_of(part, j) for _, j in split] for split in halves_of]
+            common.append(half_sample_distance_error(torch.tensor(alone, dtype=torch.float64), value) ** 2)
+    variance = sum(total) / len(total)
+    if common:
+        shared = min(sum(common) / len(common), variance)
+        variance = shared + (variance - shared) / len(parts)
+    return sum(values) / len(values), math.sqrt(variance)
+
+
 def half_sample_error(pairs: Tensor) -> float:
     """Standard error of a statistic of the full sets from its values on the two halves of random splits.
 
@@ -84,6 +124,49 @@ def half_sample_error(pairs: Tensor) -> float:
     Args:
         pairs: (splits, 2) float64.
     """
-    linear = ((pairs[:, 0] - pairs[:, 1]) / 2).square().mean()
-    quadratic = ((pairs[:, 0] + pairs[:, 1]) / 2).var()
-    return float(torch.maximum(linear - quadratic, quadratic).sqrt())
+    linear, quadratic = _parts(pairs)
+    return math.sqrt(max(linear - quadratic, quadratic))
+
+
+def half_sample_distance_error(pairs: Tensor, value: float) -> float:
+    """`half_sample_error` of a squared distance with this value of the full sets, widened where it is skewed (`skewed_error`)."""
+    linear, quadratic = _parts(pairs)
+    # The halves' mean is larger than the value by the mean of Q, for Q falls as one over the number of items.
+    return max(half_sample_error(pairs), skewed_error(max(linear - 2 * quadratic, 0.0), quadratic, float(pairs.mean()) - value))
+
+
+def half_difference_error(pairs: Tensor) -> float:
+    """Standard error of a mean of local terms, each settled by a few neighbours: the root of the mean of (theta_1 - theta_2)^2/4.
+
+    The two halves of a split are independent and such a mean has variance c/N at every N, its non-linear part included, so that nothing
+    is to be taken away; `half_sample_error` holds for statistics whose non-linear part falls as 1/N^2.
+
+    Args:
+        pairs: (splits, 2) float64, the values on the two halves of random splits.
+    """
+    return math.sqrt(_parts(pairs)[0])
+
+
+def _parts(pairs: Tensor) -> tuple[float, float]:
+    return float(((pairs[:, 0] - pairs[:, 1]) / 2).square().mean()), float(((pairs[:, 0] + pairs[:, 1]) / 2).var())
+
+
+def skewed_error(linear: float, quadratic: float, mean: float) -> float:
+    """Standard error of a squared distance from the variances of its linear and its quadratic part.
+
+    A square of d ~ N(delta, s^2) has an error in proportion to |d| itself: a draw that falls too near to zero states too small an
+    error as well, and value +- 1.96 sqrt(Var L + Var Q) covers 0.78 to 0.83 at delta = 2 s. The interval of 95 % is (|d| +- 1.96 s)^2,
+    whose upper half is longer by 1.96/sqrt(2) standard deviations of Q in units of the error, which are added here. A quadratic
+    part that many directions share is a sum of squares of 2 mean^2/Var Q degrees of freedom, which is close to normal: from two degrees
+    of freedom down the whole is added, above them the share (2/freedom)^(3/2).
+
+    Args:
+        linear, quadratic: variances of the two parts.
+        mean: the mean of the quadratic part.
+    """
+    plain = math.sqrt(linear + quadratic)
+    if quadratic <= 0:
+        return plain
+    freedom = 2 * max(mean, 0.0) ** 2 / quadratic
+    share = 1.0 if freedom <= 2 else (2 / freedom) ** 1.5
+    return plain + share * NORMAL_95 / math.sqrt(2) * math.sqrt(quadratic)

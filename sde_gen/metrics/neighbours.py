@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sde_gen.metrics.estimate import Estimate, check_count, half_sample_error, half_samples, matrices
+from sde_gen.metrics.estimate import Estimate, check_count, half_difference_error, half_samples, matrices
 
 _CHUNK = 1 << 23  # distances held at a time
 
@@ -19,7 +19,8 @@ def precision_recall(samples: Tensor, reference: Tensor, k: int = 3, bootstrap: 
     The manifold of a set is the union of the balls around its points that reach to their k-th nearest neighbour in the set
     (Kynkaanniemi et al. 2019, arXiv:1904.06991). Both depend on the number of points: compare at equal counts. Standard errors
     cover both sets; they come from half-samples (a bootstrap with replacement would put points at distance zero of
-    themselves) and are at least binomial.
+    themselves; `half_difference_error`, since each point's answer hangs on few neighbours) and are at least binomial. In simulations of 150
+    to 500 points they are 0.95 to 1.3 times the spread over fresh draws, and value +- 1.96 std_error covers 0.90 to 0.99.
 
     Args:
         samples: (N, D) features of the samples; other shapes (N, *shape) are flattened.
@@ -46,7 +47,7 @@ def precision_recall(samples: Tensor, reference: Tensor, k: int = 3, bootstrap: 
 
 def _fraction(values: Tensor, count: int) -> Estimate:
     value = float(values[0])
-    return Estimate(value, max(half_sample_error(values[1:].view(-1, 2)), _binomial_error(value, count)))
+    return Estimate(value, max(half_difference_error(values[1:].view(-1, 2)), _binomial_error(value, count)))
 
 
 def _radii(points: Tensor, subsets: list[Tensor], k: int) -> Tensor:

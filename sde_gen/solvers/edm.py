@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,9 +18,11 @@ class EDM(FixedStepSolver):
     """Heun's method with churn: before each step the noise is raised, then the flow is followed from there.
 
         rho = sigma/alpha;  rho_hat = (1 + gamma) rho,  x/alpha <- x/alpha + s_noise sqrt(rho_hat^2 - rho^2) z
-        gamma = min(s_churn/steps, sqrt(2) - 1) where s_min <= rho <= s_max, else 0
+        gamma = min(s_churn/(steps + 1), sqrt(2) - 1) where s_min <= rho <= s_max, else 0
 
-    s_churn, s_min, s_max, s_noise as in the paper (levels in units of the normalised data). Two calls a step.
+    s_churn, s_min, s_max, s_noise as in the paper (levels in units of the normalised data). The paper's N counts the last step too, from
+    t_min to no noise, which is `final="denoise"` here: N = steps + 1. Where s_min lies below the level of t_min, that last step is
+    churned as well: one Euler step, and one call more, leads the raised noise back to t_min. Two calls a step.
     Karras et al. 2022, arXiv:2206.00364, algorithm 2.
     """
 
@@ -37,19 +41,29 @@ class EDM(FixedStepSolver):
         return 2
 
     def plan(self, sde: SDE, times: Tensor) -> list[Update]:
-        steps = len(times) - 1
+        most = min(self.s_churn / len(times), math.sqrt(2) - 1)  # len(times) is the paper's N
         top = math.exp(-float(sde.half_log_snr(sde.t_max)))
+
+        def churned(t: float) -> tuple[list[Update], float]:
+            """The update that raises the noise at t, if any, and the time at which its level lies."""
+            rho = _rho(sde, t)
+            hat = min((1 + most) * rho, top)  # the model knows no level above t_max
+            if not (self.s_min <= rho <= self.s_max and hat > rho):
+                return [], t
+            raised = float(sde.time_of(-math.log(hat)))
+            alpha = _alpha(sde, raised)
+            return [Update(t=None, a=alpha / _alpha(sde, t), c=alpha * self.s_noise * math.sqrt(hat**2 - rho**2))], raised
+
         updates: list[Update] = []
-        for t, s in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
-            rho_t, rho_s = _rho(sde, t), _rho(sde, s)
-            gamma = min(self.s_churn / steps, math.sqrt(2) - 1) if self.s_min <= rho_t <= self.s_max else 0.0
-            hat = min((1 + gamma) * rho_t, top)  # the model knows no level above t_max
-            if hat > rho_t:
-                raised = float(sde.time_of(-math.log(hat)))
-                a, c = _alpha(sde, raised) / _alpha(sde, t), _alpha(sde, raised) * self.s_noise * math.sqrt(hat**2 - rho_t**2)
-                updates.append(Update(t=None, a=a, c=c))
-                t = raised
-            updates += heun_step(t, s, _alpha(sde, t), _alpha(sde, s), rho_s / _rho(sde, t))
+        for t, s in itertools.pairwise(times.tolist()):
+            raising, raised = churned(t)
+            updates += raising + heun_step(raised, s, _alpha(sde, raised), _alpha(sde, s), _rho(sde, s) / _rho(sde, raised))
+        end = float(times[-1])
+        raising, raised = churned(end)
+        if raising and math.isclose(end, sde.t_min, rel_tol=1e-6):
+            euler, _ = heun_step(raised, end, _alpha(sde, raised), _alpha(sde, end), _rho(sde, end) / _rho(sde, raised))
+            updates[-1] = replace(updates[-1], s=None)
+            updates += [*raising, replace(euler, s=end)]
         return updates
 
 

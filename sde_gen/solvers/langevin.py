@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..sdes import SDE
@@ -39,14 +40,19 @@ class AnnealedLangevin(FixedStepSolver):
         return updates
 
 
-def langevin_steps(sde: SDE, times: Tensor, snr: float) -> list[Update]:
-    """One Langevin step of this snr for each of `times`: x + e score = (1 - e/sigma^2) x + e alpha/sigma^2 E[x_0|x]."""
+def langevin_steps(sde: SDE, times: Tensor, snr: float | Tensor) -> list[Update]:
+    """One Langevin step for each of `times`: x + e score = (1 - e/sigma^2) x + e alpha/sigma^2 E[x_0|x] with e = 2 (snr sigma)^2.
+
+    snr: one number, or one for each time.
+    """
     alpha, sigma = sde.marginal(times)
-    share = 2 * snr**2  # e/sigma^2
-    return [Update(t=t, a=1 - share, b=(b,), c=c, keep=False) for t, b, c in rows(times, alpha * share, sigma * (2 * share) ** 0.5)]
+    share = 2 * torch.as_tensor(snr, dtype=torch.float64).expand_as(times) ** 2  # e/sigma^2
+    table = rows(times, 1 - share, alpha * share, sigma * torch.sqrt(2 * share))
+    return [Update(t=t, a=a, b=(b,), c=c, keep=False) for t, a, b, c in table]
 
 
-def normed_steps(sde: SDE, times: Tensor, snr: float) -> list[Update]:
+def normed_steps(sde: SDE, times: Tensor, snr: float | Tensor) -> list[Update]:
     """One Langevin step for each of `times` whose size is that of the sample's own noise over its own score (`Update.snr`)."""
     alpha, sigma = sde.marginal(times)
-    return [Update(t=t, a=1.0, view=(p, q), keep=False, snr=snr) for t, p, q in rows(times, -1 / sigma**2, alpha / sigma**2)]
+    table = rows(times, -1 / sigma**2, alpha / sigma**2, torch.as_tensor(snr, dtype=torch.float64).expand_as(times))
+    return [Update(t=t, a=1.0, view=(p, q), keep=False, snr=snr) for t, p, q, snr in table]

@@ -20,7 +20,9 @@ class Restart(FixedStepSolver):
 
         x/alpha <- x/alpha + sqrt(rho_max^2 - rho_min^2) z,   then the flow from rho_max to rho_min in `inner` steps
 
-    rho = sigma/alpha in units of the normalised data. The noise forgets the errors made so far, the flow makes few new ones.
+    rho = sigma/alpha in units of the normalised data. rho_min stands for the level of the grid that is nearest to it, among those below
+    rho_max; where there is none, there is no restart. The noise forgets the errors made so
+    far, the flow makes few new ones. `inner` counts steps, one fewer than the N_restart of the paper's tables, which counts levels.
     Two calls a step: 2 (steps + rounds inner) in all. Xu et al. 2023, arXiv:2306.14878, algorithm 1.
     """
 
@@ -41,11 +43,16 @@ class Restart(FixedStepSolver):
         return None
 
     def plan(self, sde: SDE, times: Tensor) -> list[Update]:
-        low, high = (float(sde.time_of(-math.log(rho)).clamp(sde.t_min, sde.t_max)) for rho in (self.rho_min, self.rho_max))
+        high = float(sde.time_of(-math.log(self.rho_max)).clamp(sde.t_min, sde.t_max))
+        levels = torch.exp(-sde.half_log_snr(times.detach()))
+        away = (levels - self.rho_min).abs()
+        away[0] = math.inf  # a restart comes after a step
+        away[levels >= torch.exp(-sde.half_log_snr(high))] = math.inf
+        turn = int(away.argmin()) if bool(torch.isfinite(away).any()) else None
         updates: list[Update] = []
-        for t, s in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
+        for k, (t, s) in enumerate(itertools.pairwise(times.tolist()), start=1):
             step = _down(sde, torch.tensor([t, s], dtype=torch.float64))
-            if s <= low < t and s < high:
+            if k == turn:
                 for _ in range(self.rounds):
                     (alpha_s, sigma_s), (alpha, sigma) = (_marginal(sde, time) for time in (s, high))
                     noise = math.sqrt((sigma / alpha) ** 2 - (sigma_s / alpha_s) ** 2)

@@ -83,6 +83,96 @@ def test_sliced_wasserstein_is_exact_in_one_dimension(counts):
     assert sliced_wasserstein(a, a).value == 0
 
 
+def clusters(n, seed, share, centres):
+    """Two round clusters of std 1 on the first axis, the first with this share."""
+    generator = torch.Generator().manual_seed(seed)
+    first = torch.rand(n, generator=generator) < share
+    x = torch.randn(n, 2, generator=generator, dtype=torch.float64)
+    x[:, 0] += torch.where(first, *(torch.tensor(c, dtype=torch.float64) for c in centres))
+    return x
+
+
+@pytest.mark.parametrize(
+    ("metric", "n", "draws", "shares", "centres", "least"),
+    [
+        ("frechet", 120, 150, (0.6, 0.5), (-5.0, 5.0), 0.93),  # 0.83 with the two variances added and no more
+        ("kernel", 200, 300, (0.6, 0.5), (-5.0, 5.0), 0.93),  # 0.78
+        ("kernel", 200, 300, (0.02, 0.05), (10.0, 0.0), 0.93),  # 0.80
+        ("kernel", 200, 300, (0.8, 0.5), (-5.0, 5.0), 0.94),  # 0.92
+    ],
+)
+def test_the_error_covers_where_one_direction_decides(metric, n, draws, shares, centres, least):
+    """Shares of value +- 1.96 std_error that hold the mean over fresh draws; squares of few directions are skewed."""
+    found = [METRICS[metric](clusters(n, 2 * i, shares[0], centres), clusters(n, 2 * i + 1, shares[1], centres), i) for i in range(draws)]
+    values, errors = (np.array([getattr(e, key) for e in found]) for key in ("value", "std_error"))
+    assert np.mean(np.abs(values - values.mean()) < 1.96 * errors) > least
+    assert np.sqrt(np.mean(errors**2)) < 1.9 * values.std()
+
+
+def test_kernel_distance_is_not_widened_in_many_directions():
+    a, b = normal(300, 40, 0, 0.1), normal(200, 40, 1)
+    n, m = len(a), len(b)
+    joint = torch.cat([a, b])
+    kernel = (joint @ joint.T / 40 + 1) ** 3
+    aa, bb, ab = kernel[:n, :n].clone(), kernel[n:, n:].clone(), kernel[:n, n:]
+    aa.fill_diagonal_(0), bb.fill_diagonal_(0)
+    witness_a, witness_b = aa.sum(1) / (n - 1) - ab.mean(1), bb.sum(1) / (m - 1) - ab.mean(0)
+    linear = 4 * float(witness_a.var()) / n + 4 * float(witness_b.var()) / m  # the noise of the witness left in: an upper bound
+    assert kernel_distance(a, b).std_error < 1.15 * math.sqrt(linear)
+
+
+def few_directions(a, b, **settings):
+    return sliced_wasserstein(a, b, projections=16, **settings)
+
+
+@pytest.mark.parametrize("metric", [frechet_distance, few_directions])
+def test_equal_sizes_make_distances_comparable(metric):
+    """Few and many draws of one law against one reference: alike at one size, and not where each has its own."""
+    reference = normal(1000, 8, 0)
+    few = [metric(normal(100, 8, 10 + i), reference, bootstrap=2) for i in range(10)]
+    many = [metric(normal(800, 8, 50 + i), reference, bootstrap=2, size=100) for i in range(3)]
+    own = [metric(normal(800, 8, 50 + i), reference, bootstrap=2) for i in range(3)]
+    means = [float(np.mean([e.value for e in found])) for found in (few, many, own)]
+    assert means[1] == pytest.approx(means[0], rel=0.08) and means[2] < 0.7 * means[0]
+
+
+@pytest.mark.parametrize("metric", [frechet_distance, few_directions])
+def test_the_error_at_a_size_is_the_spread_over_fresh_draws(metric):
+    found = [metric(normal(240, 3, 2 * i, 0.7), normal(120, 3, 2 * i + 1), bootstrap=8, seed=i, size=60) for i in range(60)]
+    values, errors = (np.array([getattr(e, key) for e in found]) for key in ("value", "std_error"))
+    assert 0.75 < np.sqrt(np.mean(errors**2)) / values.std() < 1.35
+    single = [metric(normal(60, 3, 2 * i, 0.7), normal(120, 3, 2 * i + 1), bootstrap=8, seed=i).std_error for i in range(20)]
+    assert np.mean(errors) < 0.9 * np.mean(single)  # four parts know more than one
+
+
+def test_one_part_of_everything_is_no_part():
+    a, b = normal(60, 3, 0, 0.2), normal(40, 3, 1)
+    for metric in (frechet_distance, sliced_wasserstein):
+        assert metric(a, b, size=60).value == pytest.approx(metric(a, b).value, rel=1e-12)
+        for size, message in ((3, "size 3; an integer >= 4"), (61, "size 61; a has 60 items only"), (4.5, "size 4.5; an integer")):
+            with pytest.raises(ValueError, match=message):
+                metric(a, b, size=size)
+
+
+def test_sliced_wasserstein_in_units_of_its_columns():
+    a, b = normal(300, 3, 0, 0.5), normal(200, 3, 1)
+    units = torch.tensor([1e-3, 1.0, 2e4], dtype=torch.float64)
+    plain = sliced_wasserstein(a, b)
+    assert sliced_wasserstein(a * units, b * units, scale=units).value == pytest.approx(plain.value, rel=1e-9)
+    assert sliced_wasserstein(a * units, b * units).value > 100 * plain.value  # the third column decides alone
+    by_reference = sliced_wasserstein(a * units, b * units, scale="reference")
+    assert by_reference.value == pytest.approx(sliced_wasserstein(a / b.std(0), b / b.std(0)).value, rel=1e-9)
+    constant = torch.cat([b, torch.zeros(200, 1)], dim=1)
+    assert math.isfinite(sliced_wasserstein(constant, constant + 1, scale="reference").value)
+    for scale, message in (
+        ("std", "unknown scale 'std'"),
+        (units[:2], r"scale of shape \(2,\); 3 finite"),
+        (0 * units, "3 finite positive"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sliced_wasserstein(a, b, scale=scale)
+
+
 METRICS = {
     "frechet": lambda a, b, seed: frechet_distance(a, b, bootstrap=30, seed=seed),
     "kernel": lambda a, b, seed: kernel_distance(a, b),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sde_gen.metrics import Estimate
-from sde_gen.metrics.estimate import half_sample_error, half_samples, matrix
+from sde_gen.metrics.estimate import half_sample_error, half_samples, matrix, parts_of, skewed_error
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,26 @@ def test_half_sample_error_of_a_mean_is_the_textbook_one():
     x = torch.randn(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     pairs = torch.tensor([[float(x[i[0]].mean()), float(x[j[0]].mean())] for i, j in half_samples(400, 400, 1000, 0)], dtype=torch.float64)
     assert half_sample_error(pairs) == pytest.approx(float(x.std()) / 20, rel=0.1)
+
+
+@pytest.mark.parametrize("delta", [1.0, 2.0, 3.0, 6.0])
+def test_the_skewed_error_of_one_squared_normal_covers(delta):
+    d = delta + torch.randn(20_000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    mean = delta**2 + 1  # of d^2, whose linear part 2 delta (d - delta) has variance 4 delta^2, estimated by 4 (d^2 - 1)
+    linear = (4 * (d**2 - 1)).clamp(min=0).tolist()
+    found = torch.tensor([skewed_error(part, 2.0, 1.0) for part in linear], dtype=torch.float64)
+    plain = torch.tensor([(part + 2.0) ** 0.5 for part in linear], dtype=torch.float64)
+    covered, before = (float(((d**2 - mean).abs() < 1.96 * error).double().mean()) for error in (found, plain))
+    assert covered > 0.92 and covered > before
+    assert skewed_error(4.0, 2.0, 100.0) == pytest.approx(6**0.5, rel=0.01)  # many directions: normal, and nothing to widen
+    assert skewed_error(4.0, 0.0, 0.0) == 2.0
+
+
+def test_parts_are_disjoint_and_of_one_size():
+    parts = parts_of("a", 103, 10, seed=2, most=20)
+    assert [len(part) for part in parts] == [10] * 10 and len(torch.cat(parts).unique()) == 100
+    assert len(parts_of("a", 103, 10, seed=2, most=3)) == 3
+    assert torch.equal(parts_of("a", 7, None, seed=0)[0], torch.arange(7))
 
 
 def test_what_is_no_matrix_is_refused():

@@ -1,5 +1,7 @@
 """Predictor-corrector: the Langevin step's stationary law, and any fixed-step predictor."""
 
+import math
+
 import pytest
 import torch
 from toys import ToyDDIM, ToyEuler, all_sdes
@@ -7,6 +9,7 @@ from toys import ToyDDIM, ToyEuler, all_sdes
 from sde_gen import make_sde, make_solver, sample
 from sde_gen.exact.mixtures import GaussianData, marginal
 from sde_gen.solvers import PredictorCorrector, Run, make_grid, run_updates
+from sde_gen.solvers.pc import LEAST_DIMENSIONS
 
 SDES = all_sdes()
 DATA = GaussianData.correlated()
@@ -110,7 +113,7 @@ def test_the_normed_corrector_by_hand(name):
 
 @pytest.mark.parametrize("name", ["vp", "ve"])
 def test_all_correctors_sample_the_data(name):
-    # In many dimensions, where |z|/|score| varies little from sample to sample: its bias of the variance is about 4/D + snr^2.
+    # In many dimensions, where |z|/|score| varies little from sample to sample: its bias of the variance is 4/D + snr^2.
     data = GaussianData(torch.full((256,), 0.3), 0.5 * torch.eye(256))
     model = data.model(SDES[name])
     mean, covariance = data.moments(SDES[name], SDES[name].t_min)
@@ -122,10 +125,38 @@ def test_all_correctors_sample_the_data(name):
 
 
 def test_the_normed_corrector_knows_no_neighbours():
-    model = DATA.model(make_sde("vp"))
+    data = GaussianData(torch.full((LEAST_DIMENSIONS,), 0.3), torch.eye(LEAST_DIMENSIONS))
     settings = {"steps": 20, "corrector": "langevin", "dtype": torch.float64, "progress": False}
-    whole = sample(model, (7, 2), "pc", **settings).x
-    torch.testing.assert_close(sample(model, (7, 2), "pc", batch_size=2, **settings).x, whole, rtol=1e-9, atol=1e-9)
+    model, shape = data.model(make_sde("vp")), (LEAST_DIMENSIONS,)
+    whole = sample(model, (7, *shape), "pc", **settings).x
+    torch.testing.assert_close(sample(model, (7, *shape), "pc", batch_size=2, **settings).x, whole, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(sample(model, (7, *shape), "pc", **settings | {"corrector": "ald"}).x, whole, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,), (4, 4), (63,)])
+def test_the_normed_corrector_takes_the_planned_step_in_few_dimensions(shape):
+    # Its own would have variances of 1e4, 10, 1.3 and 1.1 for 1.
+    size = math.prod(shape)
+    data = GaussianData(torch.zeros(shape), torch.eye(size))
+    model, settings = data.model(make_sde("vp")), {"steps": 100, "dtype": torch.float64, "progress": False}
+    count = 8000 // size
+    found = sample(model, (count, *shape), "pc", corrector="langevin", **settings)
+    assert torch.equal(found.x, sample(model, (count, *shape), "pc", corrector="ald", **settings).x)
+    assert float(found.x.var()) == pytest.approx(1, abs=0.07)
+
+
+@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("corrector", ["ald", "langevin"])
+def test_the_alpha_factor_is_that_of_the_authors(name, corrector):
+    """Their step is e alpha_i with alpha_i = 1 - beta_i, which is 1 for VE."""
+    sde, snr, steps = SDES[name], 0.2, 1000
+    times = make_grid(sde, "time", sde.t_max, sde.t_min, steps)
+    plans = [PredictorCorrector("em", snr=snr, corrector=corrector, alpha_factor=factor).plan(sde, times)[::2] for factor in (False, True)]
+    sizes = [[1 - update.a if corrector == "ald" else 2 * update.snr**2 for update in plan] for plan in plans]
+    found = torch.tensor(sizes[1], dtype=torch.float64) / torch.tensor(sizes[0], dtype=torch.float64)
+    beta = -2 * sde.drift(torch.ones(steps, 1, dtype=torch.float64), times[:-1])[:, 0] * (times[:-1] - times[1:])  # f = -beta/2
+    torch.testing.assert_close(found, 1 - beta, rtol=0, atol=float(0.6 * beta.max() ** 2) + 2e-3 * float(beta.max()) + 1e-12)
+    assert (float(found.min()) == 1.0) == (name == "ve")
 
 
 def test_an_unknown_corrector_is_refused():

@@ -28,6 +28,9 @@ METHODS = {
     **{f"{name} {order}": make_solver(name, order=order) for name in ("ab", "dpm", "unipc") for order in (1, 2, 4)},
     **{f"dpm_sde {order}": make_solver("dpm_sde", order=order) for order in (1, 3)},
     "dpm noise": make_solver("dpm", prediction="noise"),
+    "dpm noise 2": make_solver("dpm", prediction="noise", order=2),
+    "dpm 2 integral": make_solver("dpm", order=2, form="integral"),
+    "dpm_sde integral": make_solver("dpm_sde", form="integral"),
     "ab time": make_solver("ab", variable="time"),
     "toy ddim": ToyDDIM(),
 }
@@ -92,6 +95,35 @@ def test_weak_order(name, grid, method):
         moments = DATA.run_moments(updates, sde, *DATA.moments(sde, start))
         errors.append(float((torch.cat([part.flatten() for part in moments]) - exact).norm()))
     assert slope(counts, errors) == pytest.approx(solver.weak_order, abs=0.1)
+
+
+@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("method", ["dpm", "dpm_sde"])
+def test_the_midpoint_form_holds_the_prediction_of_the_middle(name, method):
+    """The second-order step that k-diffusion and diffusers call midpoint, in closed form."""
+    sde = SDES[name]
+    times = make_grid(sde, "karras", START, END, 6)
+    (alpha, _), h = sde.marginal(times), sde.half_log_snr(times).diff()
+    rate = 2 if method == "dpm_sde" else 1
+    whole = -alpha[1:] * torch.expm1(-rate * h)
+    slope_weight = 0.5 * whole[1:] * h[1:] / h[:-1]
+    first, *others = make_solver(method, order=2).plan(sde, times)
+    assert first.b == pytest.approx((float(whole[0]), 0.0), rel=1e-9)
+    found = torch.tensor([update.b for update in others], dtype=torch.float64)
+    torch.testing.assert_close(found, torch.stack((whole[1:] + slope_weight, -slope_weight), 1), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["vp", "ve", "cosine"])
+@pytest.mark.parametrize("method, most", [("dpm", 0.65), ("dpm_sde", 0.5)])
+def test_the_midpoint_form_is_the_better_second_order_form(name, method, most):
+    sde, steps = SDES[name], 50
+    times = make_grid(sde, "half_log_snr", sde.t_max, sde.t_min, steps)
+    exact = torch.cat([part.flatten() for part in DATA.moments(sde, sde.t_min)])
+    errors = []
+    for form in ("midpoint", "integral"):
+        moments = DATA.run_moments(make_solver(method, order=2, form=form).plan(sde, times), sde, *DATA.moments(sde, sde.t_max))
+        errors.append(float((torch.cat([part.flatten() for part in moments]) - exact).norm()))
+    assert errors[0] < most * errors[1]
 
 
 START, END = 0.7, 0.35
@@ -299,6 +331,10 @@ def test_the_recursion_of_moments_knows_multistep_tables():
         ("pc", {"predictor": "nope"}, ValueError, "unknown solver 'nope'"),
         ("ode", {"rtol": 0.0}, ValueError, "rtol must be positive and finite"),
         ("ode", {"atol": float("inf")}, ValueError, "atol must be positive and finite"),
+        ("pc", {"alpha_factor": 1}, ValueError, "alpha_factor must be True or False, got 1"),
+        ("dpm", {"form": "heun"}, ValueError, "unknown form 'heun'; choose from midpoint, integral"),
+        ("dpm", {"form": "midpoint"}, ValueError, "form 'midpoint' is of order 2, got order 3"),
+        ("dpm_sde", {"order": 1, "form": "midpoint"}, ValueError, "form 'midpoint' is of order 2, got order 1"),
         ("ancestral", {"variance": "medium"}, ValueError, "unknown variance 'medium'; choose from fixed_large, fixed_small, learned"),
     ],
 )
