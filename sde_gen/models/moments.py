@@ -272,14 +272,15 @@ def _measure_largest(model: Denoiser, shape: Sequence[int], dtype: torch.dtype, 
             vectors = torch.linalg.qr(level.covariance_times(vectors.T).T).Q
         inside = vectors.T @ level.covariance_times(vectors.T).T
         values, rotation = torch.linalg.eigh(0.5 * (inside + inside.T))
-        random = noise.draw().double().flatten(1)
-        total = (random * level.covariance_times(random)).sum(1).mean()
+        beside = noise.draw().double().flatten(1)
+        beside = beside - beside @ vectors @ vectors.T
+        rest = ((beside * level.covariance_times(beside)).sum(1).mean() / (dim - axes)).clamp_min(0.0)
         mean = level.predict(torch.cat((level.z, -level.z))).mean(0)
-        if not bool(torch.isfinite(values).all() and torch.isfinite(total) and torch.isfinite(mean).all()):
+        if not bool(torch.isfinite(values).all() and torch.isfinite(rest) and torch.isfinite(mean).all()):
             return None
-        values = values.clamp_min(0.0)
-        rest = ((total - values.sum()) / (dim - axes)).clamp_min(0.0)
-        spread = float(torch.sqrt(((values.sum() + (dim - axes) * rest) / dim).clamp_min(1e-8)))
+        # What was measured is C (1 + C u^2)^-1 for Gaussian data.
+        values = values.clamp_min(0.0) / (1 - (level.alpha / level.sigma) ** 2 * values).clamp_min(0.1)
+        spread = float(torch.sqrt(values.max().clamp_min(1e-8)))
     vectors = vectors @ rotation
     variance = (vectors.square() @ (values - rest) + rest).clamp_min(0.0)
     return Moments(mean.reshape(tuple(shape)), variance=variance.reshape(tuple(shape)), largest=(values, vectors, rest))

@@ -337,13 +337,13 @@ def requests(draw_):
         "steps": None if adaptive(solver) else draw_(st.integers(1, 6)),
         "dtype": draw_(st.sampled_from([torch.float32, torch.float64])),
         "on_failure": draw_(st.sampled_from(["raise", "mask"])),
-        "final": draw_(st.sampled_from(["raw", "denoise"])),
+        "final": draw_(st.sampled_from(["state", "raw", "denoise"])),
         "seed": draw_(st.integers(0, 3)),
         "batch_size": draw_(st.none() | st.integers(1, 5)),
         "cond": {"index": torch.arange(count)},
         "progress": False,
     }
-    options |= {"t_start": sde.t_min, "t_end": sde.t_max} if up else {}
+    options |= {"t_start": sde.t_min, "t_end": sde.t_max, "final": "state"} if up else {}
     return sde, (count, *draw_(st.lists(st.integers(1, 3), min_size=1, max_size=4))), options
 
 
@@ -363,8 +363,9 @@ def test_a_bounded_network_gives_finite_samples_and_honest_counts(request_, pred
     passed = torch.cat((torch.tensor([start], dtype=torch.float64), out.times))
     assert float(passed[-1]) == end and (passed.diff() * (end - start) > 0).all()
     if options["steps"] is not None:
-        torch.testing.assert_close(passed, make_grid(sde, make_solver(options["solver"]).default_grid, start, end, options["steps"]))
-    if trajectory == "states" and (options["final"] == "raw" or end != sde.t_min):
+        grid = "half_log_snr" if end > start else make_solver(options["solver"]).default_grid
+        torch.testing.assert_close(passed, make_grid(sde, grid, start, end, options["steps"]))
+    if trajectory == "states" and options["final"] == "state":
         assert torch.equal(out.trajectory[-1], out.x)
 
 

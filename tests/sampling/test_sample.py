@@ -6,8 +6,10 @@ import pytest
 import torch
 from toys import CountingNetwork, FailingNetwork, LinearPath, ToyDDIM, ToyEuler, all_sdes
 
+import sde_gen
 from sde_gen import ScoreModel, Solver, SolverError, make_sde, make_solver, sample
 from sde_gen.exact.mixtures import GaussianData, MixtureData
+from sde_gen.networks import make_network
 from sde_gen.solvers import SOLVERS, make_grid
 
 SDES = all_sdes()
@@ -73,14 +75,16 @@ def test_calls_are_counted_really(solver, final, batch_size):
     ("solver", "name"),
     [*((solver, name) for solver in METHODS for name in ("vp", "toy")), *(("em", name) for name in SDES if name not in ("vp", "toy"))],
 )
-def test_final_denoise_is_one_more_call_on_the_raw_state(name, solver):
+def test_what_is_made_of_the_state_at_the_end(name, solver):
     sde = SDES[name]
     model = MIXTURE.model(sde)
-    raw, denoised = (draw(model, (4, 2), solver, final=final) for final in ("raw", "denoise"))
-    torch.testing.assert_close(denoised.x, model.denoise(raw.x, sde.t_min))
-    assert torch.equal(denoised.nfe, raw.nfe + 1)
-    partial = [draw(model, (4, 2), solver, final=final, t_start=0.6, t_end=0.5) for final in ("raw", "denoise")]
-    assert torch.equal(partial[0].x, partial[1].x) and torch.equal(partial[0].nfe, partial[1].nfe)
+    for ends, end in (({}, sde.t_min), ({"t_start": 0.6, "t_end": 0.5}, 0.5)):
+        state, raw, denoised, default = (draw(model, (4, 2), solver, final=final, **ends) for final in ("state", "raw", "denoise", None))
+        torch.testing.assert_close(denoised.x, model.denoise(state.x, end))
+        torch.testing.assert_close(raw.x, state.x / float(sde.marginal(torch.tensor(end, dtype=torch.float64))[0]))
+        assert torch.equal(denoised.nfe, state.nfe + 1) and torch.equal(raw.nfe, state.nfe)
+        assert torch.equal(default.x, (state if ends else denoised).x)
+        assert (state.units, raw.units, denoised.units) == ("normalised", "data", "data")
 
 
 @pytest.mark.parametrize("name", SDES)
@@ -91,10 +95,10 @@ def test_two_halves_make_a_whole(name, solver):
     model = MIXTURE.model(sde)
     options = {"em": {"eta": 0.0}, "ode": {"rtol": 1e-8, "atol": 1e-8}}.get(solver, {})
     grid = {"grid": "time"}
-    whole = draw(model, (4, 2), solver, final="raw", steps=steps_of(solver, 20), **grid, **options)
+    whole = draw(model, (4, 2), solver, final="state", steps=steps_of(solver, 20), **grid, **options)
     middle = 0.5 * (sde.t_max + sde.t_min)
     first = draw(model, (4, 2), solver, t_end=middle, steps=steps_of(solver, 10), **grid, **options)
-    second = draw(model, (4, 2), solver, t_start=middle, x_init=first.x, final="raw", steps=steps_of(solver, 10), **grid, **options)
+    second = draw(model, (4, 2), solver, t_start=middle, x_init=first.x, final="state", steps=steps_of(solver, 10), **grid, **options)
     torch.testing.assert_close(second.x, whole.x, rtol=1e-6, atol=1e-6)
 
 
@@ -105,7 +109,7 @@ def test_noise_is_the_same_with_and_without_x_init():
     assert torch.equal(start, again) and not torch.equal(start, other)
     # Where x_0 = 0 for certain the start is all but forgotten at t_min (by exp(-2 (lambda_0 - lambda_T))): equal noise is left.
     zeros = ScoreModel(lambda x, c: 0 * x, make_sde("vp"), prediction="data")
-    free, started = (draw(zeros, (4, 2), "ancestral", x_init=x, final="raw").x for x in (None, x_init))
+    free, started = (draw(zeros, (4, 2), "ancestral", x_init=x, final="state").x for x in (None, x_init))
     torch.testing.assert_close(free, started, rtol=1e-4, atol=1e-8)
     assert not torch.equal(free, started) and free.abs().max() > 1e-4
 
@@ -121,9 +125,9 @@ def test_x_init_is_not_changed():
 def test_trajectories(solver):
     sde = make_sde("subvp")
     model = MIXTURE.model(sde)
-    states = draw(model, (5, 2), solver, trajectory="states", batch_size=2, final="raw")
-    denoised = draw(model, (5, 2), solver, trajectory="denoised", batch_size=2, final="raw")
-    plain = draw(model, (5, 2), solver, final="raw")
+    states = draw(model, (5, 2), solver, trajectory="states", batch_size=2, final="state")
+    denoised = draw(model, (5, 2), solver, trajectory="denoised", batch_size=2, final="state")
+    plain = draw(model, (5, 2), solver, final="state")
     length = len(states.times)
     assert states.trajectory.shape == denoised.trajectory.shape == (length, 5, 2) and states.times.dtype == torch.float64
     assert float(states.times[-1]) == sde.t_min and (states.times.diff() < 0).all() and float(states.times[0]) < sde.t_max
@@ -210,8 +214,13 @@ def test_encoding_takes_the_datas_units():
     sde = make_sde("vp")
     model = ScoreModel(DATA.score(sde), sde, prediction="score", normalizer=Affine())
     x = DATA.sample(5)
-    up = draw(model, (5, 2), "ode", x_init=Affine().decode(x), t_start=sde.t_min, t_end=0.6, rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(up.x, DATA.flow_map(x, sde, sde.t_min, 0.6), rtol=1e-6, atol=1e-6)
+    tight = {"rtol": 1e-8, "atol": 1e-8}
+    up = draw(model, (5, 2), "ode", x_init=Affine().decode(x), x_init_units="data", t_start=sde.t_min, t_end=0.6, **tight)
+    alpha = float(sde.marginal(torch.tensor(sde.t_min, dtype=torch.float64))[0])
+    torch.testing.assert_close(up.x, DATA.flow_map(alpha * x, sde, sde.t_min, 0.6), rtol=1e-6, atol=1e-6)
+    assert up.units == "normalised"
+    with pytest.raises(ValueError, match="unknown x_init_units 'pixels'; choose from normalised, data"):
+        draw(model, (5, 2), "ode", x_init=x, x_init_units="pixels")
     back = draw(model, (5, 2), "ode", x_init=up.x, t_start=0.6, final="raw", rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(back.x, Affine().decode(x), rtol=1e-5, atol=1e-5)
 
@@ -392,3 +401,38 @@ def test_a_graph_is_for_fixed_steps_and_changes_nothing_on_other_devices():
     assert torch.equal(plain.x, captured.x) and torch.equal(plain.nfe, captured.nfe)
     with pytest.raises(ValueError, match="graph=True captures the loop of a fixed-step solver, and 'ode' is none"):
         sample(model, (5, 3), "ode", graph=True)
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_a_grid_in_float32_speaks_the_same_units(name):
+    """Its ends are t_min and t_max to float32's rounding alone."""
+    sde = SDES[name]
+    plain = DATA.model(sde)
+    model = ScoreModel(plain.network, sde, prediction="score", normalizer=Affine(), moments=plain.moments)
+    times = make_grid(sde, "half_log_snr", sde.t_max, sde.t_min, 8)
+    exact, rounded = (draw(model, (5, 2), "ddim", steps=8, grid=grid) for grid in (times, times.float()))
+    torch.testing.assert_close(rounded.x, exact.x, rtol=1e-3, atol=1e-3)
+    assert rounded.units == exact.units == "data" and torch.equal(rounded.nfe, exact.nfe)
+    z = sde_gen.encode(model, exact.x, "ddim", grid=times.flip(0).float())
+    assert float(z.std()) < 3 * max(1.0, sde.prior_std)
+
+
+def test_times_for_an_adaptive_solver_are_no_cap_on_its_steps():
+    sde = make_sde("vp")
+    model = MIXTURE.model(sde)
+    times = make_grid(sde, "half_log_snr", sde.t_max, sde.t_min, 5)
+    assert not draw(model, (5, 2), "ode", grid=times).failed.any()
+
+
+def test_a_hook_cannot_steer_a_solver():
+    model = MIXTURE.model(make_sde("vp"))
+    for solver in ("em", "ode", "adaptive_sde"):
+        watched = draw(model, (3, 2), solver, step_hook=lambda step, t, x: x.zero_() is None)
+        assert torch.equal(watched.x, draw(model, (3, 2), solver, step_hook=lambda step, t, x: None).x)
+
+
+def test_the_device_is_the_models():
+    model = ScoreModel(make_network("mlp", (2,), width=16, depth=1), make_sde("vp"))
+    with pytest.raises(ValueError, match=r"the model is on cpu and its states are there too: move it, model.to\('cuda:1'\), or leave"):
+        draw(model, (3, 2), "ddim", device="cuda:1")
+    assert draw(model, (3, 2), "ddim", device="cpu", dtype=torch.float32).x.device.type == "cpu"
