@@ -21,7 +21,7 @@ from .evaluation import report_lines, sample_run
 from .likelihood import LikelihoodSettings, check_settings, likelihood_run
 from .noise_ends import resolve_ends, warnings_of_ends
 from .report import write_report
-from .runs import Run, check, check_world, choose_device, default_directory, fetch_data, load_data, open_run
+from .runs import TrainedRun, check, check_world, choose_device, default_directory, fetch_data, load_data, open_run
 
 
 def _complain(message: str, name: str = "sde-gen") -> None:
@@ -116,7 +116,7 @@ def _report(directory: Path) -> None:
         say(f"report    {write_report([directory])}")
 
 
-def _named_run(arguments: argparse.Namespace, device: torch.device) -> Run:
+def _named_run(arguments: argparse.Namespace, device: torch.device) -> TrainedRun:
     layer = []
     if arguments.run is not None:
         file = arguments.run / "config.yaml"

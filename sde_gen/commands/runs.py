@@ -24,7 +24,7 @@ from ..sampling.fitting import check_fit
 from ..sampling.sample import sample
 from ..solvers import GRIDS, make_solver
 from ..training import CheckpointError, Objective, State, TrainResult, build_model, check_processes, fit, load, read_extra, read_state, save
-from ..training.words import measure_levels
+from ..training.loss_summary import measure_levels
 from ..version import __version__
 from .config import ConfigError, RunConfig
 from .noise_ends import resolve_ends, warnings_of_ends
@@ -41,7 +41,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainedRun:
     """A run directory, its configuration, data and trained model."""
 
     directory: Path
@@ -130,7 +130,7 @@ def open_run(
     checkpoint_seconds: float | None = None,
     say: Say = print,
     tensorboard: bool = False,
-) -> Run:
+) -> TrainedRun:
     """The run of `config`: its trained network is reused where the directory holds it, a training that was stopped goes on, else
     it is trained now.
 
@@ -159,7 +159,7 @@ def open_run(
             spent = f"{extra['steps']} steps, {extra['seconds']:.0f} s of training"
             say(f"reusing   the network in {checkpoint} ({spent}); --retrain trains again")
             parallel.wait()
-            return Run(directory, config, data, trained.to(device))
+            return TrainedRun(directory, config, data, trained.to(device))
         say(f"resuming  the training in {checkpoint} at step {resume[1]['step']} of {config.training.steps}; --retrain starts again")
     check_world(config)
     if tensorboard:
@@ -180,7 +180,7 @@ def open_run(
     skipped = f", {result.skipped} steps skipped as not finite" if result.skipped else ""
     together = f", {parallel.world()} processes" if parallel.world() > 1 else ""
     say(f"trained   {result.steps} steps of {config.training.batch} in {result.seconds:.0f} s ({rate:.0f} samples/s{together}{skipped})")
-    return Run(directory, config, data, result.model)
+    return TrainedRun(directory, config, data, result.model)
 
 
 def _check_directory(directory: Path) -> None:
