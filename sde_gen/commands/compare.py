@@ -15,11 +15,12 @@ from torch import Tensor
 from .. import parallel, report
 from ..randomness import check_seed
 from ..registry import lookup
+from ..report.files import write_text
 from ..sampling.sample import sample_together
 from ..solvers import SOLVERS, make_solver
 from .config import ConfigError
 from .evaluation import SampleMetrics
-from .runs import TrainedRun, class_labels, write_text
+from .runs import TrainedRun, class_labels
 
 CALLS = (5, 10, 20, 50, 100)
 LONGEST = {"ancestral": (200, 1000)}

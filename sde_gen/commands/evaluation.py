@@ -15,13 +15,16 @@ import torch
 from torch import Tensor
 
 from .. import metrics, parallel, report
+from .. import progress as progress_bars
 from ..data import Dataset
+from ..report.files import write_text
 from ..sampling.fitting import FittedGrid, fit_grid
 from ..sampling.sample import sample, sample_together
 from ..solvers import make_solver
 from ..training import save_fitted
 from ..training.loss_summary import summarise_losses
-from .runs import FILM, TrainedRun, class_labels, environment, shown_state, write_text
+from .runs import TrainedRun, class_labels, film_count
+from .training_files import environment, shown_state
 
 FRAMES = 40
 CALIBRATION = 96
@@ -54,7 +57,7 @@ def sample_run(run: TrainedRun, device: torch.device | str = "cpu", progress: bo
         torch.cuda.synchronize()
     seconds = time.monotonic() - began
     x = out.x.cpu()
-    scores = measure(run.data, x, run.directory, settings.seed)
+    scores = measure(run.data, x, run.directory, settings.seed, progress)
     if parallel.rank() > 0:
         return {}
     place = run.directory / "solvers" / settings.solver
@@ -100,8 +103,7 @@ def _fit(run: TrainedRun) -> str:
 
 def _film(run: TrainedRun, path: Path, common: dict[str, Any]) -> None:
     frames: list[tuple[float, Tensor]] = []
-    vectors = len(run.data.shape) == 1
-    count = min(run.config.sampling.samples, 2000 if vectors else FILM)
+    count = film_count(run)
 
     def keep(step: int, t: float, x: Tensor) -> None:
         frames.append((t, shown_state(run.model, x, t)))
@@ -195,10 +197,11 @@ class SampleMetrics:
         return scores
 
 
-def measure(data: Dataset, x: Tensor, directory: Path, seed: int = 0) -> dict[str, Any]:
+def measure(data: Dataset, x: Tensor, directory: Path, seed: int = 0, progress: bool = False) -> dict[str, Any]:
     """Distances of samples `x` to the training data (see `SampleMetrics`), held-out data measured the same way beside them."""
     sample_metrics = SampleMetrics(data, directory, seed)
-    return sample_metrics(x) | sample_metrics.of_held_out
+    with progress_bars.bar(None, "metrics", "part", progress and parallel.rank() == 0, leave=False):
+        return sample_metrics(x) | sample_metrics.of_held_out
 
 
 def _numbers(estimate: metrics.Estimate) -> dict[str, float]:
@@ -250,9 +253,10 @@ def report_lines(run: TrainedRun, scores: dict[str, Any]) -> Sequence[str]:
             "(1: like new data, 0: copies)"
         )
     lines += _learned(run, scores)
+    training = [run.directory / name for name in ("forward.png", "loss.png")]
     lines += [
         f"pictures  {place / 'samples.png'}, {place / 'denoising.gif'}",
-        f"          {run.directory / 'forward.png'}, {run.directory / 'loss.png'}, {run.directory / 'snapshots'}/",
+        "          " + ", ".join([*(str(path) for path in training if path.exists()), f"{run.directory / 'snapshots'}/"]),
         f"numbers   {run.directory / 'metrics.json'}, {run.directory / 'config.yaml'}, {run.directory / 'checkpoint'}/",
     ]
     return lines

@@ -18,9 +18,10 @@ from ..likelihood.divergence import DIVERGENCES
 from ..likelihood.flow import log_likelihood_together, prior_mismatch
 from ..randomness import check_seed
 from ..registry import lookup
+from ..report.files import write_text
 from ..sdes.base import check_positive
 from .config import ConfigError
-from .runs import TrainedRun, write_text
+from .runs import TrainedRun
 
 MOST_STRANGE = 100
 """Images of each kind that is not in the data."""

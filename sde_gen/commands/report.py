@@ -19,10 +19,10 @@ import torch
 
 from ..report import charts
 from ..report.embed import Embedder
+from ..report.files import write_text
 from ..report.page import Block, Cell, Chapter, Code, Facts, Film, Page, Picture, Section, Table, Text, Warnings, render
 from .compare import COLUMNS
 from .config import ConfigError
-from .runs import write_text
 from .saved_run import CHANCE, DISTANCES, SavedRun, number, read_run, warnings
 
 MOST_BYTES = 5_000_000
@@ -283,7 +283,11 @@ def _again(run: SavedRun, embedder: Embedder) -> list[Block]:
         chosen = {key: value for key, value in run.likelihood["settings"].items() if value is not None}
         flags = [f"--{key} {shlex.quote(str(value))}" for key, value in chosen.items()]
         lines.append(f"python experiments/likelihood.py --run {place} {' '.join(flags)}")
-    blocks: list[Block] = [Code("\n".join(lines), "The same numbers again, from the trained network (with --retrain from nothing):")]
+    ends = run.metrics.get("training", {}).get("earlier_ends", [])
+    first = "".join(f", first with --train-steps {end}" for end in ends)
+    blocks: list[Block] = [
+        Code("\n".join(lines), f"The same numbers again, from the trained network (with --retrain from nothing{first}):")
+    ]
     if not lines:
         blocks = []
     return [*blocks, Code(run.config.to_yaml(), "config.yaml", folded=True)]
