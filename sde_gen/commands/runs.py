@@ -342,7 +342,8 @@ def _train(
 
     def expect(per_step: float, result: TrainResult) -> None:
         per_call = seconds_per_call(result.model, data.shape, min(config.training.batch, config.sampling.samples))
-        cost = training_cost(config.training, data, result.steps, per_step, per_call, device)
+        behind = 0 if resume is None else int(resume[1]["step"])
+        cost = training_cost(config.training, data, behind, per_step, per_call, device)
         after = "; then " if config.training.max_seconds is not None else "; "
         say(f"expected  {cost}" + (f"{after}{_sampling_cost(result.model, run, per_call)}" if sampled else ""))
 

@@ -306,7 +306,7 @@ def test_the_start_says_what_it_will_cost_and_changes_no_number(
     assert (code, err) == (0, [])
     threads = torch.get_num_threads()
     number = r"[\d.]+ (s|min|h)"
-    pattern = rf"expected  7 more steps of 16 in about {number} \(float32, {threads} threads?\); "
+    pattern = rf"expected  12 steps of 16 in about {number} \(float32, {threads} threads?\); "
     pattern += rf"sampling 24 with em: 4 calls each, about {number}; metrics about {number}"
     assert [bool(re.fullmatch(pattern, line)) for line in out if line.startswith("expected")] == [True], out
     assert torch.equal(weights(tmp_path / "here"), weights(whole))
