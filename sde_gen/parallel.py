@@ -110,7 +110,7 @@ def agreed(value: float) -> float:
     return float(box)
 
 
-def told(text: str) -> str:
+def broadcast_text(text: str) -> str:
     """The first process's text, in all of them."""
     if world() == 1:
         return text

@@ -20,9 +20,9 @@ from sde_gen.commands import evaluation
 from sde_gen.commands.cli import main
 from sde_gen.commands.compare import CompareSettings, compare_run
 from sde_gen.commands.config import RunConfig
-from sde_gen.commands.evaluation import Judge
+from sde_gen.commands.evaluation import SampleMetrics
 from sde_gen.commands.likelihood import LikelihoodSettings, likelihood_run
-from sde_gen.commands.runs import Run
+from sde_gen.commands.runs import TrainedRun
 from sde_gen.data import Dataset, Source
 from sde_gen.discrete import DiscreteChain, elbo, elbo_continuous
 from sde_gen.likelihood.bits_per_dim import bits_per_dim
@@ -100,14 +100,14 @@ def resumed(settings: TrainSettings, place: Path) -> float:
     return apart(weights_of(whole.raw), weights_of(again.raw))
 
 
-def tiny_run() -> Run:
+def tiny_run() -> TrainedRun:
     """Labelled images of whole numbers and a network that has not learned them."""
     generator = torch.Generator().manual_seed(3)
     labels = torch.arange(64) % 2
     images = (torch.randint(0, 4, (64, 1, 4, 4), generator=generator) + 4 * labels[:, None, None, None]).float()
     dataset = Dataset("tiny", images[:40], images[40:], labels[:40], labels[40:], 2, 8)
     directory = Path("alone" + os.environ["RANK"] if parallel.world() == 1 else "together")
-    return Run(directory, RunConfig(), dataset, fresh(dataset.train).eval())
+    return TrainedRun(directory, RunConfig(), dataset, fresh(dataset.train).eval())
 
 
 def measures() -> dict[str, Callable[[bool], Any]]:
@@ -134,10 +134,10 @@ def measures() -> dict[str, Callable[[bool], Any]]:
         b = elbo_continuous(model, images, 8, samples=4, together=together)
         return [a.value, a.std_error, a.each, a.terms.nan_to_num(0.0), a.counts, b.value, b.each, b.terms, b.term_errors]
 
-    def judged(together: bool) -> Any:
+    def measured(together: bool) -> Any:
         run = tiny_run()
-        judge = Judge(run.data, run.directory)
-        return numbers({**judge(run.data.train[:21] + 0.5), **judge.of_held_out})
+        sample_metrics = SampleMetrics(run.data, run.directory)
+        return numbers({**sample_metrics(run.data.train[:21] + 0.5), **sample_metrics.of_held_out})
 
     def compared(together: bool) -> Any:
         rows = compare_run(tiny_run(), CompareSettings(("ddim", "ancestral"), (3,), 21), lambda line: None).get("rows", [])
@@ -156,7 +156,7 @@ def measures() -> dict[str, Callable[[bool], Any]]:
         "likelihood": density,
         "bits": bits,
         "bounds": bounds,
-        "judge": judged,
+        "sample metrics": measured,
         "compare": compared,
         "likelihood run": scored,
     }
@@ -213,8 +213,8 @@ def equal(place: str) -> None:
                 found[name] = apart(measured[name], together)
         for shard in (None, "fsdp"):
             found[f"resumed, {shard}"] = resumed(dataclasses.replace(BASE, shard=shard), Path(f"checkpoint-{shard}"))
-        told = parallel.told("déjà " + str(parallel.rank()))
-        found["told"] = [told, parallel.agreed(parallel.rank()), parallel.anywhere(parallel.rank() == 1, False)]
+        text = parallel.broadcast_text("déjà " + str(parallel.rank()))
+        found["broadcast"] = [text, parallel.agreed(parallel.rank()), parallel.anywhere(parallel.rank() == 1, False)]
         if first:
             Path(place).write_text(json.dumps(found, indent=1))
 

@@ -55,7 +55,7 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
     for name, differences in trainings.items():
         assert differences["gradients"] <= 1e-6, name
         assert max(differences["weights"], differences["averaged"], differences["losses"]) <= 1e-5, (name, differences)
-    assert found.pop("told") == ["déjà 0", 0.0, [True, False]]
+    assert found.pop("broadcast") == ["déjà 0", 0.0, [True, False]]
     assert found.pop("resumed, None") == 0 and found.pop("resumed, fsdp") == 0, "bit for bit, dropout of both processes and all"
     assert found.pop("likelihood run") <= 1e-4 and found.pop("likelihood") <= 1e-4  # steps are chosen to a tolerance of 1e-3
     assert len(found) == 9

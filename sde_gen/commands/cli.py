@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,17 +12,29 @@ from typing import NoReturn
 import torch
 
 from .. import parallel
+from ..locks import LockError
 from ..sampling.sample import SolverError
 from ..training import CheckpointError, Interrupted, TrainingError
 from . import flags
 from .compare import CompareSettings, check_compare, compare_run
-from .config import ConfigError, RunConfig, parse_seconds, read_config, resolve
+from .config import ConfigError, RunConfig, parse_seconds, resolve
 from .doctor import doctor_run
 from .evaluation import report_lines, sample_run
 from .likelihood import LikelihoodSettings, check_settings, likelihood_run
 from .noise_ends import resolve_ends, warnings_of_ends
 from .report import write_report
-from .runs import Run, check, check_world, choose_device, default_directory, fetch_data, load_data, open_run
+from .runs import (
+    TrainedRun,
+    check,
+    check_world,
+    choose_device,
+    config_of_run,
+    cost_lines,
+    default_directory,
+    fetch_data,
+    load_data,
+    open_run,
+)
 
 
 def _complain(message: str, name: str = "sde-gen") -> None:
@@ -54,19 +67,24 @@ def _run(arguments: argparse.Namespace, config: RunConfig, device: torch.device)
     if arguments.dry_run:
         data = load_data(config)
         config, evidence = resolve_ends(config, data)
-        check(config, data)
+        model = check(config, data)
         check_world(config)
-        say(f"# {arguments.out or default_directory(config)} on {device}")
+        directory = arguments.out or default_directory(config)
+        say(f"# {directory} on {device}")
         for line in (*evidence, *warnings_of_ends(config, data)):
             say(f"# noise: {line}")
+        for line in cost_lines(config, data, model, directory, device):
+            say(f"# {line}")
         say(config.to_yaml().rstrip("\n"))
         return
-    opened = open_run(config, arguments.out, device, arguments.retrain, not arguments.no_progress, seconds, say, arguments.tensorboard)
-    scores = sample_run(opened, device, not arguments.no_progress)
-    if parallel.rank() == 0:
-        for line in report_lines(opened, scores):
-            say(line)
-        _report(opened.directory)
+    show = not arguments.no_progress
+    with contextlib.ExitStack() as hold:
+        opened = open_run(config, arguments.out, device, arguments.retrain, show, seconds, say, arguments.tensorboard, hold)
+        scores = sample_run(opened, device, show)
+        if parallel.rank() == 0:
+            for line in report_lines(opened, scores):
+                say(line)
+            _report(opened.directory)
 
 
 def likelihood(arguments: argparse.Namespace) -> None:
@@ -116,14 +134,9 @@ def _report(directory: Path) -> None:
         say(f"report    {write_report([directory])}")
 
 
-def _named_run(arguments: argparse.Namespace, device: torch.device) -> Run:
-    layer = []
-    if arguments.run is not None:
-        file = arguments.run / "config.yaml"
-        if not file.is_file():
-            raise ConfigError(f"{arguments.run} is not a run directory: it has no config.yaml")
-        layer = [read_config(file)]
-    return open_run(resolve(*layer), arguments.run, device, progress=not arguments.no_progress, say=say)
+def _named_run(arguments: argparse.Namespace, device: torch.device) -> TrainedRun:
+    config = resolve() if arguments.run is None else config_of_run(arguments.run)
+    return open_run(config, arguments.run, device, progress=not arguments.no_progress, say=say)
 
 
 def say(line: str) -> None:
@@ -187,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         code = arguments.function(arguments)
-    except (ConfigError, CheckpointError, OSError) as error:
+    except (ConfigError, CheckpointError, LockError, OSError) as error:
         _complain(str(error))
         return 2
     except (TrainingError, SolverError) as error:

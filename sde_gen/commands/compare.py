@@ -15,11 +15,12 @@ from torch import Tensor
 from .. import parallel, report
 from ..randomness import check_seed
 from ..registry import lookup
+from ..report.files import write_text
 from ..sampling.sample import sample_together
 from ..solvers import SOLVERS, make_solver
 from .config import ConfigError
-from .evaluation import Judge
-from .runs import Run, class_labels, write_text
+from .evaluation import SampleMetrics
+from .runs import TrainedRun, class_labels
 
 CALLS = (5, 10, 20, 50, 100)
 LONGEST = {"ancestral": (200, 1000)}
@@ -58,7 +59,7 @@ def check_compare(settings: CompareSettings) -> None:
         raise ConfigError(str(error)) from error
 
 
-def compare_run(run: Run, settings: CompareSettings, say: Callable[[str], None] = print) -> dict[str, Any]:
+def compare_run(run: TrainedRun, settings: CompareSettings, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Sample with every solver at every budget, measure, and leave compare/ in the run directory: table.md, compare.json,
     distance.png, samples.png. The line "answer" says how many calls ancestral sampling needs to match the flow at 20.
 
@@ -69,21 +70,21 @@ def compare_run(run: Run, settings: CompareSettings, say: Callable[[str], None] 
     place = run.directory / "compare"
     place.mkdir(parents=True, exist_ok=True)
     key = "sliced_wasserstein" if len(run.data.shape) == 1 else "frechet_distance"
-    judge = Judge(run.data, run.directory, settings.seed)
+    sample_metrics = SampleMetrics(run.data, run.directory, settings.seed)
     rows: list[dict[str, Any]] = []
     shown: dict[str, tuple[int, Tensor]] = {}
     header = HEADER.format("Frechet" if key == "frechet_distance" else "sliced Wasserstein")
     say(header)
     for name in settings.solvers:
         for options in budgets(name, settings.calls):
-            row, x = _point(run, settings, name, options, judge, key)
+            row, x = _point(run, settings, name, options, sample_metrics, key)
             rows.append(row)
             if parallel.rank() == 0:
                 say(_line(row))
             # A row of the picture is at the budget that the question asks about, or the nearest there is.
             if name not in shown or abs(row["calls"] - ASKED) < abs(shown[name][0] - ASKED):
                 shown[name] = (row["calls"], x[:SHOWN])
-    real = _real(run, settings, judge, key)
+    real = _real(run, settings, sample_metrics, key)
     if parallel.rank() > 0:
         return {}
     if real is not None:
@@ -120,7 +121,7 @@ def budgets(name: str, calls: Sequence[int] | None) -> list[dict[str, Any]]:
 
 
 def _point(
-    run: Run, settings: CompareSettings, name: str, options: dict[str, Any], judge: Judge, key: str
+    run: TrainedRun, settings: CompareSettings, name: str, options: dict[str, Any], sample_metrics: SampleMetrics, key: str
 ) -> tuple[dict[str, Any], Tensor]:
     """One solver at one budget: its row of the table and its samples."""
     shape = (settings.samples, *run.data.shape)
@@ -136,15 +137,17 @@ def _point(
     good = x[~out.failed.cpu()]
     row["failed"] = len(x) - len(good)
     if len(good) >= max(20, len(x) // 2):
-        row |= _scores(judge(good), key)
+        row |= _scores(sample_metrics(good), key)
     return row, x
 
 
-def _real(run: Run, settings: CompareSettings, judge: Judge, key: str) -> dict[str, Any] | None:
+def _real(run: TrainedRun, settings: CompareSettings, sample_metrics: SampleMetrics, key: str) -> dict[str, Any] | None:
     """The row of as many held-out data as there are samples: what a perfect solver of a perfect network would score."""
     if run.data.test is None or len(run.data.test) < settings.samples:
         return None
-    return {"solver": "held-out data", "calls": 0, "seconds": 0.0, "failed": 0} | _scores(judge(run.data.test[: settings.samples]), key)
+    return {"solver": "held-out data", "calls": 0, "seconds": 0.0, "failed": 0} | _scores(
+        sample_metrics(run.data.test[: settings.samples]), key
+    )
 
 
 def _scores(scores: dict[str, Any], key: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,8 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """name: a registered data set or the path of the user's own; root: the directory of a registered set's files; limit: keep that
     many training items; labels: train a conditional network on the data's labels; size: resize images from files to this edge;
-    label_column: of a table, its column of labels."""
+    label_column: of a table, its column of labels; relative_to: the directory that relative paths in name and root start from (None:
+    where the command is called), which a run directory's config.yaml keeps."""
 
     name: str = "digits"
     root: str | None = None
@@ -34,6 +36,17 @@ class DataConfig(_Section):
     labels: bool = False
     size: int | None = Field(default=None, ge=1)
     label_column: str | int | None = None
+    relative_to: str | None = None
+
+    @property
+    def location(self) -> str:
+        """The name of a registered set; of the user's own data the path to open."""
+        return located(self.name, self.relative_to)
+
+    @property
+    def root_location(self) -> str | None:
+        """The directory of a registered set's files to open."""
+        return None if self.root is None else os.path.join(self.relative_to or "", self.root)
 
 
 class SDEConfig(_Section):
@@ -77,11 +90,23 @@ class RunConfig(_Section):
     sampling: SamplingConfig = SamplingConfig()
 
     def identity(self) -> dict[str, Any]:
-        """The part that decides what network comes out: two runs with the same one can share it."""
+        """The part that decides what network comes out: two runs with the same one can share it. Paths of data are absolute."""
         found = {key: value for key, value in self.model_dump(mode="json").items() if key != "sampling"}
+        data = found["data"]
+        del data["relative_to"]
+        data["name"] = self.data.name if self.data.name in DATASETS else os.path.abspath(self.data.location)
+        data["root"] = None if self.data.root_location is None else os.path.abspath(self.data.root_location)
         for name in ("micro_batch", "workers", "shard"):  # how, not what
             del found["training"][name]
         return found
+
+    def anchored(self) -> RunConfig:
+        """The same run, which says where its relative paths start: it means the same data wherever it is read."""
+        data = self.data
+        paths = [*([] if data.name in DATASETS else [data.name]), *([] if data.root is None else [data.root])]
+        if all(map(os.path.isabs, paths)):
+            return self
+        return self.model_copy(update={"data": data.model_copy(update={"relative_to": os.path.abspath(data.relative_to or ".")})})
 
     def to_yaml(self) -> str:
         """The whole configuration, as `--config` reads it."""
@@ -142,6 +167,11 @@ MOST_CONFIG = 1 << 20
 """Bytes of a configuration file beyond which it is not read."""
 
 
+def located(name: str, relative_to: str | None = None) -> str:
+    """The name of a registered set as it is; a path of the user's own, from `relative_to` where that is given."""
+    return name if name in DATASETS or relative_to is None else os.path.join(relative_to, name)
+
+
 def shape_recipe(shape: Sequence[int] | None) -> dict[str, Any]:
     """What data of the user's own starts from, by the shape of one item: (D,), (C, L), (C, H, W) or (C, D, H, W)."""
     if shape is None:
@@ -157,6 +187,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     for choice, belongs in (("network", "options"), ("solver", "options"), ("name", "settings")):
         if choice in over and choice in base and over[choice] != base[choice] and belongs in base:
             merged.pop(belongs)
+    if {"name", "root"} & set(over) and "relative_to" not in over:
+        merged.pop("relative_to", None)  # another layer's path does not start there
     for key, value in over.items():
         old = merged.get(key)
         merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
@@ -206,11 +238,13 @@ def resolve(*layers: Mapping[str, Any]) -> RunConfig:
         asked = merge(asked, layer)
     section = asked.get("data") or {}
     name = section.get("name", DataConfig().name) if isinstance(section, Mapping) else section
-    if not isinstance(name, str) or (name not in DATASETS and not is_path(name)):
+    start = section.get("relative_to") if isinstance(section, Mapping) else None
+    place = located(name, start if isinstance(start, str) else None) if isinstance(name, str) else ""
+    if not isinstance(name, str) or (name not in DATASETS and not is_path(place)):
         raise ConfigError(f"data.name: unknown data {name!r}; choose from {', '.join(DATASETS)}, or give a path: {PATHS}")
     try:
         size = section.get("size") if isinstance(section, Mapping) else None
-        recipe = RECIPES[name] if name in DATASETS else shape_recipe(item_shape(name, size))
+        recipe = RECIPES[name] if name in DATASETS else shape_recipe(item_shape(place, size))
         return RunConfig.model_validate(merge(recipe, asked))
     except ValidationError as error:
         raise ConfigError(_first(error)) from error

@@ -11,9 +11,11 @@ import torch
 
 from ..diagnostics.doctor import diagnose
 from ..diagnostics.finding import Finding
+from ..report.files import write_text
 from ..training import load
-from .config import ConfigError, read_config, resolve
-from .runs import changed_data, load_data, write_text
+from .config import ConfigError
+from .reuse import changed_data
+from .runs import config_of_run, load_data
 
 
 def doctor_run(
@@ -21,12 +23,9 @@ def doctor_run(
 ) -> list[Finding]:
     """Diagnose the network in `directory` with its data, its averaged and last weights and its own sampling settings; say what is found
     and keep it in doctor.json. `samples`: as in `diagnose`. ConfigError or CheckpointError where there is no run to examine."""
-    file = directory / "config.yaml"
-    if not file.is_file():
-        raise ConfigError(f"{directory} is not a run directory: it has no config.yaml")
     if samples is not None and samples != 0 and samples < 32:
         raise ConfigError(f"samples must be 0 or a whole number of at least 32, got {samples!r}")
-    config = resolve(read_config(file))
+    config = config_of_run(directory)
     model, raw = (load(directory / "checkpoint", ema, device) for ema in (True, False))
     data = load_data(config)
     changed = changed_data(directory / "checkpoint", config, data)

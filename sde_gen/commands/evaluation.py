@@ -15,13 +15,16 @@ import torch
 from torch import Tensor
 
 from .. import metrics, parallel, report
+from .. import progress as progress_bars
 from ..data import Dataset
+from ..report.files import write_text
 from ..sampling.fitting import FittedGrid, fit_grid
 from ..sampling.sample import sample, sample_together
 from ..solvers import make_solver
 from ..training import save_fitted
-from ..training.words import words
-from .runs import FILM, Run, class_labels, environment, shown_state, write_text
+from ..training.loss_summary import summarise_losses
+from .runs import TrainedRun, class_labels, film_count
+from .training_files import environment, shown_state
 
 FRAMES = 40
 CALIBRATION = 96
@@ -29,7 +32,7 @@ MOST_REFERENCE, MOST_HELD_OUT = 10_000, 2_000
 """Neighbours and kernels cost the square of the set: at most so many training and held-out items are used for them."""
 
 
-def sample_run(run: Run, device: torch.device | str = "cpu", progress: bool = True) -> dict[str, Any]:
+def sample_run(run: TrainedRun, device: torch.device | str = "cpu", progress: bool = True) -> dict[str, Any]:
     """Sample with the configuration's solver, draw the pictures and measure: the metrics, also written as JSON.
 
     Under torchrun all processes call this: each draws its share of the samples and works out its share of their features and nearest
@@ -54,7 +57,7 @@ def sample_run(run: Run, device: torch.device | str = "cpu", progress: bool = Tr
         torch.cuda.synchronize()
     seconds = time.monotonic() - began
     x = out.x.cpu()
-    scores = measure(run.data, x, run.directory, settings.seed)
+    scores = measure(run.data, x, run.directory, settings.seed, progress)
     if parallel.rank() > 0:
         return {}
     place = run.directory / "solvers" / settings.solver
@@ -80,7 +83,7 @@ def sample_run(run: Run, device: torch.device | str = "cpu", progress: bool = Tr
     return scores
 
 
-def _fit(run: Run) -> str:
+def _fit(run: TrainedRun) -> str:
     """Fit the grid that the configuration asks for, unless the checkpoint has it, and keep it there; says what it gained."""
     settings = run.config.sampling
     steps = make_solver(settings.solver).default_steps if settings.steps is None else settings.steps
@@ -92,16 +95,15 @@ def _fit(run: Run) -> str:
         if parallel.rank() == 0:
             known = fit_grid(run.model, settings.solver, steps, run.data.shape, CALIBRATION, cond=cond)
             save_fitted(run.model, run.directory / "checkpoint")
-        known = FittedGrid.from_config(json.loads(parallel.told("" if known is None else json.dumps(asdict(known)))))
+        known = FittedGrid.from_config(json.loads(parallel.broadcast_text("" if known is None else json.dumps(asdict(known)))))
         run.model.fitted[known.key] = known
         how = f"fitted in {time.monotonic() - began:.0f} s"
     return f"{settings.solver} at {steps} steps: distance to the exact flow {known.default_error:.2g} -> {known.error:.2g} ({how})"
 
 
-def _film(run: Run, path: Path, common: dict[str, Any]) -> None:
+def _film(run: TrainedRun, path: Path, common: dict[str, Any]) -> None:
     frames: list[tuple[float, Tensor]] = []
-    vectors = len(run.data.shape) == 1
-    count = min(run.config.sampling.samples, 2000 if vectors else FILM)
+    count = film_count(run)
 
     def keep(step: int, t: float, x: Tensor) -> None:
         frames.append((t, shown_state(run.model, x, t)))
@@ -114,7 +116,7 @@ def _film(run: Run, path: Path, common: dict[str, Any]) -> None:
     report.picture_film([*(x for _, x in shown), out.x.cpu()], path, run.data.value_range, [*labels, "denoised"])
 
 
-class Judge:
+class SampleMetrics:
     """Distances of samples to a run's training data; what depends on the data alone is worked out once, at its first use.
 
     data: the run's; directory: where the feature network is kept; seed: of the error bars' splits. Under torchrun all processes
@@ -195,17 +197,18 @@ class Judge:
         return scores
 
 
-def measure(data: Dataset, x: Tensor, directory: Path, seed: int = 0) -> dict[str, Any]:
-    """Distances of samples `x` to the training data (see `Judge`), held-out data measured the same way beside them."""
-    judge = Judge(data, directory, seed)
-    return judge(x) | judge.of_held_out
+def measure(data: Dataset, x: Tensor, directory: Path, seed: int = 0, progress: bool = False) -> dict[str, Any]:
+    """Distances of samples `x` to the training data (see `SampleMetrics`), held-out data measured the same way beside them."""
+    sample_metrics = SampleMetrics(data, directory, seed)
+    with progress_bars.bar(None, "metrics", "part", progress and parallel.rank() == 0, leave=False):
+        return sample_metrics(x) | sample_metrics.of_held_out
 
 
 def _numbers(estimate: metrics.Estimate) -> dict[str, float]:
     return {"value": estimate.value, "std_error": estimate.std_error}
 
 
-def _collect(run: Run, solver: str, scores: dict[str, Any]) -> None:
+def _collect(run: TrainedRun, solver: str, scores: dict[str, Any]) -> None:
     path = run.directory / "metrics.json"
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
@@ -215,7 +218,7 @@ def _collect(run: Run, solver: str, scores: dict[str, Any]) -> None:
     write_text(path, json.dumps(known, indent=2))
 
 
-def report_lines(run: Run, scores: dict[str, Any]) -> Sequence[str]:
+def report_lines(run: TrainedRun, scores: dict[str, Any]) -> Sequence[str]:
     """What a run prints at its end."""
     settings, place = run.config.sampling, run.directory / "solvers" / run.config.sampling.solver
     calls, seconds, samples = scores["network_calls"], scores["seconds"], scores["samples"]
@@ -250,18 +253,19 @@ def report_lines(run: Run, scores: dict[str, Any]) -> Sequence[str]:
             "(1: like new data, 0: copies)"
         )
     lines += _learned(run, scores)
+    training = [run.directory / name for name in ("forward.png", "loss.png")]
     lines += [
         f"pictures  {place / 'samples.png'}, {place / 'denoising.gif'}",
-        f"          {run.directory / 'forward.png'}, {run.directory / 'loss.png'}, {run.directory / 'snapshots'}/",
+        "          " + ", ".join([*(str(path) for path in training if path.exists()), f"{run.directory / 'snapshots'}/"]),
         f"numbers   {run.directory / 'metrics.json'}, {run.directory / 'config.yaml'}, {run.directory / 'checkpoint'}/",
     ]
     return lines
 
 
-def _learned(run: Run, scores: dict[str, Any]) -> list[str]:
-    """What the training's loss by noise level says in words, where the run directory has it."""
+def _learned(run: TrainedRun, scores: dict[str, Any]) -> list[str]:
+    """What the training's loss by noise level says, where the run directory has it."""
     try:
         found = json.loads((run.directory / "history.json").read_text(encoding="utf-8"))
-        return words(found["history"], found["linear"] | found.get("items", {}), scores.get("neighbour_ratio", {}).get("value"))
+        return summarise_losses(found["history"], found["linear"] | found.get("items", {}), scores.get("neighbour_ratio", {}).get("value"))
     except (OSError, ValueError, KeyError, TypeError):
         return []

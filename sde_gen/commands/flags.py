@@ -34,7 +34,8 @@ RUN_EXAMPLES = """examples:
 A run directory holds config.yaml, checkpoint/, metrics.json, samples.png, denoising.gif, forward.png, loss.png,
 snapshots/ (a few fixed-seed samples during training), solvers/<solver>/ with each solver's pictures and numbers, and
 report.html with all of it on one page.
-A second run with the same training settings reuses the trained network and only samples."""
+A second run with the same training settings reuses the trained network and only samples; with more --train-steps or --max-seconds
+its training goes on, by the schedule of the longer one. One command at a time writes to a run directory."""
 
 FLAGS: dict[str, tuple[str, ...]] = {
     "data": ("data", "name"),
@@ -79,13 +80,13 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--sigma-max", metavar="X", type=_number_or_auto, help="largest noise of VE, or auto: chosen from the data")
     what.add_argument("--beta-max", metavar="X", type=_number_or_auto, help="last beta of VP and sub-VP, or auto")
     what.add_argument("--network", metavar="NAME", help=f"network: {', '.join(names['network'])}")
-    what.add_argument("--train-steps", metavar="N", type=int, help="optimiser steps")
+    what.add_argument("--train-steps", metavar="N", type=int, help="optimiser steps; more than a trained network has had: it goes on")
     what.add_argument("--batch", metavar="N", type=int, help="training batch")
     what.add_argument("--objective", metavar="NAME", help=f"training loss: {', '.join(OBJECTIVES)} (dsm: continuous, the others: discrete)")
     what.add_argument("--chain-steps", metavar="N", type=int, help="length of the chain of a discrete objective (default 1000)")
     what.add_argument("--learned-variance", action="store_true", help="a network that predicts the reverse step's variance too")
     what.add_argument("--lr", metavar="X", type=float, help="peak learning rate")
-    what.add_argument("--max-seconds", metavar="S", type=float, help="end training after this time, the decay following it")
+    what.add_argument("--max-seconds", metavar="S", type=float, help="end training after this time (sampling and metrics follow it)")
     what.add_argument("--accumulate", metavar="N", type=int, help="compute each batch in N parts: less memory, the same gradients")
     what.add_argument("--micro-batch", metavar="N", type=int, help="compute each batch N samples at a time")
     what.add_argument("--workers", metavar="N", type=int, help="processes that read data larger than memory ahead")
@@ -108,8 +109,12 @@ def add_machine_flags(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--retrain", action="store_true", help="train again even where the directory holds a trained network")
     how.add_argument("--checkpoint-every", metavar="TIME", default="60s", help="save during training: 30s, 5m (default 60s)")
     how.add_argument("--tensorboard", action="store_true", help="event files of the training in tensorboard/ (pip install tensorboard)")
-    how.add_argument("--no-progress", action="store_true", help="no progress bars (there are none where stderr is not a terminal)")
-    how.add_argument("--dry-run", action="store_true", help="check everything, print the resolved configuration and stop")
+    how.add_argument(
+        "--no-progress", action="store_true", help="no progress: a bar, or a line every half minute where stderr is not a terminal"
+    )
+    how.add_argument(
+        "--dry-run", action="store_true", help="check everything, print what it costs and the resolved configuration, and stop"
+    )
 
 
 def _number_or_auto(text: str) -> float | str:

@@ -18,9 +18,10 @@ from ..likelihood.divergence import DIVERGENCES
 from ..likelihood.flow import log_likelihood_together, prior_mismatch
 from ..randomness import check_seed
 from ..registry import lookup
+from ..report.files import write_text
 from ..sdes.base import check_positive
 from .config import ConfigError
-from .runs import Run, write_text
+from .runs import TrainedRun
 
 MOST_STRANGE = 100
 """Images of each kind that is not in the data."""
@@ -64,7 +65,7 @@ def check_settings(settings: LikelihoodSettings) -> None:
         raise ConfigError(str(error)) from error
 
 
-def likelihood_run(run: Run, settings: LikelihoodSettings, say: Callable[[str], None] = print) -> dict[str, Any]:
+def likelihood_run(run: TrainedRun, settings: LikelihoodSettings, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Score the run's training and held-out data and, for images, noise, inverted and constant ones; say, draw and keep the results.
 
     likelihood/ in the run directory gets likelihood.json, histogram.png and, for images, extremes.png. Data of integers (the data set
@@ -129,7 +130,7 @@ def likelihood_run(run: Run, settings: LikelihoodSettings, say: Callable[[str], 
     return result
 
 
-def _parts(run: Run, settings: LikelihoodSettings) -> dict[str, tuple[Tensor, Tensor | None]]:
+def _parts(run: TrainedRun, settings: LikelihoodSettings) -> dict[str, tuple[Tensor, Tensor | None]]:
     data, generator = run.data, torch.Generator().manual_seed(SEED_OF_ORDER)
     chosen = torch.randperm(len(data.train), generator=generator)[: settings.images]
     parts = {"training": (data.train[chosen], None if data.train_labels is None else data.train_labels[chosen])}
@@ -147,7 +148,7 @@ def _parts(run: Run, settings: LikelihoodSettings) -> dict[str, tuple[Tensor, Te
     return parts
 
 
-def _cond(run: Run, labels: Tensor | None) -> dict[str, Tensor] | None:
+def _cond(run: TrainedRun, labels: Tensor | None) -> dict[str, Tensor] | None:
     return {"label": labels} if getattr(run.model.network, "classes", None) is not None and labels is not None else None
 
 
@@ -158,7 +159,7 @@ def _options(settings: LikelihoodSettings) -> dict[str, Any]:
 
 
 def _bits(
-    run: Run, x: Tensor, labels: Tensor | None, settings: LikelihoodSettings, dequantization: str | None = None
+    run: TrainedRun, x: Tensor, labels: Tensor | None, settings: LikelihoodSettings, dequantization: str | None = None
 ) -> tuple[dict[str, Any], Tensor]:
     kind = settings.dequantization if dequantization is None else dequantization
     found: BitsPerDim = bits_per_dim(
@@ -168,7 +169,7 @@ def _bits(
     return fields | {"line": str(found), "dequantization": kind, "images": len(x)}, found.each
 
 
-def _bounds(run: Run, x: Tensor, labels: Tensor | None, settings: LikelihoodSettings) -> dict[str, Elbo]:
+def _bounds(run: TrainedRun, x: Tensor, labels: Tensor | None, settings: LikelihoodSettings) -> dict[str, Elbo]:
     """The ELBO of the discrete view and of its limit, all from the time at which truncated-normal dequantisation takes the flow's
     density, with the same noise."""
     model = run.model
@@ -198,7 +199,7 @@ def _fields(bound: Elbo) -> dict[str, Any]:
     return whole | parts | {"t_min": float(bound.times[0]), "half_log_snr": curves.pop("edges")} | curves
 
 
-def _nats(run: Run, x: Tensor, labels: Tensor | None, settings: LikelihoodSettings) -> tuple[dict[str, Any], Tensor]:
+def _nats(run: TrainedRun, x: Tensor, labels: Tensor | None, settings: LikelihoodSettings) -> tuple[dict[str, Any], Tensor]:
     found = log_likelihood_together(run.model, x, cond=_cond(run, labels), **_options(settings))
     used, dim = found.converged, x[0].numel()
     each = (found.log_prob / dim).double().cpu()

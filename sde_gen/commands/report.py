@@ -1,7 +1,7 @@
 """report.html: what lies in run directories, on one page.
 
     run directory: config.yaml, metrics.json, history.json, likelihood/, compare/, doctor.json, pictures
-        -> Found (what could be read) -> sections of blocks -> report.page.render -> one file
+        -> SavedRun (what could be read) -> sections of blocks -> report.page.render -> one file
 
 Nothing is computed here that a command did not measure and keep.
 """
@@ -19,11 +19,11 @@ import torch
 
 from ..report import charts
 from ..report.embed import Embedder
+from ..report.files import write_text
 from ..report.page import Block, Cell, Chapter, Code, Facts, Film, Page, Picture, Section, Table, Text, Warnings, render
 from .compare import COLUMNS
 from .config import ConfigError
-from .runs import write_text
-from .saved_run import CHANCE, DISTANCES, Found, number, read_run, warnings
+from .saved_run import CHANCE, DISTANCES, SavedRun, number, read_run, warnings
 
 MOST_BYTES = 5_000_000
 FOR_TEXT = 80_000
@@ -60,8 +60,8 @@ def write_report(directories: Sequence[Path], out: Path | None = None) -> Path:
     return out
 
 
-def _sections(run: Found, embedder: Embedder) -> list[Section]:
-    parts: Sequence[tuple[str, Callable[[Found, Embedder], list[Block]]]] = (
+def _sections(run: SavedRun, embedder: Embedder) -> list[Section]:
+    parts: Sequence[tuple[str, Callable[[SavedRun, Embedder], list[Block]]]] = (
         ("At a glance", _glance),
         ("Samples", _samples),
         ("What the network learnt", _training),
@@ -87,7 +87,7 @@ def _sections(run: Found, embedder: Embedder) -> list[Section]:
 # ---------------------------------------------------------------- the parts
 
 
-def _glance(run: Found, embedder: Embedder) -> list[Block]:
+def _glance(run: SavedRun, embedder: Embedder) -> list[Block]:
     training, config = run.metrics.get("training", {}), run.config
     pairs = [
         ("Data", config.data.name),
@@ -104,7 +104,7 @@ def _glance(run: Found, embedder: Embedder) -> list[Block]:
     return blocks
 
 
-def _summary(runs: Sequence[Found]) -> Table:
+def _summary(runs: Sequence[SavedRun]) -> Table:
     """A row for each solver of each run."""
     names = [*DISTANCES.values(), "held-out bits/dim", "held-out nats/dim", *QUALITIES.values()]
     columns = ["run", "data", "SDE", "solver", "network calls", *names, "samples", "s a sample"]
@@ -121,7 +121,7 @@ def _summary(runs: Sequence[Found]) -> Table:
     return Table("Every solver of every run", columns, rows, COLUMNS).filled()
 
 
-def _summarised(run: Found) -> bool:
+def _summarised(run: SavedRun) -> bool:
     """Whether the run's files can be read as a row; where not, its warnings and its chapter say so."""
     try:
         return bool(_summary([run]).columns)
@@ -129,7 +129,7 @@ def _summarised(run: Found) -> bool:
         return False
 
 
-def _held_out_likelihood(run: Found) -> list[Cell]:
+def _held_out_likelihood(run: SavedRun) -> list[Cell]:
     """In bits and in nats: one of them is empty."""
     if "held-out" not in run.likelihood.get("parts", {}):
         return [Cell(""), Cell("")]
@@ -137,7 +137,7 @@ def _held_out_likelihood(run: Found) -> list[Cell]:
     return [cell, Cell("")] if run.likelihood["unit"] == "bits/dim" else [Cell(""), cell]
 
 
-def _samples(run: Found, embedder: Embedder) -> list[Block]:
+def _samples(run: SavedRun, embedder: Embedder) -> list[Block]:
     blocks: list[Block] = []
     for name, scores in run.solvers.items():
         place = run.directory / "solvers" / name
@@ -158,11 +158,11 @@ def _chart(embedder: Embedder, uri: str, alt: str, caption: str) -> list[Block]:
     return [] if fits is None else [Picture(fits, alt, caption, "none")]
 
 
-def _training(run: Found, embedder: Embedder) -> list[Block]:
+def _training(run: SavedRun, embedder: Embedder) -> list[Block]:
     if not run.history:
         return []
     history, linear = run.history["history"], run.history["linear"]
-    blocks: list[Block] = [_sentence(line[10:]) for line in run.words()[:1]]
+    blocks: list[Block] = [_sentence(line[10:]) for line in run.loss_summary()[:1]]
     measured = [entry for entry in history if entry.get("level_loss")]
     if measured:
         last = dict(zip(measured[-1]["levels"], measured[-1]["level_loss"], strict=True))
@@ -179,8 +179,8 @@ def _training(run: Found, embedder: Embedder) -> list[Block]:
     return blocks
 
 
-def _memory(run: Found, embedder: Embedder) -> list[Block]:
-    blocks: list[Block] = [_sentence(line[10:]) for line in run.words()[1:]]
+def _memory(run: SavedRun, embedder: Embedder) -> list[Block]:
+    blocks: list[Block] = [_sentence(line[10:]) for line in run.loss_summary()[1:]]
     for name, scores in run.solvers.items():
         if "memorised_fraction" in scores:
             copied, ratio = _estimate(scores["memorised_fraction"], 3).text, _estimate(scores["neighbour_ratio"], 3).text
@@ -200,7 +200,7 @@ def _memory(run: Found, embedder: Embedder) -> list[Block]:
     return blocks
 
 
-def _comparison(run: Found, embedder: Embedder) -> list[Block]:
+def _comparison(run: SavedRun, embedder: Embedder) -> list[Block]:
     if not run.comparison:
         return []
     rows, held_out, key = run.comparison["rows"], run.comparison["held_out"], run.comparison["distance"]
@@ -227,7 +227,7 @@ def _comparison(run: Found, embedder: Embedder) -> list[Block]:
     return blocks
 
 
-def _likelihood(run: Found, embedder: Embedder) -> list[Block]:
+def _likelihood(run: SavedRun, embedder: Embedder) -> list[Block]:
     if not run.likelihood:
         return []
     unit, parts = run.likelihood["unit"], run.likelihood["parts"]
@@ -263,7 +263,7 @@ def _likelihood(run: Found, embedder: Embedder) -> list[Block]:
     return blocks
 
 
-def _again(run: Found, embedder: Embedder) -> list[Block]:
+def _again(run: SavedRun, embedder: Embedder) -> list[Block]:
     place = shlex.quote(str(run.directory))
     lines = []
     for name, scores in run.solvers.items():
@@ -283,7 +283,11 @@ def _again(run: Found, embedder: Embedder) -> list[Block]:
         chosen = {key: value for key, value in run.likelihood["settings"].items() if value is not None}
         flags = [f"--{key} {shlex.quote(str(value))}" for key, value in chosen.items()]
         lines.append(f"python experiments/likelihood.py --run {place} {' '.join(flags)}")
-    blocks: list[Block] = [Code("\n".join(lines), "The same numbers again, from the trained network (with --retrain from nothing):")]
+    ends = run.metrics.get("training", {}).get("earlier_ends", [])
+    first = "".join(f", first with --train-steps {end}" for end in ends)
+    blocks: list[Block] = [
+        Code("\n".join(lines), f"The same numbers again, from the trained network (with --retrain from nothing{first}):")
+    ]
     if not lines:
         blocks = []
     return [*blocks, Code(run.config.to_yaml(), "config.yaml", folded=True)]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +16,36 @@ import torch
 from torch import Tensor
 
 from .. import parallel, report
-from ..data import SOURCES, Dataset, download, load_dataset
-from ..exact.empirical import best_level_loss
+from ..data import DATASETS, SOURCES, Dataset, download, load_dataset
+from ..locks import held
 from ..models.score import ScoreModel
 from ..networks import summary
 from ..report.events import EventWriter, require_tensorboard
-from ..report.files import atomic_path
+from ..report.files import write_text
 from ..sampling.fitting import check_fit
 from ..sampling.sample import sample
 from ..solvers import GRIDS, make_solver
-from ..training import CheckpointError, Objective, State, TrainResult, build_model, check_processes, fit, load, read_extra, read_state, save
-from ..training.words import measure_levels
-from ..version import __version__
-from .config import ConfigError, RunConfig
+from ..training import CheckpointError, Objective, TrainResult, build_model, check_processes, fit, read_extra, save
+from ..training.checkpoint import describe
+from .config import ConfigError, RunConfig, read_config, resolve
+from .cost import sampling_cost, seconds_per_call, seconds_per_step, snapshot_count, training_cost
 from .noise_ends import resolve_ends, warnings_of_ends
+from .reuse import Earlier, changed_data, going_on, read_earlier
+from .training_files import TRAINING_FILES, environment, make_missing_files, missing_files
 
 FILM = 100
 OF_TRAINING = ("snapshots", "tensorboard")
 """What a training writes as it goes: a new one begins without what another left."""
 OF_NETWORK = (
     *("solvers", "compare", "likelihood"),
-    *("history.json", "metrics.json", "doctor.json", "report.html", "loss.png", "samples.png", "denoising.gif"),
+    *(*TRAINING_FILES, "doctor.json", "report.html", "samples.png", "denoising.gif"),
 )
 """What was made of a trained network: it stays as long as that network's checkpoint does."""
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainedRun:
     """A run directory, its configuration, data and trained model."""
 
     directory: Path
@@ -51,8 +55,9 @@ class Run:
 
 
 def default_directory(config: RunConfig) -> Path:
-    """runs/<data>-<sde>; of a path its last part, without the ending."""
-    return Path("runs") / f"{Path(config.data.name).name.split('.')[0] or 'data'}-{config.sde.name}"
+    """runs/<data>-<sde>; of a path its last part, ending and all: energy.npy and energy.csv are two runs."""
+    name = config.data.name if config.data.name in DATASETS else Path(os.path.abspath(config.data.location)).name
+    return Path("runs") / f"{name or 'data'}-{config.sde.name}"
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -66,10 +71,42 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
+def config_of_run(directory: Path) -> RunConfig:
+    """The configuration of a run directory, its data found from wherever this is called.
+
+    A relative path of data starts where the run was made, or else here, or else at a directory above the run's (which may have been
+    moved together with its data); of several that are there, the first with the signature of the data that the network was trained on.
+    ConfigError where the directory is no run's, or its data are nowhere.
+    """
+    file = directory / "config.yaml"
+    if not file.is_file():
+        raise ConfigError(f"{directory} is not a run directory: it has no config.yaml")
+    layer = read_config(file)
+    section = layer.get("data")
+    if not isinstance(section, dict):
+        return resolve(layer)
+    name, root, made = (section.get(key) for key in ("name", "root", "relative_to"))
+    path = root if name in DATASETS else name
+    if not isinstance(path, str) or os.path.isabs(path):
+        return resolve(layer)
+    starts = dict.fromkeys([*([made] if isinstance(made, str) else []), os.getcwd(), *map(str, directory.absolute().parents)])
+    found = {os.path.realpath(os.path.join(start, path)): start for start in reversed(starts) if os.path.exists(os.path.join(start, path))}
+    if not found:
+        raise ConfigError(
+            f"the data of {directory} are not there: {path!r} is neither below {', '.join(list(starts)[:2])} nor beside the run"
+        )
+    configs = [resolve(layer, {"data": {"relative_to": start}}) for start in reversed(found.values())]
+    if len(configs) > 1:
+        with contextlib.suppress(CheckpointError):
+            trained = read_extra(directory / "checkpoint").get("data")
+            return next((config for config in configs if load_data(config).signature() == trained), configs[0])
+    return configs[0]
+
+
 def fetch_data(config: RunConfig, say: Say = print) -> None:
     """Download the files of the configuration's data set that are not there; ConfigError where that cannot be done."""
     try:
-        download(config.data.name, config.data.root, say)
+        download(config.data.name, config.data.root_location, say)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -81,7 +118,7 @@ def load_data(config: RunConfig) -> Dataset:
         if chosen.root is not None and chosen.name not in SOURCES:
             raise ValueError(f"data.root is for {', '.join(SOURCES)}, whose files it holds; {chosen.name!r} reads none from there")
         column = None if chosen.label_column is None else str(chosen.label_column)
-        return load_dataset(chosen.name, chosen.root, config.training.seed, chosen.limit, chosen.size, column)
+        return load_dataset(chosen.location, chosen.root_location, config.training.seed, chosen.limit, chosen.size, column)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -116,9 +153,13 @@ def check(config: RunConfig, data: Dataset) -> ScoreModel:
         if solver.needs_variance and model.variance is None:
             raise ValueError(f"solver {sampling.solver!r} with these options needs a network that learns the variance: --learned-variance")
         model.scales(torch.full((1,), model.sde.t_max, dtype=torch.float64))  # a clock or prediction that does not suit the SDE
-        return model
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from error
+    try:
+        describe(model)  # what cannot be saved is said before it is trained
+    except (CheckpointError, TypeError) as error:
+        raise ConfigError(f"this run could not be saved: {error}") from error
+    return model
 
 
 def open_run(
@@ -130,13 +171,17 @@ def open_run(
     checkpoint_seconds: float | None = None,
     say: Say = print,
     tensorboard: bool = False,
-) -> Run:
-    """The run of `config`: its trained network is reused where the directory holds it, a training that was stopped goes on, else
-    it is trained now.
+    hold: contextlib.ExitStack | None = None,
+) -> TrainedRun:
+    """The run of `config`: its trained network is reused where the directory holds it, a training that was stopped goes on, as does
+    one of fewer steps or seconds, else it is trained now. What a killed command left out of the files of the training is made.
 
-    `tensorboard`: a training writes event files in tensorboard/ too. ConfigError where the directory holds a network of other training
-    settings and `retrain` is not set, or tensorboard is not installed.
+    `tensorboard`: a training writes event files in tensorboard/ too. `hold`: the directory stays this thread's to write to until this
+    stack ends, for a command that samples and measures there too, of which the cost is said as well; without it, until this returns.
+    ConfigError where the directory holds a network of other settings or data and `retrain` is not set, or tensorboard is not
+    installed; LockError where another process writes to the directory.
     """
+    config = config.anchored()
     directory = default_directory(config) if directory is None else directory
     checkpoint = directory / "checkpoint"
     data = load_data(config)
@@ -146,53 +191,107 @@ def open_run(
     for line in evidence:
         say(f"noise     {line}")
     model = check(config, data)
-    if parallel.rank() == 0:
-        _check_directory(directory)
-    resume = None
-    if (checkpoint.exists() or (directory / "config.yaml").exists()) and not retrain:
-        trained, resume = _reusable(checkpoint, config)
-        changed = changed_data(checkpoint, config, data)
-        if changed:
-            say(f"warning   {changed}; --retrain trains on the data as they are")
-        if resume is None:
-            extra = read_extra(checkpoint)
-            spent = f"{extra['steps']} steps, {extra['seconds']:.0f} s of training"
+    if not directory.exists():  # before anything is written
+        _check_training(config, tensorboard)
+    with contextlib.ExitStack() as until_returned:
+        if parallel.rank() == 0:
+            _check_directory(directory)
+            if hold is not None or retrain or not _is_finished(directory):
+                directory.mkdir(parents=True, exist_ok=True)
+                (until_returned if hold is None else hold).enter_context(held(directory, "wait for it, or --out DIR works beside it"))
+        earlier = None
+        if not retrain and _is_there(checkpoint):
+            earlier = read_earlier(checkpoint, config, data)
+            changed = changed_data(checkpoint, config, data)
+            if changed:
+                say(f"warning   {changed}; --retrain trains on the data as they are")
+        parallel.wait()  # until all have seen the directory as it was
+        if earlier is not None and earlier.state is None:
+            spent = f"{earlier.extra['steps']} steps, {earlier.extra['seconds']:.0f} s of training"
             say(f"reusing   the network in {checkpoint} ({spent}); --retrain trains again")
-            parallel.wait()
-            return Run(directory, config, data, trained.to(device))
-        say(f"resuming  the training in {checkpoint} at step {resume[1]['step']} of {config.training.steps}; --retrain starts again")
-    check_world(config)
-    if tensorboard:
-        try:
-            require_tensorboard()
-        except ImportError as error:
-            raise ConfigError(str(error)) from error
-    parallel.wait()  # until all have seen the directory as it was
-    assert isinstance(model.network, torch.nn.Module)
-    for line in warnings_of_ends(config, data):
-        say(f"warning   {line}")
-    say(f"network   {summary(model.network, data.shape)}")
-    if parallel.rank() == 0:
-        directory.mkdir(parents=True, exist_ok=True)
-        write_text(directory / "config.yaml", config.to_yaml())
-    result = _train(model, data, config, directory, device, progress, checkpoint_seconds, resume, tensorboard)
-    rate = result.steps * config.training.batch / result.seconds
-    skipped = f", {result.skipped} steps skipped as not finite" if result.skipped else ""
-    together = f", {parallel.world()} processes" if parallel.world() > 1 else ""
-    say(f"trained   {result.steps} steps of {config.training.batch} in {result.seconds:.0f} s ({rate:.0f} samples/s{together}{skipped})")
-    return Run(directory, config, data, result.model)
+            run = TrainedRun(directory, config, data, earlier.model.to(device))
+            if hold is not None:
+                say(f"expected  {_sampling_cost(run.model, run)}")
+        else:
+            if earlier is not None:
+                say(going_on(checkpoint, earlier, config.training))
+            _check_training(config, tensorboard)
+            assert isinstance(model.network, torch.nn.Module)
+            for line in warnings_of_ends(config, data):
+                say(f"warning   {line}")
+            say(f"network   {summary(model.network, data.shape)}")
+            run = TrainedRun(directory, config, data, model)
+            result = _train(run, device, progress, checkpoint_seconds, earlier, tensorboard, say, hold is not None)
+            rate = result.steps * config.training.batch / result.seconds
+            skipped = f", {result.skipped} steps skipped as not finite" if result.skipped else ""
+            together = f", {parallel.world()} processes" if parallel.world() > 1 else ""
+            done = f"{result.steps} steps of {config.training.batch} in {result.seconds:.0f} s"
+            say(f"trained   {done} ({rate:.0f} samples/s{together}{skipped})")
+            run = replace(run, model=result.model)
+        if parallel.rank() == 0:
+            make_missing_files(directory, run.model, data, config, say, progress)
+        return run
+
+
+def cost_lines(config: RunConfig, data: Dataset, model: ScoreModel, directory: Path, device: torch.device | str) -> list[str]:
+    """What the run will cost, from a few training steps and network calls of `model`, which is of no use afterwards."""
+    if parallel.world() > 1:
+        return ["the cost is measured by one process: leave torchrun out"]
+    per_step = seconds_per_step(model, data, config, device)
+    run = TrainedRun(directory, config, data, model.eval())
+    per_call = seconds_per_call(model, data.shape, min(config.training.batch, config.sampling.samples))
+    training = training_cost(config.training, data, 0, per_step, per_call, device)
+    after = "; then " if config.training.max_seconds is not None else "; "
+    return [
+        f"expected  {training}{after}{_sampling_cost(model, run, per_call)}",
+        "          (measured on a few steps and calls, which leave nothing behind; a training that is there already is not counted)",
+    ]
+
+
+def _sampling_cost(model: ScoreModel, run: TrainedRun, per_call: float | None = None) -> str:
+    sampling = run.config.sampling
+    if per_call is None:
+        per_call = seconds_per_call(model, run.data.shape, min(run.config.training.batch, sampling.samples))
+    return sampling_cost(sampling, run.data, per_call, film_count(run), run.directory)
+
+
+def film_count(run: TrainedRun) -> int:
+    """Samples of the film of how they come about."""
+    return min(run.config.sampling.samples, 2000 if len(run.data.shape) == 1 else FILM)
+
+
+def _is_there(checkpoint: Path) -> bool:
+    """Whether anything was ever saved there, readable or not; results without their network count as well."""
+    saved = checkpoint.exists() and any(not path.name.startswith(".part-") for path in checkpoint.iterdir())
+    return saved or (checkpoint.parent / "metrics.json").exists()
+
+
+def _is_finished(directory: Path) -> bool:
+    """Whether the directory has a trained network and all files of its training."""
+    try:
+        return bool(read_extra(directory / "checkpoint").get("complete")) and not missing_files(directory)
+    except CheckpointError:
+        return False
 
 
 def _check_directory(directory: Path) -> None:
     existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise ConfigError(f"cannot write to {directory}: {existing} is not a directory")
-    probe = existing / ".sde_gen-write-test"
     try:
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(prefix=".sde_gen-write-test-", dir=existing):
+            pass
     except OSError as error:
         raise ConfigError(f"cannot write to {directory}: {error.strerror}") from error
+
+
+def _check_training(config: RunConfig, tensorboard: bool) -> None:
+    check_world(config)
+    if tensorboard:
+        try:
+            require_tensorboard()
+        except ImportError as error:
+            raise ConfigError(str(error)) from error
 
 
 def check_world(config: RunConfig) -> None:
@@ -203,75 +302,23 @@ def check_world(config: RunConfig) -> None:
         raise ConfigError(str(error)) from error
 
 
-def _reusable(checkpoint: Path, config: RunConfig) -> tuple[ScoreModel, State | None]:
-    """The trained network of a run directory, and, where its training has not ended, the state that it goes on from."""
-    try:
-        extra = read_extra(checkpoint)
-        model = load(checkpoint)
-        resume = None if extra.get("complete") else read_state(checkpoint)
-        if not isinstance(extra.get("steps"), int) or not isinstance(extra.get("seconds"), int | float):
-            raise CheckpointError(f"the checkpoint at {checkpoint} does not say how long it was trained")
-    except CheckpointError as error:
-        raise ConfigError(f"{error}; --retrain replaces it, --out DIR trains beside it") from error
-    if resume is not None and not _is_state(resume[1]):
-        raise ConfigError(f"the state of the training in {checkpoint} is no such state; --retrain replaces it, --out DIR trains beside it")
-    different = _differences(_with_new_settings(extra.get("identity", {})), config.identity())
-    if different:
-        shown = "; ".join(f"{key} {json.dumps(old)} -> {json.dumps(new)}" for key, old, new in different[:3])
-        raise ConfigError(f"{checkpoint} holds a network of other settings ({shown}): --retrain replaces it, --out DIR trains beside it")
-    if not extra.get("complete") and resume is None:
-        raise ConfigError(f"{checkpoint} was left at step {extra.get('steps')} with no state to go on from: --retrain trains again")
-    return model, resume
-
-
-def changed_data(checkpoint: Path, config: RunConfig, data: Dataset) -> str | None:
-    """How the data differ from those that the network in `checkpoint` was trained on, or None; ConfigError where it does not fit them."""
-    known, now = read_extra(checkpoint).get("data"), data.signature()
-    if not isinstance(known, dict) or known == now:
-        return None
-    what = f"the network in {checkpoint} was trained on other data of this name"
-    for key in ("shape", "classes") if config.data.labels else ("shape",):
-        if known.get(key) != now[key]:
-            change = f"{key} {json.dumps(known.get(key))}, now {json.dumps(now[key])}"
-            raise ConfigError(f"{what} ({change}): --retrain replaces it, --out DIR trains beside it")
-    values = ", of other values" if known.get("items") == now["items"] else ""
-    return f"{what} ({known.get('items')} items, now {now['items']}{values})"
-
-
-def _is_state(values: dict[str, Any]) -> bool:
-    history = values.get("history")
-    return isinstance(values.get("step"), int) and isinstance(history, list) and all(isinstance(entry, dict) for entry in history)
-
-
-def _with_new_settings(identity: dict[str, Any]) -> dict[str, Any]:
-    """An identity with the settings that did not exist when it was saved, at their defaults."""
-    with contextlib.suppress(ValueError):
-        return RunConfig.model_validate(identity).identity()
-    return identity
-
-
-def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = dict.fromkeys([*old, *new])
-        return [item for name in keys for item in _differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))]
-    return [] if old == new else [(key, old, new)]
-
-
 def _train(
-    model: ScoreModel,
-    data: Dataset,
-    config: RunConfig,
-    directory: Path,
+    run: TrainedRun,
     device: torch.device | str,
     progress: bool,
     checkpoint_seconds: float | None,
-    resume: State | None,
+    earlier: Earlier | None,
     tensorboard: bool,
+    say: Say,
+    sampled: bool,
 ) -> TrainResult:
-    replaces = resume is None  # what lies here was made of another network, until the first save
+    """Train the run's model, from where `earlier` left it; `sampled`: whether the command goes on to sample it."""
+    directory, config, data = run.directory, run.config, run.data
+    resume = None if earlier is None else earlier.state
+    replaces = earlier is None or earlier.longer  # what lies here was made of another network, until the first save
 
     def evaluated(step: int, result: TrainResult) -> None:
-        count = 1000 if len(data.shape) == 1 else 25
+        count = snapshot_count(data.shape)
         common: dict[str, Any] = {
             "seed": config.sampling.seed,
             "progress": False,
@@ -286,9 +333,19 @@ def _train(
         if replaces:
             _remove(directory, OF_NETWORK)
             replaces = False
-        extra = {"complete": complete, "steps": step, "seconds": result.seconds, "identity": config.identity(), "data": signature}
-        state = None if complete else result.state()
-        save(result.raw, directory / "checkpoint", ema=result.model.network, extra=extra, state=state)  # type: ignore[arg-type]
+        extra: dict[str, Any] = {"complete": complete, "steps": step, "seconds": result.seconds, "skipped": result.skipped}
+        extra |= {"linear": result.linear, "environment": environment(device), "identity": config.identity(), "data": signature}
+        if earlier is not None and earlier.ends:
+            extra["earlier_ends"] = list(earlier.ends)
+        # A training that has ended keeps its state too: it can go on to more steps.
+        save(result.raw, directory / "checkpoint", ema=result.model.network, extra=extra, state=result.state())  # type: ignore[arg-type]
+
+    def expect(per_step: float, result: TrainResult) -> None:
+        per_call = seconds_per_call(result.model, data.shape, min(config.training.batch, config.sampling.samples))
+        behind = 0 if resume is None else int(resume[1]["step"])
+        cost = training_cost(config.training, data, behind, per_step, per_call, device)
+        after = "; then " if config.training.max_seconds is not None else "; "
+        say(f"expected  {cost}" + (f"{after}{_sampling_cost(result.model, run, per_call)}" if sampled else ""))
 
     def note(entry: dict[str, Any]) -> None:
         with log.open("a", encoding="utf-8") as file:
@@ -310,8 +367,8 @@ def _train(
         if tensorboard and first:
             step = 0 if resume is None else int(resume[1]["step"])
             events = stack.enter_context(EventWriter(directory / "tensorboard", config.training.batch, step))
-        result = fit(
-            model,
+        return fit(
+            run.model,
             items,
             config.training,
             labels if config.data.labels else None,
@@ -324,19 +381,9 @@ def _train(
             checkpoint_seconds=checkpoint_seconds,
             on_log=note,
             resume=resume,
+            on_pace=None if config.training.shard else expect,
+            on_finish=lambda result: keep(result.steps, result, complete=True),
         )
-    if not first:
-        return result
-    keep(result.steps, result, complete=True)
-    training = {"steps": result.steps, "seconds": result.seconds, "skipped": result.skipped, "environment": environment(device)}
-    of_labels = data.train_labels if config.data.labels else None
-    linear = result.linear | {"best": best_level_loss(result.model, data.train, result.linear["levels"], of_labels)}
-    items_loss = measure_levels(result.model, data.train, data.test, config.training.seed)
-    write_text(directory / "history.json", json.dumps({"history": result.history, "linear": linear, "items": items_loss}, indent=1))
-    write_text(directory / "metrics.json", json.dumps({"training": training, "solvers": {}}, indent=2))
-    report.plot_loss(result.history, directory / "loss.png", linear)
-    _forward_picture(result.model, data, directory / "forward.png")
-    return result
 
 
 def _remove(directory: Path, parts: Sequence[str]) -> None:
@@ -347,44 +394,7 @@ def _remove(directory: Path, parts: Sequence[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _forward_picture(model: ScoreModel, data: Dataset, path: Path) -> None:
-    sde = model.sde
-    vectors = len(data.shape) == 1
-    x_0 = (data.test if data.test is not None else data.train)[: 2000 if vectors else 5]
-    assert model.normalizer is not None
-    lambdas = torch.linspace(float(sde.half_log_snr(sde.t_min)), float(sde.half_log_snr(sde.t_max)), 9, dtype=torch.float64)[1:]
-    times = sde.time_of(lambdas).clamp(sde.t_min, sde.t_max)
-    z = model.normalizer.encode(x_0.to(next(model.parameters()).device))
-    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0)).to(z)
-    columns, labels = [x_0], ["data\n\n"]
-    for t in times:
-        alpha, sigma = (float(value) for value in sde.marginal(t))
-        columns.append(shown_state(model, alpha * z + sigma * noise, float(t)))
-        labels.append(report.level_label(float(t), sigma, float(sde.half_log_snr(t))))
-    report.picture_forward(torch.stack(columns, dim=1), labels, path, data.value_range)
-
-
-def environment(device: torch.device | str) -> dict[str, Any]:
-    """What numbers were made with: versions, device and threads."""
-    device = torch.device(device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"sde_gen": __version__, "torch": torch.__version__, "device": name, "threads": torch.get_num_threads()}
-
-
 def class_labels(model: ScoreModel, count: int) -> dict[str, Tensor] | None:
     """Labels for `count` samples of a conditional network, sample i of class i mod classes; None for any other network."""
     classes = getattr(model.network, "classes", None)
     return None if classes is None else {"label": torch.arange(count) % classes}
-
-
-def shown_state(model: ScoreModel, x: Tensor, t: float) -> Tensor:
-    """A state at unit variance in the data's units, so that every SDE's noise looks alike on a picture."""
-    alpha, sigma = (float(value) for value in model.sde.marginal(torch.tensor(t, dtype=torch.float64)))
-    std = model.data_std or 1.0
-    assert model.normalizer is not None
-    return model.normalizer.decode(x * (std / (alpha**2 * std**2 + sigma**2) ** 0.5)).cpu()
-
-
-def write_text(path: Path, text: str) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..training import CheckpointError, read_extra
-from ..training.words import warnings_of_words, words
+from ..training.loss_summary import summarise_losses, warnings_of_losses
 from .config import ConfigError, RunConfig, read_config, resolve
 
 CHANCE = 0.05
@@ -22,7 +22,7 @@ DISTANCES = {"frechet_distance": "Fréchet distance", "sliced_wasserstein": "sli
 
 
 @dataclass
-class Found:
+class SavedRun:
     """What a run directory holds; `lost` names what was there and could not be read."""
 
     directory: Path
@@ -43,20 +43,22 @@ class Found:
         solvers: dict[str, dict[str, Any]] = self.metrics.get("solvers", {})
         return solvers
 
-    def words(self) -> list[str]:
+    def loss_summary(self) -> list[str]:
         """What the training's loss by noise level says."""
         if not self.history:
             return []
         ratios = [scores["neighbour_ratio"]["value"] for scores in self.solvers.values() if "neighbour_ratio" in scores]
-        return words(self.history["history"], self.history["linear"] | self.history.get("items", {}), ratios[-1] if ratios else None)
+        return summarise_losses(
+            self.history["history"], self.history["linear"] | self.history.get("items", {}), ratios[-1] if ratios else None
+        )
 
 
-def read_run(directory: Path) -> Found:
+def read_run(directory: Path) -> SavedRun:
     """What lies in a run directory; ConfigError where it is none."""
     file = directory / "config.yaml"
     if not file.is_file():
         raise ConfigError(f"{directory} is not a run directory: it has no config.yaml")
-    found = Found(directory, resolve(read_config(file)))
+    found = SavedRun(directory, resolve(read_config(file)))
     for name, part, kind in (
         ("metrics", "metrics.json", dict),
         ("history", "history.json", dict),
@@ -78,7 +80,7 @@ def read_run(directory: Path) -> Found:
     return found
 
 
-def warnings(run: Found) -> list[str]:
+def warnings(run: SavedRun) -> list[str]:
     """What a reader of the run's numbers must know, each in one line."""
     lines = [f"{part} is there and cannot be read; what it holds is missing here" for part in run.lost]
     checks = (_of_training, _of_data, _of_solvers, _of_comparison, _of_likelihood, _of_findings)
@@ -90,7 +92,7 @@ def warnings(run: Found) -> list[str]:
     return lines
 
 
-def _of_training(run: Found) -> list[str]:
+def _of_training(run: SavedRun) -> list[str]:
     lines = []
     try:
         if not read_extra(run.directory / "checkpoint").get("complete"):
@@ -100,10 +102,10 @@ def _of_training(run: Found) -> list[str]:
     skipped = run.metrics.get("training", {}).get("skipped", 0)
     if skipped:
         lines.append(f"{skipped} training steps were skipped because their loss or gradients were not finite")
-    return lines + warnings_of_words(run.words())
+    return lines + warnings_of_losses(run.loss_summary())
 
 
-def _of_data(run: Found) -> list[str]:
+def _of_data(run: SavedRun) -> list[str]:
     try:
         trained = read_extra(run.directory / "checkpoint").get("data")
     except CheckpointError:
@@ -113,7 +115,7 @@ def _of_data(run: Found) -> list[str]:
     return [f"{name}: measured against other data than the network was trained on" for name in other]
 
 
-def _of_solvers(run: Found) -> list[str]:
+def _of_solvers(run: SavedRun) -> list[str]:
     lines = []
     for name, scores in run.solvers.items():
         copied = scores.get("memorised_fraction")
@@ -126,12 +128,12 @@ def _of_solvers(run: Found) -> list[str]:
     return lines
 
 
-def _of_comparison(run: Found) -> list[str]:
+def _of_comparison(run: SavedRun) -> list[str]:
     rows = run.comparison.get("rows", [])
     return [f"{row['solver']} at {row['calls']} calls: {row['failed']} samples were not finite" for row in rows if row["failed"]]
 
 
-def _of_likelihood(run: Found) -> list[str]:
+def _of_likelihood(run: SavedRun) -> list[str]:
     lines = []
     unit = run.likelihood.get("unit")
     for name, part in run.likelihood.get("parts", {}).items():
@@ -145,7 +147,7 @@ def _of_likelihood(run: Found) -> list[str]:
     return lines
 
 
-def _of_findings(run: Found) -> list[str]:
+def _of_findings(run: SavedRun) -> list[str]:
     return [f"doctor: {found['name']}: {found['evidence']}; {found['advice']}" for found in run.findings or []]
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -253,9 +254,26 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def fit_seconds(train: Tensor, classes: int) -> float:
+    """About how long `FeatureNet.fit` takes on items (N, *shape), from two of its steps; no random state is touched."""
+    net = _seeded(tuple(train.shape[1:]), classes, 0)
+    x, took = train[: _SETTINGS["batch"]].detach().cpu().float(), []
+    with _one_thread():
+        for _ in range(2):  # the first one allocates
+            began = time.monotonic()
+            net(x).sum().backward()
+            took.append(time.monotonic() - began)
+    return took[-1] * _fit_steps(min(len(train), _SETTINGS["items"]))
+
+
+def _fit_steps(count: int) -> int:
+    passes: int = _SETTINGS["epochs"] * -(-count // min(_SETTINGS["batch"], count))
+    return min(int(_SETTINGS["steps"]), max(int(_SETTINGS["least_steps"]), passes))
+
+
 def _optimise(net: FeatureNet, x: Tensor, y: Tensor, generator: torch.Generator) -> None:
     batch = min(_SETTINGS["batch"], len(x))
-    steps = min(_SETTINGS["steps"], max(_SETTINGS["least_steps"], _SETTINGS["epochs"] * -(-len(x) // batch)))
+    steps = _fit_steps(len(x))
     optimizer = torch.optim.AdamW(net.parameters(), lr=_SETTINGS["rate"], weight_decay=_SETTINGS["decay"])
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _SETTINGS["rate"], total_steps=steps, pct_start=0.2)
     order = torch.empty(0, dtype=torch.int64)

@@ -67,7 +67,7 @@ class AngleMultistep(FixedStepSolver):
         if times.requires_grad or isinstance(scale, Tensor):
             return updates_along(sde, times, points, scale, before)
         earlier = None if before is None else tuple(before.tolist())
-        return list(_remembered(sde, tuple(times.tolist()), points, scale, earlier))
+        return list(_angle_updates(sde, tuple(times.tolist()), points, scale, earlier))
 
     def times(self, run: Run, x: Tensor, t_start: float, t_end: float, steps: int, grid: str | Tensor) -> Tensor:
         if t_end > t_start and isinstance(grid, str) and grid == self.default_grid:
@@ -99,7 +99,7 @@ def updates_along(sde: SDE, times: Tensor, points: int, scale: float | Tensor, b
 
 
 @lru_cache(maxsize=32)
-def _remembered(sde: SDE, times: tuple[float, ...], points: int, scale: float, before: tuple[float, ...] | None) -> list[Update]:
+def _angle_updates(sde: SDE, times: tuple[float, ...], points: int, scale: float, before: tuple[float, ...] | None) -> list[Update]:
     # Batches and repeated calls need the same table.
     earlier = None if before is None else torch.tensor(before, dtype=torch.float64)
     return updates_along(sde, torch.tensor(times, dtype=torch.float64), points, scale, earlier)

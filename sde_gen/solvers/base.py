@@ -141,7 +141,7 @@ class FixedStepSolver(Solver):
         # Other values may hide a state that changes, and times to be differentiated belong to one graph.
         if times.requires_grad or not all(isinstance(value, bool | int | float | str | None) for _, value in settings):
             return self.plan(sde, times)
-        return list(_remembered(type(self), settings, sde, tuple(times.tolist())))
+        return list(_planned(type(self), settings, sde, tuple(times.tolist())))
 
     def table(self, run: Run, x: Tensor, t_start: float, times: Tensor) -> Table:
         """`begin` with the shifts in it: all that the loop needs. Differentiable in `times`."""
@@ -156,7 +156,7 @@ class FixedStepSolver(Solver):
 
 
 @lru_cache(maxsize=32)
-def _remembered(kind: type[FixedStepSolver], settings: tuple[tuple[str, Any], ...], sde: SDE, times: tuple[float, ...]) -> list[Update]:
+def _planned(kind: type[FixedStepSolver], settings: tuple[tuple[str, Any], ...], sde: SDE, times: tuple[float, ...]) -> list[Update]:
     solver = kind.__new__(kind)
     vars(solver).update(settings)
     return solver.plan(sde, torch.tensor(times, dtype=torch.float64))

@@ -1,4 +1,5 @@
-"""Training: the loop, the average of the weights, the loss by noise level, checkpoints."""
+"""What fits a network to data: settings, objectives and losses, the step and the loop around it, the average of the weights, the loss
+by noise level and what it says, checkpoints and the state that a training goes on from."""
 
 from .checkpoint import State, load, read_extra, read_state, save, save_fitted
 from .ema import power_average

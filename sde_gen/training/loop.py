@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -12,17 +13,21 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .. import parallel
 from ..data import Normalizer, Source, as_items
 from ..models.moments import Moments
 from ..models.score import ScoreModel
 from ..networks import make_network
+from ..progress import bar as progress_bar
 from ..sdes import SDE, make_sde
 from .checkpoint import CheckpointError, State
 from .settings import TrainSettings
 from .trainer import Trainer, TrainResult
+
+PACE_STEPS, PACE_SECONDS = 20, 2.0
+"""The time of a step is measured over so many of the first ones, or as many as fit into so many seconds; `UNMEASURED` come before them."""
+UNMEASURED = 2
 
 
 class Interrupted(KeyboardInterrupt):
@@ -88,6 +93,8 @@ def fit(
     checkpoint_seconds: float | None = None,
     on_log: Callable[[dict[str, Any]], None] | None = None,
     resume: State | None = None,
+    on_pace: Callable[[float, TrainResult], None] | None = None,
+    on_finish: Callable[[TrainResult], None] | None = None,
 ) -> TrainResult:
     """Train `model` on data (N, *) in its own units, in memory or read batch by batch; `labels` (N,) for a conditional network.
 
@@ -96,7 +103,13 @@ def fit(
     called after each of these measurements, `on_checkpoint(step, result)` every `checkpoint_seconds` and after Ctrl-C or SIGTERM,
     which then raises `Interrupted`; in both `result.model` has the averaged weights and `result.state()` all that training needs to
     go on. `resume`: such a state; the training goes on from there, bit for bit on the CPU what it would have been.
-    `on_log(entry)`: called with each new entry of the history, complete.
+    `on_log(entry)`: called with each new entry of the history, complete. `on_pace(seconds, result)`: called once, after the first steps,
+    with the seconds that a step takes; a training of so few steps that this cannot be known does not call it. `on_finish(result)`:
+    called after the last step, where `result.state()` is what a training of more steps goes on from.
+
+    `resume` may come from a training that had fewer steps, finished or not: the learning rate is then that of a training of
+    `settings.steps` steps from here on, lr warmup(n) decay(n / settings.steps) at step n, the moments of the optimiser and the average
+    of the weights go on, and the loss by noise level is measured at those of its `evaluations` that lie ahead.
 
     Under torchrun every process calls this with the same arguments, works on its share of each batch and returns the same network;
     callbacks run in the first process alone. Raises TrainingError when more than ten steps in a row are not finite, or memory does
@@ -110,17 +123,27 @@ def fit(
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(f"cannot go on with this training from its checkpoint: {type(error).__name__}: {reason}") from error
+        ahead = max(trainer.step / trainer.settings.steps, trainer.share)  # where the end has moved away, less is behind
+        trainer.evaluated = min(trainer.evaluated, int(ahead * trainer.settings.evaluations))
     first = trainer.rank == 0
     saved = trainer.seconds
     total = trainer.settings.steps
+    measured, spent = -UNMEASURED, 0.0
     with (
         trainer.running(),
         _deferred_interrupts() as asked,
-        tqdm(total=total, initial=trainer.step, desc="training", unit="step", disable=None if progress and first else True) as bar,
+        progress_bar(total, "training", "step", progress and first, trainer.step) as bar,
     ):
         while not trainer.done:
+            began = time.monotonic()
             entry = trainer.advance()
             bar.update()
+            if on_pace is not None and first:
+                measured += 1
+                spent += time.monotonic() - began if measured > 0 else 0.0
+                if not trainer.done and measured > 0 and (measured >= PACE_STEPS or spent >= PACE_SECONDS):
+                    on_pace(spent / measured, result)
+                    on_pace = None
             if entry is not None:
                 bar.set_postfix({"loss": f"{entry['loss']:.4f}", "samples/s": f"{trainer.rate:.0f}"}, refresh=False)
                 if trainer.evaluation_due:
@@ -142,6 +165,10 @@ def fit(
                 saved = trainer.seconds
             if stop:
                 raise Interrupted(trainer.step, total)
+        if on_finish is not None:
+            with trainer.together(state=True):
+                if first:
+                    on_finish(result)
     with trainer.together(last=True):
         model.eval()
     return result

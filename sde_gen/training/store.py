@@ -8,9 +8,12 @@ import os
 import re
 import shutil
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from ..locks import Process, this_process
 
 MANIFEST = "manifest.json"
 KEPT = 2
@@ -18,6 +21,8 @@ KEPT = 2
 MOST_MANIFEST = 1 << 20
 """Bytes of a manifest beyond which it is not read."""
 _PART = ".part-"
+_OLD = 86_400.0
+"""Seconds after which a part of another machine, of whose processes nothing can be known here, counts as left behind."""
 
 
 class CheckpointError(ValueError):
@@ -29,15 +34,15 @@ def write_version(path: Path, files: Mapping[str, Callable[[Path], None]]) -> Pa
 
     The version is a directory written under a temporary name, every file and the directory synced, with a manifest of SHA-256 sums,
     then renamed and the parent synced; older versions beyond `KEPT` are deleted after that. Whenever the process dies, the versions
-    that were there are there, and a new one counts only when it is whole. One process may write at a time. OSError where the disk is
-    full or cannot be written to: what was there stays.
+    that were there are there, and a new one counts only when it is whole. Several processes may write at a time: each version is of
+    one of them. OSError where the disk is full or cannot be written to: what was there stays.
     """
     path.mkdir(parents=True, exist_ok=True)
-    for left in path.glob(f"{_PART}*"):  # of a process that died while writing
-        shutil.rmtree(left, ignore_errors=True)
-    known = versions(path)
-    number = int(known[0].name) + 1 if known else 1
-    part = Path(tempfile.mkdtemp(prefix=_PART, dir=path))
+    for left in path.glob(f"{_PART}*"):
+        if _left_behind(left):
+            shutil.rmtree(left, ignore_errors=True)
+    me = this_process()
+    part = Path(tempfile.mkdtemp(prefix=f"{_PART}{me.pid}.{me.started}.{me.host}.", dir=path))
     try:
         for name, write in files.items():
             write(part / name)
@@ -47,15 +52,42 @@ def write_version(path: Path, files: Mapping[str, Callable[[Path], None]]) -> Pa
             _sync(part / name)
         part.chmod(0o755)  # mkdtemp's is for its owner alone
         _sync(part)
-        version = path / f"{number:08d}"
-        part.rename(version)
+        version = _take_number(part, path)
         _sync(path)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    for old in known[KEPT - 1 :]:
+    for old in versions(path)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
     return version
+
+
+def _left_behind(part: Path) -> bool:
+    """Whether the process that was writing this part has ended."""
+    pid, _, rest = part.name.removeprefix(_PART).partition(".")
+    started, _, rest = rest.partition(".")
+    host = rest.rpartition(".")[0]
+    if not pid.isdecimal() or not host:  # not of this form, which names the writer
+        return True
+    if host == this_process().host:
+        return Process(int(pid), host, started).ended()
+    try:
+        return time.time() - part.stat().st_mtime > _OLD
+    except OSError:
+        return False  # it has just become a version, or gone
+
+
+def _take_number(part: Path, path: Path) -> Path:
+    """Rename a part to the version after the newest one; another process may be about to take the same number."""
+    while True:
+        known = versions(path)
+        version = path / f"{int(known[0].name) + 1 if known else 1:08d}"
+        try:
+            part.rename(version)
+            return version
+        except OSError:
+            if not version.exists():
+                raise
 
 
 def versions(path: Path) -> list[Path]:

@@ -103,7 +103,8 @@ def test_dry_run_prints_what_config_reads_and_writes_nothing(command: Command, t
     assert resolved["training"]["seed"] == resolved["sampling"]["seed"] == 7
     (tmp_path / "again.yaml").write_text("\n".join(out))
     code, again, err = command("--dry-run", "--config", "again.yaml")
-    assert again == out
+    assert [line for line in again if line[0] != "#"] == [line for line in out if line[0] != "#"]
+    assert [line[:10] for line in out if line[0] == "#"][:2] == ["# runs/dig", "# expected"]
     code, over, err = command("--dry-run", "--config", "again.yaml", "--lr", "0.25")
     assert yaml.safe_load("\n".join(over))["training"]["lr"] == 0.25
 

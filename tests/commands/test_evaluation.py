@@ -6,7 +6,7 @@ import torch
 from toys import TINY_RUN, Command
 
 from sde_gen import load_dataset, metrics
-from sde_gen.commands.evaluation import Judge, measure
+from sde_gen.commands.evaluation import SampleMetrics, measure
 from sde_gen.metrics import features
 
 
@@ -27,8 +27,8 @@ def test_the_summary_says_how_near_the_samples_are_to_the_training_data(sde_gen_
 def test_copies_and_new_data_are_told_apart(tmp_path: Path) -> None:
     data = load_dataset("digits")
     assert data.test is not None
-    judge = Judge(data, tmp_path)
-    copies, new = judge(data.train[:100]), judge(data.test[:200])
+    sample_metrics = SampleMetrics(data, tmp_path)
+    copies, new = sample_metrics(data.train[:100]), sample_metrics(data.test[:200])
     assert copies["memorised_fraction"]["value"] == 1 and copies["neighbour_ratio"]["value"] < 1e-6
     assert new["neighbour_ratio"]["value"] == pytest.approx(1, abs=0.1) and new["memorised_fraction"]["value"] < 0.12
     whole = measure(data, data.test[:200], tmp_path)
@@ -38,10 +38,10 @@ def test_copies_and_new_data_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_what_depends_on_the_data_alone_is_worked_out_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    judge, x = Judge(load_dataset("digits"), tmp_path), torch.rand(30, 1, 8, 8)
-    first = judge(x)
+    sample_metrics, x = SampleMetrics(load_dataset("digits"), tmp_path), torch.rand(30, 1, 8, 8)
+    first = sample_metrics(x)
     seen: list[int] = []
     distances = metrics.nearest_distances
     monkeypatch.setattr(metrics, "nearest_distances", lambda a, b: (seen.append(len(a)), distances(a, b))[1])
     monkeypatch.setattr(metrics, "cached_features", None)
-    assert judge(x) == first and seen == [30]
+    assert sample_metrics(x) == first and seen == [30]

@@ -37,9 +37,9 @@ def array(root: Path) -> list[str]:
 
 
 CASES = [
-    (table, "My table", "2 columns: a, b"),
+    (table, "My table.csv", "2 columns: a, b"),
     (pictures, "faces", "80 grey images of 6 x 6"),
-    (array, "fields", "80 images of 3 channels, 6 x 5 (axes NCHW; float64, continuous)"),
+    (array, "fields.npy", "80 images of 3 channels, 6 x 5 (axes NCHW; float64, continuous)"),
 ]
 
 
@@ -65,7 +65,7 @@ def test_a_network_is_never_taken_for_one_of_other_data(sde_gen_command: Command
 
     rows = RNG.normal(size=(80, 2))
     write(rows)
-    arguments, run = ["run", *TINY_RUN, "--solver", "ddim", "--data", "mine.npy"], tmp_path / "runs" / "mine-vp"
+    arguments, run = ["run", *TINY_RUN, "--solver", "ddim", "--data", "mine.npy"], tmp_path / "runs" / "mine.npy-vp"
     assert sde_gen_command(*arguments)[0] == 0
     code, out, err = sde_gen_command(*arguments)
     assert code == 0 and not any("other data" in line for line in (*out, *err)), "the same file"

@@ -1,5 +1,6 @@
 """A training that stops and goes on is the training that never stopped; parts of a batch are the batch."""
 
+import math
 import os
 import signal
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 import sde_gen
 from sde_gen.data.source import array_source
 from sde_gen.training import Interrupted, TrainingError, TrainResult, TrainSettings, build_model, fit, read_state, save
+from sde_gen.training.loop import PACE_STEPS, UNMEASURED
 from sde_gen.training.trainer import Trainer
 
 STEPS = 24
@@ -75,6 +77,43 @@ def test_n_steps_a_death_and_the_rest_equal_all_at_once(stop: int, tmp_path: Pat
         train(tmp_path / "c", settings, stop=stop)
     torch.rand(7)  # the global generator is elsewhere in another process
     assert_equal(everything(train(tmp_path / "c", settings, resume=True)), whole)
+
+
+def test_a_finished_training_goes_on_by_the_schedule_of_the_longer_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short, long = (TrainSettings(steps=steps, batch=16, warmup=4, evaluations=3) for steps in (STEPS, 2 * STEPS))
+    fit(
+        model(),
+        points(),
+        short,
+        progress=False,
+        on_finish=lambda result: save(result.raw, tmp_path / "c", ema=result.model.network, state=result.state()) and None,
+    )
+    rates: list[float] = []
+    advance = Trainer.advance
+
+    def watched(self: Trainer) -> Any:
+        entry = advance(self)
+        rates.append(self.optimizer.param_groups[0]["lr"])
+        return entry
+
+    monkeypatch.setattr(Trainer, "advance", watched)
+    first = train(tmp_path / "c", long, resume=True)
+    assert rates == pytest.approx([1e-3 * 0.5 * (1 + math.cos(math.pi * n / (2 * STEPS))) for n in range(STEPS, 2 * STEPS)])
+    torch.rand(3)
+    assert_equal(everything(train(tmp_path / "c", long, resume=True)), everything(first))
+    assert [entry["step"] for entry in first.history] == list(range(1, 2 * STEPS + 1))
+    assert [entry["step"] for entry in first.history if "level_loss" in entry] == [8, 16, 24, 32, 48]
+    with pytest.raises(Stop):
+        train(tmp_path / "c", long, stop=STEPS + 5, resume=True)
+    assert_equal(everything(train(tmp_path / "c", long, resume=True)), everything(first))
+
+
+def test_the_pace_is_said_once_and_changes_nothing(tmp_path: Path) -> None:
+    settings = TrainSettings(steps=30, batch=16, warmup=4, evaluations=3)
+    said: list[tuple[int, float]] = []
+    watched = fit(model(), points(), settings, progress=False, on_pace=lambda seconds, result: said.append((result.steps, seconds)))
+    assert len(said) == 1 and said[0][0] == UNMEASURED + PACE_STEPS and 0 < said[0][1] < watched.seconds
+    assert_equal(everything(watched), everything(fit(model(), points(), settings, progress=False)))
 
 
 @pytest.mark.parametrize("objective", ["vlb", "hybrid"])

@@ -12,8 +12,9 @@ import torch
 
 import sde_gen
 from sde_gen import CheckpointError
-from sde_gen.training import TrainSettings, build_model, fit, read_extra, read_state, save
-from sde_gen.training.store import KEPT, versions, write_version
+from sde_gen.locks import Process, this_process
+from sde_gen.training import TrainSettings, build_model, fit, read_extra, read_state, save, store
+from sde_gen.training.store import KEPT, newest, versions, write_version
 
 
 def writes(text: str) -> dict[str, Callable[[Path], object]]:
@@ -32,6 +33,52 @@ def test_what_a_dead_process_left_is_swept_up(tmp_path: Path) -> None:
     (tmp_path / "c" / ".part-old").mkdir(parents=True)
     write_version(tmp_path / "c", writes("x"))
     assert [path.name for path in (tmp_path / "c").iterdir()] == ["00000001"]
+
+
+def part_of(process: Process, path: Path) -> Path:
+    part = path / f".part-{process.pid}.{process.started}.{process.host}.abc"
+    part.mkdir(parents=True)
+    return part
+
+
+def test_the_part_of_a_living_writer_is_left_alone(tmp_path: Path) -> None:
+    me = this_process()
+    living = part_of(me, tmp_path / "c")
+    elsewhere = part_of(Process(1, "another.host", "7"), tmp_path / "c")
+    old = part_of(Process(2, "another.host", "7"), tmp_path / "c")
+    os.utime(old, (0, 0))
+    dead = part_of(Process(2**22 + 1, me.host, ""), tmp_path / "c")
+    write_version(tmp_path / "c", writes("x"))
+    assert living.exists() and elsewhere.exists() and not dead.exists() and not old.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_many_writers_each_write_every_version(tmp_path: Path) -> None:
+    children = []
+    for number in range(3):
+        child = os.fork()
+        if child == 0:
+            code = 0
+            try:
+                for _ in range(20):
+                    write_version(tmp_path / "c", writes(str(number)))
+            except BaseException:
+                code = 1
+            os._exit(code)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 3
+    found = versions(tmp_path / "c")
+    assert found[0].name == f"{60:08d}" and KEPT <= len(found) < KEPT + 3
+    assert newest(tmp_path / "c") == found[0] and not list((tmp_path / "c").glob(".part-*"))
+
+
+def test_a_number_that_another_writer_took_meanwhile_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_version(tmp_path / "c", writes("theirs"))
+    known = [[], versions(tmp_path / "c")]  # the other writer's version appears after the first look
+    monkeypatch.setattr(store, "versions", lambda path: known.pop(0) if known else versions(path))
+    assert write_version(tmp_path / "c", writes("ours")).name == "00000002"
+    assert (tmp_path / "c" / "00000001" / "a.txt").read_text() == "theirs"
 
 
 @pytest.mark.parametrize("kind", ["full disk", "read-only"])

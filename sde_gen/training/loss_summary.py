@@ -1,4 +1,4 @@
-"""What the loss by noise level says, in words: whether the network is learning, and whether it memorises."""
+"""The loss by noise level in two sentences: whether the network is learning, and whether it memorises its training data."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def measure_levels(model: ScoreModel, train: Tensor, held_out: Tensor | None, se
     return found
 
 
-def words(history: Sequence[Mapping[str, Any]], linear: Mapping[str, Sequence[float]], neighbour_ratio: float | None = None) -> list[str]:
+def summarise_losses(
+    history: Sequence[Mapping[str, Any]], linear: Mapping[str, Sequence[float]], neighbour_ratio: float | None = None
+) -> list[str]:
     """One or two lines on a training: `history` and `linear` as history.json has them, the latter with what `measure_levels` gives
     ("items" there);
     `neighbour_ratio`: of the samples (`metrics.neighbour_ratio`). Without a loss by noise level there is nothing to say: []."""
@@ -105,8 +107,8 @@ def _memory(levels: Sequence[float], linear: Mapping[str, Sequence[float]]) -> s
     return f"{verdict} ({name}: {numbers})"
 
 
-def warnings_of_words(lines: Sequence[str]) -> list[str]:
-    """Of the lines of `words`, what is wrong with the training, a line each."""
+def warnings_of_losses(lines: Sequence[str]) -> list[str]:
+    """Of the lines of `summarise_losses`, what is wrong with the training, a line each."""
     found = []
     for line in lines:
         text = line[10:]

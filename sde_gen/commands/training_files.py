@@ -1,0 +1,113 @@
+"""The files that a finished training leaves beside its checkpoint, made from it and the data: history.json, metrics.json, loss.png and
+forward.png. A command that was killed before it had made them all leaves the rest to the next one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import progress, report
+from ..data import Dataset
+from ..exact.empirical import best_level_loss
+from ..models.score import ScoreModel
+from ..report.files import write_text
+from ..training import read_extra, read_state
+from ..training.loss_summary import measure_levels
+from ..version import __version__
+from .config import RunConfig
+
+TRAINING_FILES = ("history.json", "metrics.json", "loss.png", "forward.png")
+"""A training is finished when its checkpoint says so and these are there."""
+PARTS_OF_METRICS = ("steps", "seconds", "skipped", "environment", "earlier_ends")
+
+
+def missing_files(directory: Path) -> list[str]:
+    """Which of `TRAINING_FILES` are not there."""
+    return [name for name in TRAINING_FILES if not (directory / name).is_file()]
+
+
+def make_missing_files(
+    directory: Path, model: ScoreModel, data: Dataset, config: RunConfig, say: Callable[[str], None] = print, show: bool = True
+) -> None:
+    """Make what is missing of `TRAINING_FILES`; `model`: the trained one, `show`: its progress. Says what cannot be made any more."""
+    missing = missing_files(directory)
+    if not missing:
+        return
+    extra = read_extra(directory / "checkpoint")
+    with progress.bar(len(missing), "training's files", "file", show, leave=False) as bar:
+        if "history.json" in missing:
+            _write_history(directory, model, data, config, extra)
+            bar.update()
+        if "metrics.json" in missing:
+            training = {name: extra[name] for name in PARTS_OF_METRICS if name in extra}
+            write_text(directory / "metrics.json", json.dumps({"training": training, "solvers": {}}, indent=2))
+            bar.update()
+        if "loss.png" in missing and (directory / "history.json").is_file():
+            known = json.loads((directory / "history.json").read_text(encoding="utf-8"))
+            report.plot_loss(known["history"], directory / "loss.png", known["linear"])
+            bar.update()
+        if "forward.png" in missing:
+            _forward_picture(model, data, directory / "forward.png")
+            bar.update()
+    lost = missing_files(directory)
+    if lost:
+        say(f"warning   {', '.join(lost)} cannot be made: the checkpoint, of an earlier version, does not keep what they show")
+
+
+def _write_history(directory: Path, model: ScoreModel, data: Dataset, config: RunConfig, extra: dict[str, Any]) -> None:
+    history = _history(directory, extra)
+    if history is None or "linear" not in extra:
+        return
+    of_labels = data.train_labels if config.data.labels else None
+    linear = extra["linear"] | {"best": best_level_loss(model, data.train, extra["linear"]["levels"], of_labels)}
+    items = measure_levels(model, data.train, data.test, config.training.seed)
+    write_text(directory / "history.json", json.dumps({"history": history, "linear": linear, "items": items}, indent=1))
+
+
+def _history(directory: Path, extra: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """The losses of the whole training: of history.jsonl, or of the checkpoint where that file is not whole."""
+    try:
+        lines = (directory / "history.jsonl").read_text(encoding="utf-8").splitlines()
+        history = [json.loads(line) for line in lines]
+        if history and history[-1]["step"] == extra["steps"]:
+            return history
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    state = read_state(directory / "checkpoint")
+    return None if state is None else list(state[1]["history"])
+
+
+def _forward_picture(model: ScoreModel, data: Dataset, path: Path) -> None:
+    sde = model.sde
+    vectors = len(data.shape) == 1
+    x_0 = (data.test if data.test is not None else data.train)[: 2000 if vectors else 5]
+    assert model.normalizer is not None
+    lambdas = torch.linspace(float(sde.half_log_snr(sde.t_min)), float(sde.half_log_snr(sde.t_max)), 9, dtype=torch.float64)[1:]
+    times = sde.time_of(lambdas).clamp(sde.t_min, sde.t_max)
+    z = model.normalizer.encode(x_0.to(next(model.parameters()).device))
+    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0)).to(z)
+    columns, labels = [x_0], ["data\n\n"]
+    for t in times:
+        alpha, sigma = (float(value) for value in sde.marginal(t))
+        columns.append(shown_state(model, alpha * z + sigma * noise, float(t)))
+        labels.append(report.level_label(float(t), sigma, float(sde.half_log_snr(t))))
+    report.picture_forward(torch.stack(columns, dim=1), labels, path, data.value_range)
+
+
+def shown_state(model: ScoreModel, x: torch.Tensor, t: float) -> torch.Tensor:
+    """A state at unit variance in the data's units, so that every SDE's noise looks alike on a picture."""
+    alpha, sigma = (float(value) for value in model.sde.marginal(torch.tensor(t, dtype=torch.float64)))
+    std = model.data_std or 1.0
+    assert model.normalizer is not None
+    return model.normalizer.decode(x * (std / (alpha**2 * std**2 + sigma**2) ** 0.5)).cpu()
+
+
+def environment(device: torch.device | str) -> dict[str, Any]:
+    """What numbers were made with: versions, device and threads."""
+    device = torch.device(device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"sde_gen": __version__, "torch": torch.__version__, "device": name, "threads": torch.get_num_threads()}
