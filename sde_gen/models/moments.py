@@ -271,12 +271,14 @@ def _measure_largest(model: Denoiser, shape: Sequence[int], dtype: torch.dtype, 
         for _ in range(ITERATIONS):
             vectors = torch.linalg.qr(level.covariance_times(vectors.T).T).Q
         inside = vectors.T @ level.covariance_times(vectors.T).T
+        if not bool(torch.isfinite(inside).all()):
+            return None
         values, rotation = torch.linalg.eigh(0.5 * (inside + inside.T))
         beside = noise.draw().double().flatten(1)
         beside = beside - beside @ vectors @ vectors.T
         rest = ((beside * level.covariance_times(beside)).sum(1).mean() / (dim - axes)).clamp_min(0.0)
         mean = level.predict(torch.cat((level.z, -level.z))).mean(0)
-        if not bool(torch.isfinite(values).all() and torch.isfinite(rest) and torch.isfinite(mean).all()):
+        if not bool(torch.isfinite(rest) and torch.isfinite(mean).all()):
             return None
         # What was measured is C (1 + C u^2)^-1 for Gaussian data.
         values = values.clamp_min(0.0) / (1 - (level.alpha / level.sigma) ** 2 * values).clamp_min(0.1)

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .. import memory, parallel
 from ..models.denoiser import Denoiser
+from ..progress import bar as progress_bar
 from ..randomness import NoiseStream, check_seed
 from ..registry import lookup
 from ..sdes import SDE
@@ -145,7 +145,7 @@ def sample(
     batches = deque(_batches(count, batch_size))
     # A fixed-step solver shows its steps; an adaptive one, whose samples go at their own pace, and a graph, their finished batches.
     total, unit = (count, "sample") if adaptive or graph else (plan.steps * len(batches), "step")
-    with tqdm(total=total, desc=f"sampling ({plan.name})", unit=unit, disable=None if progress else True, leave=False) as bar:
+    with progress_bar(total, f"sampling ({plan.name})", unit, progress, leave=False) as bar:
         tick = None if adaptive or graph or bar.disable else bar.update
         while batches:
             first, last = batches.popleft()
