@@ -14,7 +14,8 @@ from torch import Tensor
 from ..data import Dataset
 from ..metrics import Estimate
 from ..models.denoiser import Denoiser
-from ..models.moments import LARGEST, Moments, measure_moments
+from ..models.measured_moments import LARGEST, measure_moments
+from ..models.moments import Moments
 from ..models.score import CLOCKS, PREDICTIONS, ScoreModel
 from .finding import SIGNIFICANCE, Finding, significant, std_error
 from .level_errors import ITEMS, REFERENCE, Learned, LevelErrors

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from .. import parallel
 from ..models.denoiser import Denoiser
-from ..models.moments import Moments, moments_of
+from ..models.measured_moments import moments_of
+from ..models.moments import Moments
 from ..models.prior import MatchedPrior
 from ..randomness import NoiseStream, check_seed
 from ..registry import lookup

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from ..models.denoiser import Denoiser, Prediction
-from ..models.moments import Moments, moments_of
+from ..models.measured_moments import moments_of
+from ..models.moments import Moments
 from ..randomness import NoiseStream
 from ..sdes import SDE
 from ..shapes import expand_as

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from sde_gen import Moments, ScoreModel, encode, fit_grid, load, make_sde, sample, save
 from sde_gen.exact.mixtures import RingData
-from sde_gen.models.moments import LARGEST, MAX_COVARIANCE, measure_moments, moments_of
+from sde_gen.models.measured_moments import LARGEST, measure_moments, moments_of
+from sde_gen.models.moments import MAX_COVARIANCE
 from sde_gen.networks import make_network
 from sde_gen.solvers import SOLVERS
 

@@ -6,7 +6,7 @@ from toys import all_sdes
 
 from sde_gen import ScoreModel, make_sde, make_solver, sample
 from sde_gen.exact.mixtures import GaussianData, RingData, slope
-from sde_gen.models.moments import measure_moments, moments_of
+from sde_gen.models.measured_moments import measure_moments, moments_of
 from sde_gen.randomness import NoiseStream
 from sde_gen.solvers import Run, make_grid
 from sde_gen.solvers.angle import mirror, signal_fraction
