@@ -114,7 +114,7 @@ def data_multistep(
             change = corrected - torch.nn.functional.pad(predicted[:-1], (1, 0))
             weights = weights + torch.nn.functional.pad(ratio[1:, None] * change, (0, 0, 1, 0))
     noise = sigma[1:] * torch.sqrt(-torch.expm1(-2 * eta**2 * (end - start))) if eta else torch.zeros_like(start)
-    return table(times, ratio, weights, noise)
+    return update_table(times, ratio, weights, noise)
 
 
 def noise_multistep(
@@ -124,10 +124,10 @@ def noise_multistep(
     noise as a polynomial in u; nodes: u at `times`; units: (K,), one for each step; midpoint: see `data_multistep`."""
     alpha, sigma = sde.marginal(times)
     weights = history_weights(nodes[:-1], range(len(times) - 1), nodes[:-1], nodes[1:], points, kernel, midpoint=midpoint)
-    return table(times, alpha[1:] / alpha[:-1], units[:, None] * weights, view=(1 / sigma[:-1], -alpha[:-1] / sigma[:-1]))
+    return update_table(times, alpha[1:] / alpha[:-1], units[:, None] * weights, view=(1 / sigma[:-1], -alpha[:-1] / sigma[:-1]))
 
 
-def table(
+def update_table(
     times: Tensor, a: Tensor, weights: Tensor, noise: Tensor | None = None, view: tuple[Tensor, Tensor] | None = None
 ) -> list[Update]:
     """One update a step: a (K,), weights (K, m), noise (K,), view two of (K,)."""
