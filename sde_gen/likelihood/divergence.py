@@ -107,7 +107,7 @@ def _quadratic(denoised: Tensor, x: Tensor, vectors: Tensor, known: Callable[[Te
     columns = []
     for k, v in enumerate(stacked):
         last = k + 1 == len(stacked)
-        (product,) = torch.autograd.grad(denoised, x, v.reshape(x.shape), retain_graph=graph or not last, create_graph=graph)
+        product = _gradient(denoised, x, v.reshape(x.shape), retain_graph=graph or not last, create_graph=graph)
         columns.append((product.flatten(1).double() * v.double()).sum(1))
     return torch.stack(columns, 1) - known(vectors.double())
 
@@ -118,4 +118,17 @@ def _products(denoised: Tensor, x: Tensor, vectors: Tensor, graph: bool) -> Tens
     try:
         return torch.autograd.grad(denoised, x, vectors, is_grads_batched=True, **options)[0]
     except RuntimeError:  # a network with an operation that cannot be batched
-        return torch.stack([torch.autograd.grad(denoised, x, v, **options)[0] for v in vectors])
+        return torch.stack([_gradient(denoised, x, v, **options) for v in vectors])
+
+
+def _gradient(denoised: Tensor, x: Tensor, vector: Tensor, **options: bool) -> Tensor:
+    """v' J, shape of `x`."""
+    try:
+        return torch.autograd.grad(denoised, x, vector, **options)[0]
+    except RuntimeError as error:
+        if "checkpoint" not in str(error):
+            raise
+        raise TypeError(
+            "the network recomputes activations with torch.utils.checkpoint(use_reentrant=True), which has no gradient with respect to a "
+            "chosen input: give it use_reentrant=False"
+        ) from error

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,7 +84,7 @@ class LogLikelihood:
 
 def log_likelihood(
     model: Denoiser,
-    x: Tensor,
+    x: Tensor | np.ndarray,
     divergence: str | None = None,
     probes: int = 2,
     rtol: float = 5e-6,
@@ -131,6 +132,7 @@ def log_likelihood(
     Song et al. 2021, arXiv:2011.13456, section 4.3; Chen et al. 2018, arXiv:1806.07366; the split is after Wang and Vastola
     2024, arXiv:2412.09726.
     """
+    x = torch.as_tensor(x) if isinstance(x, np.ndarray) else x
     _check(model, x, probes, steps, batch_size, index_offset)
     check_seed(seed)
     tolerances = (check_positive("rtol", rtol), check_positive("atol", atol))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -51,12 +52,25 @@ sqrt(beta); constant: beta; sigmoid: between the same ends along a sigmoid on [-
 cos^2((u + s)/(1 + s) pi/2) at u = (i + 1)/N, beta at most beta_max (Nichol and Dhariwal 2021, arXiv:2102.09672, section 3.2)."""
 
 
+FOR_THOUSAND, MOST_LEFT = ("linear", "quadratic", "sigmoid"), 0.05
+"""Schedules whose default ends are meant for 1,000 steps, and the share of the data, alpha at the last step, from which on it is said."""
+
+
 def make_betas(name: str, steps: int, **settings: Any) -> Tensor:
     """The betas registered as `name` for a chain of `steps` steps, (N,) float64.
 
     Raises ValueError for an unknown name or setting, or fewer than one step.
     """
-    return build(BETAS, "betas", name, {"steps": check_steps("steps", steps), **settings})
+    betas = build(BETAS, "betas", name, {"steps": check_steps("steps", steps), **settings})
+    if name in FOR_THOUSAND and steps != 1000 and "beta_end" not in settings:
+        left = float(torch.exp(0.5 * torch.log1p(-betas).sum()))
+        if left > MOST_LEFT:
+            warnings.warn(
+                f"betas {name!r} are DDPM's for 1,000 steps: after {steps} a share of {left:.2g} of the data is left at the noisy end; "
+                "scale beta_start and beta_end by 1000/steps, or take another schedule",
+                stacklevel=3,
+            )
+    return betas
 
 
 class Points(NamedTuple):

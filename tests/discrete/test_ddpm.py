@@ -1,5 +1,7 @@
 """A chain as a model's process: DDPM's own arithmetic, by index, against the continuous entry point."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -126,3 +128,13 @@ def test_bad_settings(settings, match):
     with pytest.raises(ValueError, match=match) as caught:
         make_sde("ddpm", **settings)
     assert "\n" not in str(caught.value)
+
+
+def test_betas_of_a_thousand_steps_say_so_where_steps_are_fewer():
+    with pytest.warns(UserWarning, match=r"betas 'linear' are DDPM's for 1,000 steps: after 100 a share of 0.6 of the data is left"):
+        make_chain("linear", 100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_chain("linear", 1000)
+        make_chain("linear", 100, beta_start=1e-3, beta_end=0.2)
+        make_chain("cosine", 50)

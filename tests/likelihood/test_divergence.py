@@ -7,7 +7,7 @@ import torch
 from toys import all_sdes
 
 import sde_gen.likelihood.divergence
-from sde_gen import log_likelihood
+from sde_gen import ScoreModel, log_likelihood
 from sde_gen.exact.mixtures import MixtureData
 from sde_gen.likelihood.divergence import DIVERGENCES, Exact
 from sde_gen.randomness import NoiseStream
@@ -247,3 +247,17 @@ def test_vectors_of_gaussian_data_do_not_matter():
     for other in found[1:]:
         torch.testing.assert_close(other.log_prob, found[0].log_prob, rtol=0, atol=1e-8)
         assert float(other.std_error.max()) < 1e-8
+
+
+def test_a_network_that_recomputes_by_reentrant_checkpoints_is_named():
+    from torch.utils.checkpoint import checkpoint
+
+    def model(reentrant: bool) -> ScoreModel:
+        return ScoreModel(lambda x, c: checkpoint(torch.tanh, x, use_reentrant=reentrant), sde_gen.make_sde("vp"), "data", data_std=1.0)
+
+    x = torch.randn(3, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for divergence in ("exact", "resampled"):
+        with pytest.raises(TypeError, match="give it use_reentrant=False") as caught:
+            log_likelihood(model(True), x, divergence, steps=2)
+        assert "\n" not in str(caught.value)
+        assert bool(log_likelihood(model(False), x.numpy(), divergence, steps=2).converged.all())
