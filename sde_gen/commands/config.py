@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..data import DATASETS, PATHS, is_path, item_shape
+from ..solvers import SOLVERS
 from ..training import TrainSettings
 
 
@@ -27,8 +28,9 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """name: a registered data set or the path of the user's own; root: the directory of a registered set's files; limit: keep that
     many training items; labels: train a conditional network on the data's labels; size: resize images from files to this edge;
-    label_column: of a table, its column of labels; relative_to: the directory that relative paths in name and root start from (None:
-    where the command is called), which a run directory's config.yaml keeps."""
+    label_column: of a table, its column of labels; axes: of an array, a letter for each axis, such as NHWC; missing: what marks a
+    missing cell, a number, "nan" or in a table a word; split: how a tenth is held out, "random" or "tail"; relative_to: the directory
+    that relative paths in name and root start from (None: where the command is called), which a run directory's config.yaml keeps."""
 
     name: str = "digits"
     root: str | None = None
@@ -36,7 +38,20 @@ class DataConfig(_Section):
     labels: bool = False
     size: int | None = Field(default=None, ge=1)
     label_column: str | int | None = None
+    axes: str | None = None
+    missing: float | str | None = None
+    split: str | None = None
     relative_to: str | None = None
+
+    @field_validator("missing", mode="before")
+    @classmethod
+    def _number_where_it_is_one(cls, value: Any) -> Any:
+        """-9999 and "-9999" are one setting, and so are .nan and "nan"."""
+        try:
+            number = float(value) if isinstance(value, str | float) else math.nan
+        except ValueError:
+            return value
+        return number if math.isfinite(number) else "nan" if isinstance(value, float) and math.isnan(value) else value
 
     @property
     def location(self) -> str:
@@ -235,7 +250,7 @@ def resolve(*layers: Mapping[str, Any]) -> RunConfig:
     """The run that `layers` describe, each overriding the ones before it, all overriding the data's recipe."""
     asked: dict[str, Any] = {}
     for layer in layers:
-        asked = merge(asked, layer)
+        asked = merge(asked, _with_registered_solver(layer))
     section = asked.get("data") or {}
     name = section.get("name", DataConfig().name) if isinstance(section, Mapping) else section
     start = section.get("relative_to") if isinstance(section, Mapping) else None
@@ -243,11 +258,23 @@ def resolve(*layers: Mapping[str, Any]) -> RunConfig:
     if not isinstance(name, str) or (name not in DATASETS and not is_path(place)):
         raise ConfigError(f"data.name: unknown data {name!r}; choose from {', '.join(DATASETS)}, or give a path: {PATHS}")
     try:
-        size = section.get("size") if isinstance(section, Mapping) else None
-        recipe = RECIPES[name] if name in DATASETS else shape_recipe(item_shape(place, size))
+        size, axes = (section.get("size"), section.get("axes")) if isinstance(section, Mapping) else (None, None)
+        recipe = RECIPES[name] if name in DATASETS else shape_recipe(item_shape(place, size, axes))
         return RunConfig.model_validate(merge(recipe, asked))
     except ValidationError as error:
         raise ConfigError(_first(error)) from error
+
+
+def registered_solver(name: str) -> str:
+    """The registered name of a solver that is given by another name of the field; any other name as it is."""
+    return SOLVERS.aliases.get(name, name)
+
+
+def _with_registered_solver(layer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The layer with its solver's registered name: directories and fitted grids have one name."""
+    sampling = layer.get("sampling")
+    solver = sampling.get("solver") if isinstance(sampling, Mapping) else None
+    return dict(layer) | {"sampling": {**sampling, "solver": registered_solver(solver)}} if isinstance(solver, str) else layer  # type: ignore[dict-item]
 
 
 def _first(error: ValidationError) -> str:

@@ -17,7 +17,8 @@ from torch import Tensor
 from .. import metrics, parallel, report
 from .. import progress as progress_bars
 from ..data import Dataset
-from ..report.files import write_text
+from ..data.write import DataDescription, write_npz
+from ..report.files import atomic_path, write_text
 from ..sampling.fitting import FittedGrid, fit_grid
 from ..sampling.sample import sample, sample_together
 from ..solvers import make_solver
@@ -64,6 +65,8 @@ def sample_run(run: TrainedRun, device: torch.device | str = "cpu", progress: bo
     place.mkdir(parents=True, exist_ok=True)
     _film(run, place / "denoising.gif", common)
     report.picture_samples(x, place / "samples.png", run.data.train, run.data.value_range)
+    with atomic_path(place / "samples.npz") as temporary:
+        write_npz(temporary, x, None if cond is None else cond["label"], DataDescription.of(run.data))
     scores |= {
         "samples": settings.samples,
         "network_calls": float(out.nfe.double().mean()),
@@ -253,6 +256,7 @@ def report_lines(run: TrainedRun, scores: dict[str, Any]) -> Sequence[str]:
             "(1: like new data, 0: copies)"
         )
     lines += _learned(run, scores)
+    lines.append(f"samples   {place / 'samples.npz'}, in the data's own units; sde-gen sample draws more, in other formats")
     training = [run.directory / name for name in ("forward.png", "loss.png")]
     lines += [
         f"pictures  {place / 'samples.png'}, {place / 'denoising.gif'}",

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import parallel, report
 from ..data import DATASETS, SOURCES, Dataset, download, load_dataset
+from ..data.write import DataDescription
 from ..locks import held
 from ..models.score import ScoreModel
 from ..networks import summary
@@ -118,7 +119,8 @@ def load_data(config: RunConfig) -> Dataset:
         if chosen.root is not None and chosen.name not in SOURCES:
             raise ValueError(f"data.root is for {', '.join(SOURCES)}, whose files it holds; {chosen.name!r} reads none from there")
         column = None if chosen.label_column is None else str(chosen.label_column)
-        return load_dataset(chosen.location, chosen.root_location, config.training.seed, chosen.limit, chosen.size, column)
+        files = {"axes": chosen.axes, "missing": chosen.missing, "split": chosen.split}
+        return load_dataset(chosen.location, chosen.root_location, config.training.seed, chosen.limit, chosen.size, column, **files)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -335,6 +337,7 @@ def _train(
             replaces = False
         extra: dict[str, Any] = {"complete": complete, "steps": step, "seconds": result.seconds, "skipped": result.skipped}
         extra |= {"linear": result.linear, "environment": environment(device), "identity": config.identity(), "data": signature}
+        extra["data_description"] = description
         if earlier is not None and earlier.ends:
             extra["earlier_ends"] = list(earlier.ends)
         # A training that has ended keeps its state too: it can go on to more steps.
@@ -354,6 +357,7 @@ def _train(
             events.add(entry)
 
     snapshots, log, signature = directory / "snapshots", directory / "history.jsonl", data.signature()
+    description = DataDescription.of(data).to_config()
     first = parallel.rank() == 0
     if first:
         if resume is None:

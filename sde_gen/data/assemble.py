@@ -46,6 +46,7 @@ def assemble(
     split: str | None = None,
     missing: float | str | None = None,
     columns: Sequence[str] | None = None,
+    label_column: tuple[str | None, int] | None = None,
 ) -> Dataset:
     """The data set of a user's own files.
 
@@ -64,7 +65,7 @@ def assemble(
         split: "random" or "tail"; None: "random", or the parts that the files have.
         missing: the number that marks a missing cell, or "nan". Items with such a cell, or a masked one, are left out and counted in
             the notes. None: a masked or NaN cell is an error.
-        columns: names of the columns, for remarks about them.
+        columns, label_column: of a table, as in `Dataset`.
 
     Raises:
         ValueError: parts of different shapes, labels that do not fit, a split or missing value that is not allowed, or no item left.
@@ -79,6 +80,7 @@ def assemble(
         train = _complete(name, train, mark, "training" if test is not None else "", notes)
         test = None if test is None else _complete(name, test, mark, "held-out", notes)
     train_labels, test_labels, classes = class_indices(name, train.labels, None if test is None else test.labels, notes)
+    label_names = None if train.labels is None else tuple(_plain(label) for label in np.unique(train.labels).tolist())
     train = Part(train.source, train_labels)
     if test is None:
         train, test = _split(train, split or "random", classes, notes)
@@ -118,7 +120,14 @@ def assemble(
         source=None if whole else as_read,
         source_labels=None if whole else _tensor(train.labels),
         notes=tuple(notes),
+        columns=None if columns is None else tuple(columns),
+        label_column=label_column,
+        label_names=label_names,
     )
+
+
+def _plain(label: float | str) -> int | str:
+    return label if isinstance(label, str) else int(label)
 
 
 def missing_value(missing: float | str) -> float:

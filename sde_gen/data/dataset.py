@@ -38,6 +38,9 @@ class Dataset:
             them, drawn at random, for whatever needs a tensor. None where `train` is everything.
         source_labels: (N,) int64, the labels of `source`, or None.
         notes: how the files were read, with axes and types, and what is odd about them, a line each.
+        columns: names of the D columns of a table with a header, or None.
+        label_column: name (None without a header) and place among all columns of a table's column of labels, or None.
+        label_names: the files' own labels, whole numbers or words, in the order of their classes; None: they are 0 .. classes - 1.
     """
 
     name: str
@@ -52,6 +55,9 @@ class Dataset:
     source: Source | None = None
     source_labels: Tensor | None = None
     notes: tuple[str, ...] = ()
+    columns: tuple[str, ...] | None = None
+    label_column: tuple[str | None, int] | None = None
+    label_names: tuple[int | str, ...] | None = None
 
     @property
     def training(self) -> tuple[Tensor | Source, Tensor | None]:

@@ -68,17 +68,19 @@ def load_table(path: Path, label_column: str | None = None, missing: float | str
     if label_column is None and likely is not None:
         notes.append(f"column {likely!r} is read as a number; label_column={likely!r} (--label-column {likely}) makes it the label")
     train = Part(array_source(table.values, path.name), None if table.labels is None else _as_labels(table.labels))
-    return assemble(path.name, train, notes=notes, missing=missing, columns=names, **options)
+    return assemble(path.name, train, notes=notes, missing=missing, columns=names, label_column=table.label_column, **options)
 
 
 @dataclass
 class _Table:
-    """Numbers (N, D) float64, the labels as they stand, the names of the D columns and what the left-out index is called."""
+    """Numbers (N, D) float64, the labels as they stand, the names of the D columns, what the left-out index is called, and the name of
+    the column of labels with its place among the columns but the index."""
 
     values: np.ndarray
     labels: list[str] | None
     names: list[str] | None
     index: str | None
+    label_column: tuple[str | None, int] | None = None
 
 
 def _parse(path: Path, file: TextIO, label_column: str | None, missing: str | None) -> _Table:
@@ -124,13 +126,15 @@ def _parse(path: Path, file: TextIO, label_column: str | None, missing: str | No
         raise ValueError(f"{path.name}: a header but no numbers" if width else f"{path.name}: no column beside the labels")
     values = np.frombuffer(cells, dtype=np.float64).reshape(-1, width)
     shown = [name for i, name in enumerate(names) if i != column] if header else None
+    about = None if column is None else (names[column] if header else None, column)
+    words = labels if column is not None else None
     if nameless and not _tells_apart(index):  # a column of data after all
         extra = [_cell(path, number, names[0], cell, missing, column is not None) for number, cell in enumerate(index, first_line + 1)]
         values = np.column_stack((extra, values))
     elif nameless and shown is not None:
-        shown = shown[1:]
-        return _Table(values, labels if column is not None else None, shown, f"{index[0]}, {index[1]}, ..." if len(index) > 1 else index[0])
-    return _Table(values, labels if column is not None else None, shown, None)
+        left_out = f"{index[0]}, {index[1]}, ..." if len(index) > 1 else index[0]
+        return _Table(values, words, shown[1:], left_out, None if about is None else (about[0], about[1] - 1))
+    return _Table(values, words, shown, None, about)
 
 
 def _counts(first: list[str]) -> bool:

@@ -1,0 +1,308 @@
+"""Samples as files that read like the data: in their units, whole numbers where those were, a table with its own header."""
+
+from __future__ import annotations
+
+import csv
+import math
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sde_gen.data.dataset import Dataset
+
+FORMATS = {".npy": "npy", ".npz": "npz", ".csv": "csv", ".tsv": "tsv"}
+"""By the ending of a file; what has none is a folder of PNGs, "png"."""
+_AXES = {1: "NC", 2: "NCL", 3: "NCHW", 4: "NCDHW"}
+_ROWS = 65_536  # at a time, so that no second copy of the data is made
+_CERTAIN = 2.0**23  # float32 numbers beyond are whole whatever was measured
+_BYTE, _WORD = 256, 65_536
+
+Parts = Callable[[], Iterator[tuple[np.ndarray, np.ndarray | None]]]
+"""Gives, each time that it is called, all samples part by part: values (B, *shape) of `DataDescription.finish` and classes (B,) or None."""
+
+
+@dataclass(frozen=True)
+class DataDescription:
+    """What has to be known of a training set to write samples in its form.
+
+    name, shape: of the data set and of one item.
+    dtype: "float32" or "float64", that of its items.
+    levels: as in `Dataset`.
+    whole: whether the training items are whole numbers: one answer for each column of vectors, else one for all entries.
+    value_range: (low, high) to show the data with, that of `Dataset` or else the smallest and largest value.
+    columns, label_column: as in `Dataset`.
+    label_names: the data's own label of each class, or None without labels.
+    label_counts: training items of each class, or None.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    levels: int | None
+    whole: tuple[bool, ...]
+    value_range: tuple[float, float]
+    columns: tuple[str, ...] | None = None
+    label_column: tuple[str | None, int] | None = None
+    label_names: tuple[int | str, ...] | None = None
+    label_counts: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, data: Dataset) -> DataDescription:
+        """That of a data set; of one that lies on disk the items in memory are looked at, and all labels."""
+        low, high = data.value_range or (float(data.train.min()), float(data.train.max()))
+        labels = data.training[1]
+        classes = data.classes if labels is not None else None
+        return cls(
+            data.name,
+            data.shape,
+            "float64" if data.train.dtype == torch.float64 else "float32",
+            data.levels,
+            _whole(data.train) if data.levels is None else (True,) * (data.shape[0] if len(data.shape) == 1 else 1),
+            (float(low), float(high)),
+            data.columns,
+            data.label_column,
+            None if classes is None else data.label_names or tuple(range(classes)),
+            None if labels is None or classes is None else tuple(torch.bincount(labels, minlength=classes).tolist()),
+        )
+
+    def to_config(self) -> dict[str, Any]:
+        """What `from_config` needs, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_config(cls, config: Any) -> DataDescription:
+        """The description that `to_config` gave. ValueError where it is none."""
+        try:
+            lists = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+            found = cls(**lists)
+            wide = found.shape[0] if len(found.shape) == 1 else 1
+            names, counts = found.label_names, found.label_counts
+            right = (
+                all(type(size) is int and size > 0 for size in found.shape)
+                and 1 <= len(found.shape) <= 4
+                and found.dtype in ("float32", "float64")
+                and (found.levels is None or (type(found.levels) is int and found.levels >= 2))
+                and len(found.whole) == wide
+                and all(math.isfinite(end) for end in found.value_range)
+                and len(found.value_range) == 2
+                and (found.columns is None or (len(found.columns) == wide and all(isinstance(name, str) for name in found.columns)))
+                and (names is None) == (counts is None)
+                and (counts is None or names is None or (len(names) == len(counts) and min(counts) >= 0 and sum(counts) > 0))
+                and (found.label_column is None or (len(found.label_column) == 2 and 0 <= found.label_column[1] <= wide))
+            )
+        except (AttributeError, TypeError, ValueError, IndexError):
+            right = False
+        if not right:
+            raise ValueError(f"{str(config)[:80]!r} describes no data; what DataDescription.to_config gives is needed")
+        return found
+
+    @property
+    def axes(self) -> str:
+        """A letter for each axis of a batch: N items, C columns or channels, L, H and W or D, H and W space."""
+        return _AXES[len(self.shape)]
+
+    def check(self, form: str) -> None:
+        """ValueError where data of this shape have no such form: a table of anything but vectors, PNGs of anything but images."""
+        shape = "x".join(map(str, self.shape))
+        if form in ("csv", "tsv") and len(self.shape) != 1:
+            raise ValueError(f"items of shape {shape} are no rows of a table; .npy or .npz{', or a folder of PNGs,' * (len(self.shape) == 3)} holds them")
+        if form != "png":
+            return
+        if len(self.shape) != 3:
+            raise ValueError(f"items of shape {shape} are no images; a file that ends in .npy or .npz{', .csv or .tsv' * (len(self.shape) == 1)} is needed")
+        if self.shape[0] not in (1, 3) or (self.shape[0] == 3 and self._depth > _BYTE):
+            deep = " of 16 bits" * (self._depth > _BYTE)
+            raise ValueError(f"PNG has 1 or 3 channels (3 of 8 bits), these images have {self.shape[0]}{deep}; .npy or .npz holds them")
+
+    @property
+    def _depth(self) -> int:
+        """How many values a PNG's entries have."""
+        if self.levels is not None:
+            return 2 if self.levels == 2 and self.shape[0] == 1 else _BYTE if self.levels <= _BYTE else _WORD
+        return _BYTE
+
+    @property
+    def _bytes(self) -> bool:
+        """Whether continuous data are whole numbers in 0 .. 255."""
+        return self.levels is None and all(self.whole) and self.value_range[0] >= 0 and self.value_range[1] <= _BYTE - 1
+
+    def finish(self, x: Tensor | np.ndarray, form: str = "npz") -> tuple[np.ndarray, np.ndarray]:
+        """Samples (B, *shape) in the data's units as the numbers that a file holds, and how many of them were rounded and clipped.
+
+        Levels are rounded and clipped to 0 .. levels - 1; other whole numbers are rounded and not clipped; what else there is stays.
+        For PNGs, values are brought from the data's range to the picture's by a linear map, then rounded and clipped: levels and whole
+        numbers in 0 .. 255 that a picture holds as they are, are not mapped.
+
+        Returns:
+            values: (B, *shape) of uint8, uint16 (levels), int64 (whole), float32 or float64; in a PNG bool, uint8 or uint16.
+            touched: int64 (2,), values that rounding and that clipping changed.
+        """
+        values = x.detach().cpu().numpy() if isinstance(x, Tensor) else x
+        values = np.ascontiguousarray(values, dtype=self.dtype)
+        top = None if self.levels is None else self.levels - 1
+        if top is None and form == "png":
+            top, mapped = _BYTE - 1, not self._bytes
+            low, high = self.value_range
+            values = (values - low) * (top / ((high - low) or 1.0)) if mapped else values
+        columns = np.array(self.whole) if len(self.whole) == values.shape[-1] and values.ndim == 2 else np.array(self.whole[0])
+        if top is not None:
+            columns = np.array(True)
+        rounded = np.where(columns, np.rint(values), values)
+        touched = [int(np.count_nonzero(rounded != values)), 0]
+        if top is not None:
+            kept = rounded.clip(0, top)
+            touched[1] = int(np.count_nonzero(kept != rounded))
+            rounded = kept
+        if form == "png" and self.levels is not None and self._depth > 2:
+            rounded = np.rint(rounded * ((self._depth - 1) / (self.levels - 1)))
+        return rounded.astype(self.file_dtype(form)), np.array(touched)
+
+    def file_dtype(self, form: str = "npz") -> np.dtype:
+        """The type of the numbers that `finish` gives."""
+        if form == "png":
+            return np.dtype({2: "bool", _BYTE: "uint8", _WORD: "uint16"}[self._depth])
+        if self.levels is not None and self.levels <= _WORD:
+            return np.dtype("uint8" if self.levels <= _BYTE else "uint16")
+        return np.dtype("int64" if all(self.whole) else self.dtype)
+
+    def touched_line(self, touched: Sequence[int], count: int, form: str = "npz") -> str:
+        """What `finish` did to `count` samples, with the share of values that it touched; "" for nothing."""
+        total = count * math.prod(self.shape)
+        shares = [f"{100 * number / total:.3g} % of the values" for number in touched]
+        if form == "png" and self.levels is None and not self._bytes:
+            low, high = self.value_range
+            return f"the data's range {low:.4g} .. {high:.4g} is 0 .. 255 of the pictures, rounded; {shares[1]} lay outside and are clipped"
+        mapped = ""
+        if form == "png" and self.levels is not None and self.levels != self._depth:
+            mapped = f"; levels 0 .. {self.levels - 1} are 0 .. {self._depth - 1} of the pictures"
+        if self.levels is not None or form == "png":
+            top = (self.levels or _BYTE) - 1
+            return f"rounded to whole numbers, as the data are ({shares[0]}), and clipped to 0 .. {top} ({shares[1]}){mapped}"
+        if not any(self.whole):
+            return ""
+        which = "whole numbers, as the data are"
+        if not all(self.whole):
+            places = [place for place, whole in enumerate(self.whole) if whole]
+            named = [str(place) if self.columns is None else self.columns[place] for place in places]
+            which = f"whole numbers in the columns that hold such: {', '.join(named[:8])}{', ...' * (len(named) > 8)}"
+        return f"rounded to {which} ({shares[0]})"
+
+    def labels_of(self, classes: np.ndarray) -> np.ndarray:
+        """The data's own labels (B,), whole numbers or words, of class indices (B,)."""
+        return np.array(self.label_names)[classes] if self.label_names is not None else classes
+
+
+def _whole(train: Tensor) -> tuple[bool, ...]:
+    """Whether items are whole numbers: (D,) for vectors, else one answer. Large float32 numbers that could not be anything else do
+    not count."""
+    vectors = train.ndim == 2
+    yes = torch.ones(train.shape[1] if vectors else 1, dtype=torch.bool)
+    least = torch.full((len(yes),), math.inf, dtype=torch.float64)
+    for first in range(0, len(train), _ROWS):
+        rows = train[first : first + _ROWS].cpu()
+        rows = rows if vectors else rows.reshape(-1, 1)
+        yes &= (rows == rows.round()).all(0)
+        least = torch.minimum(least, rows.abs().amin(0).double())
+        if not bool(yes.any()):
+            break
+    certain = (least < _CERTAIN) | torch.tensor(train.dtype == torch.float64)
+    return tuple((yes & certain).tolist())
+
+
+def form_of(out: str) -> str:
+    """The form that a path asks for: "npy", "npz", "csv", "tsv", or "png" for a folder. ValueError for any other ending."""
+    ending = Path(out).suffix.lower()
+    if out.endswith("/") or not ending:
+        return "png"
+    if ending not in FORMATS:
+        raise ValueError(f"cannot write {ending} files; {', '.join(FORMATS)}, or a folder (no ending) for PNGs, are allowed")
+    return FORMATS[ending]
+
+
+def write_npz(path: Path, x: Tensor | np.ndarray, classes: Tensor | np.ndarray | None, about: DataDescription) -> None:
+    """Write samples (N, *shape) in the data's units as an .npz file: x, and label where `classes` (N,) are given."""
+    values, _ = about.finish(x)
+    indices = classes.cpu().numpy() if isinstance(classes, Tensor) else classes
+    write_samples(path, "npz", about, len(values), lambda: iter([(values, indices)]), indices is not None)
+
+
+def write_samples(path: Path, form: str, about: DataDescription, count: int, parts: Parts, labelled: bool) -> None:
+    """Write `count` samples, given part by part as `about.finish` made them for this form; memory holds one part at a time.
+
+    npy: the values alone. npz: arrays x and, where `labelled`, label with the data's own labels. csv, tsv: the training table's header
+    and order of columns, the labels in their place or, where the data had no such column, last. png: a folder of PNGs, named by number,
+    in a subfolder for each label where `labelled`.
+    """
+    if form == "npy":
+        with path.open("wb") as file:
+            _write_array(file, (count, *about.shape), about.file_dtype(form), (values for values, _ in parts()))
+    elif form == "npz":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+            with archive.open("x.npy", "w", force_zip64=True) as member:
+                _write_array(member, (count, *about.shape), about.file_dtype(form), (values for values, _ in parts()))  # type: ignore[arg-type]
+            if labelled:
+                dtype = about.labels_of(np.zeros(1, dtype=np.int64)).dtype
+                with archive.open("label.npy", "w", force_zip64=True) as member:
+                    labels = (about.labels_of(classes) for _, classes in parts() if classes is not None)
+                    _write_array(member, (count,), dtype, labels)  # type: ignore[arg-type]
+    elif form in ("csv", "tsv"):
+        with path.open("w", encoding="utf-8", newline="") as text:
+            _write_table(text, "," if form == "csv" else "\t", about, parts(), labelled)
+    else:
+        _write_pictures(path, about, count, parts(), labelled)
+
+
+def _write_array(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype, parts: Iterable[np.ndarray]) -> None:
+    """The .npy format, of rows that come part by part."""
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    for part in parts:
+        file.write(np.ascontiguousarray(part, dtype=dtype).tobytes())
+
+
+def _write_table(file: Any, mark: str, about: DataDescription, parts: Iterable[tuple[np.ndarray, np.ndarray | None]], labelled: bool) -> None:
+    writer = csv.writer(file, delimiter=mark, lineterminator="\n")
+    name, place = about.label_column or (None, about.shape[0])
+    if about.columns is not None:
+        header = list(about.columns)
+        if labelled:
+            header.insert(place, "label" if name is None else name)
+        writer.writerow(header)
+    for values, classes in parts:
+        columns: list[Sequence[str]] = [_cells(values[:, i], whole) for i, whole in enumerate(about.whole)]
+        if labelled and classes is not None:
+            columns.insert(place, about.labels_of(classes).astype(str).tolist())
+        writer.writerows(zip(*columns, strict=True))
+
+
+def _cells(values: np.ndarray, whole: bool) -> list[str]:
+    """As few digits as give the number again."""
+    if whole and values.dtype.kind == "f" and bool((np.abs(values) < 2.0**53).all()):
+        values = values.astype(np.int64)
+    return [str(value) for value in (values.tolist() if values.dtype.kind != "f" or values.dtype == np.float64 else values)]
+
+
+def _write_pictures(
+    folder: Path, about: DataDescription, count: int, parts: Iterable[tuple[np.ndarray, np.ndarray | None]], labelled: bool
+) -> None:
+    digits, number = max(6, len(str(count - 1))), 0
+    folder.mkdir()
+    for values, classes in parts:
+        names = about.labels_of(classes).tolist() if labelled and classes is not None else [None] * len(values)
+        for picture, label in zip(values, names, strict=True):
+            place = folder if label is None else folder / _folder_name(str(label))
+            place.mkdir(exist_ok=True)
+            Image.fromarray(picture[0] if len(picture) == 1 else np.moveaxis(picture, 0, -1)).save(place / f"{number:0{digits}d}.png")
+            number += 1
+
+
+def _folder_name(label: str) -> str:
+    """A label as the name of a folder: what cannot be one becomes _."""
+    return "".join("_" if letter in '/\\:*?"<>|' or ord(letter) < 32 else letter for letter in label).lstrip(".") or "_"
