@@ -17,7 +17,7 @@ from ..sampling.sample import SolverError
 from ..training import CheckpointError, Interrupted, TrainingError
 from . import flags
 from .compare import CompareSettings, check_compare, compare_run
-from .config import ConfigError, RunConfig, parse_seconds, resolve
+from .config import ConfigError, RunConfig, parse_seconds, registered_solver, resolve
 from .doctor import doctor_run
 from .evaluation import report_lines, sample_run
 from .likelihood import LikelihoodSettings, check_settings, likelihood_run
@@ -35,6 +35,7 @@ from .runs import (
     load_data,
     open_run,
 )
+from .sample import SampleSettings, sample_to_files
 
 
 def _complain(message: str, name: str = "sde-gen") -> None:
@@ -87,6 +88,14 @@ def _run(arguments: argparse.Namespace, config: RunConfig, device: torch.device)
             _report(opened.directory)
 
 
+def sample(arguments: argparse.Namespace) -> None:
+    """Write samples of a run's network to a file or a folder."""
+    chosen = ("samples", "solver", "steps", "grid", "seed", "label", "threads")
+    settings = SampleSettings(**{name: getattr(arguments, name) for name in chosen}, batch=arguments.batch_size)
+    with parallel.processes(choose_device(arguments.device)) as device:
+        sample_to_files(arguments.run, arguments.out, settings, device, arguments.overwrite, not arguments.no_progress, say)
+
+
 def likelihood(arguments: argparse.Namespace) -> None:
     """Score the data of a run."""
     settings = LikelihoodSettings(**{name: getattr(arguments, name) for name in LikelihoodSettings.__dataclass_fields__})
@@ -106,7 +115,7 @@ def compare(arguments: argparse.Namespace) -> None:
         calls = None if arguments.calls is None else tuple(int(number) for number in arguments.calls.split(","))
     except ValueError:
         raise ConfigError(f"--calls takes whole numbers separated by commas, got {arguments.calls!r}") from None
-    solvers = tuple(name.strip() for name in arguments.solvers.split(","))
+    solvers = tuple(registered_solver(name.strip()) for name in arguments.solvers.split(","))
     settings = CompareSettings(solvers, calls, arguments.samples, arguments.seed, arguments.batch)
     check_compare(settings)
     with parallel.processes(choose_device(arguments.device)) as device:
@@ -153,6 +162,13 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], Sequence[F
         "train a score network and sample it",
         "Train a score network (or reuse the trained one), sample it, and leave pictures and numbers in a run directory.",
         flags.RUN_EXAMPLES,
+    ),
+    "sample": (
+        sample,
+        (flags.add_sample_flags,),
+        "samples of a run's network as a file or a folder of PNGs",
+        "Write samples of a run's network in the data's own units: arrays, tables with the data's header, PNGs.",
+        flags.SAMPLE_EXAMPLES,
     ),
     "likelihood": (
         likelihood,

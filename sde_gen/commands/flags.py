@@ -11,6 +11,8 @@ from typing import Any
 import yaml
 
 from ..data import DATASETS, PATHS, SOURCES
+from ..data.assemble import SPLITS
+from ..data.write import FORMATS
 from ..likelihood.bits_per_dim import DEQUANTISATIONS
 from ..likelihood.divergence import DIVERGENCES
 from ..likelihood.flow import EXACT_UP_TO
@@ -43,6 +45,9 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "labels": ("data", "labels"),
     "label_column": ("data", "label_column"),
     "image_size": ("data", "size"),
+    "axes": ("data", "axes"),
+    "missing": ("data", "missing"),
+    "split": ("data", "split"),
     "sde": ("sde", "name"),
     "sigma_min": ("sde", "settings", "sigma_min"),
     "sigma_max": ("sde", "settings", "sigma_max"),
@@ -75,6 +80,9 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--labels", action="store_true", default=None, help="train a class-conditional network")
     what.add_argument("--label-column", metavar="COLUMN", help="of a table: the column of class labels, by name or number from 0")
     what.add_argument("--image-size", metavar="N", type=int, help="resize images from files: shorter side to N, middle square")
+    what.add_argument("--axes", metavar="LETTERS", help="of an array: a letter for each axis, N items, C channels, L, HW or DHW space: NHWC")
+    what.add_argument("--missing", metavar="VALUE", help="leave out items with such a cell: a number, nan, or in a table a word")
+    what.add_argument("--split", metavar="NAME", help=f"how a tenth of one's own files is held out: {', '.join(SPLITS)} (default random)")
     what.add_argument("--sde", metavar="NAME", help=f"forward process: {', '.join(names['sde'])} (default vp)")
     what.add_argument("--sigma-min", metavar="X", type=_number_or_auto, help="smallest noise of VE, in normalised units, or auto")
     what.add_argument("--sigma-max", metavar="X", type=_number_or_auto, help="largest noise of VE, or auto: chosen from the data")
@@ -169,6 +177,34 @@ def add_named_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", metavar="DIR", type=Path, help="run directory (default: the default run's, trained if need be)")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: cuda where present)")
     parser.add_argument("--no-progress", action="store_true", help="no progress bars where a network is trained")
+
+
+SAMPLE_EXAMPLES = """examples:
+  %(prog)s --run runs/digits-vp --samples 1000 --out digits.npz     arrays x and, of a conditional network, label
+  %(prog)s --run runs/energy.csv-vp --samples 500 --out new.csv     the table's own header and order of columns
+  %(prog)s --run runs/faces-vp --samples 100 --out faces --solver dpm --steps 20    a folder of PNGs
+  torchrun --nproc-per-node 4 -m sde_gen.commands.cli sample --run RUN --samples 1000000 --out many.npy
+
+Samples are in the data's own units, whole numbers where the data are. Parts lie in a hidden folder beside the output until all are
+there: the same command goes on from them after Ctrl-C or a kill, and any number of processes draws the same bits."""
+
+
+def add_sample_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `sample`."""
+    names = f"file ({', '.join(FORMATS)}), or a folder of PNGs"
+    parser.add_argument("--run", metavar="DIR", type=Path, required=True, help="run directory")
+    parser.add_argument("--samples", metavar="N", type=int, required=True, help="how many")
+    parser.add_argument("--out", metavar="PATH", required=True, help=names)
+    parser.add_argument("--overwrite", action="store_true", help="replace the file --out where it is there")
+    parser.add_argument("--solver", metavar="NAME", help=f"{', '.join(SOLVERS)} (default: the run's)")
+    parser.add_argument("--steps", metavar="N", type=int, help="solver steps (default: the run's, or another solver's own)")
+    parser.add_argument("--grid", metavar="NAME", help=f"time grid: {', '.join(GRIDS)}, or fitted (default: as for --steps)")
+    parser.add_argument("--seed", metavar="N", type=int, help="of the noise (default: the run's)")
+    parser.add_argument("--batch-size", metavar="N", type=int, help="samples at a time (default: the run's)")
+    parser.add_argument("--label", metavar="LABEL", help="of a conditional network: this class alone, by the data's own label")
+    parser.add_argument("--threads", metavar="N", type=int, default=1, help="of each process on the CPU; bits may depend on it (%(default)s)")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: cuda where present)")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
 
 
 LIKELIHOOD_EXAMPLES = """examples:

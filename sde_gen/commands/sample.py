@@ -1,0 +1,380 @@
+"""Samples of a trained network as files: drawn in shards, which a killed job goes on from and which processes share out."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from .. import parallel, progress
+from ..data.write import DataDescription, form_of, write_samples
+from ..locks import held
+from ..models.score import ScoreModel
+from ..randomness import check_seed
+from ..report.files import atomic_path, write_text
+from ..sampling.sample import SolverError, sample
+from ..solvers import GRIDS, make_solver
+from ..training import CheckpointError, load, read_extra
+from ..training.checkpoint import WEIGHTS, checkpoint_of, open_checkpoint
+from .config import ConfigError, RunConfig, SamplingConfig, read_config, registered_solver
+from .runs import config_of_run, load_data
+
+MOST_SHARDS = 4096
+JOB = "job.json"
+_GOLDEN = 0x9E3779B97F4A7C15
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """What is drawn. None: what the run's configuration says, of steps and grid where its solver is the same.
+
+    samples: how many; solver, steps, grid, seed: as `sample` takes them; batch: how many at a time; label: the data's own label of one
+    class, None: all classes in the shares of the training data; threads: of each process on the CPU, on which the last bits of some
+    networks depend, so that with one number of them any number of processes draws the same bits.
+    """
+
+    samples: int
+    solver: str | None = None
+    steps: int | None = None
+    grid: str | None = None
+    seed: int | None = None
+    batch: int | None = None
+    label: str | None = None
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A set of samples in a form, and where its shards lie."""
+
+    model: ScoreModel
+    about: DataDescription
+    form: str
+    out: Path
+    settings: dict[str, Any]
+    batch: int
+    label: int | None
+    device: torch.device
+    labelled: bool = field(default=False)
+
+    @property
+    def samples(self) -> int:
+        return int(self.settings["samples"])
+
+    @property
+    def parts(self) -> Path:
+        """The hidden folder of the shards."""
+        return self.out.with_name(f".{self.out.name}.parts")
+
+    @property
+    def shards(self) -> list[tuple[Path, int, int]]:
+        """File, first sample and the one after the last of each: whole batches, cut alike for any number of processes."""
+        size = self.batch * -(-self.samples // (self.batch * MOST_SHARDS))
+        firsts = range(0, self.samples, size)
+        return [(self.parts / f"{k:06d}.npz", first, min(first + size, self.samples)) for k, first in enumerate(firsts)]
+
+    def classes(self, first: int, last: int) -> np.ndarray | None:
+        """The class of each of the samples first .. last - 1, a function of its number alone."""
+        if not self.labelled or self.about.label_counts is None:
+            return None
+        if self.label is not None:
+            return np.full(last - first, self.label)
+        return classes_by_shares(first, last, self.about.label_counts)
+
+
+def sample_to_files(
+    directory: Path,
+    out: str,
+    settings: SampleSettings,
+    device: torch.device,
+    overwrite: bool = False,
+    show: bool = True,
+    say: Say = print,
+) -> Path:
+    """Draw samples of a run's network and write them to `out`, a file (.npy, .npz, .csv, .tsv) or a folder of PNGs; gives its path.
+
+    They are drawn in shards, files in a hidden folder beside `out` that are whole or not there. When all are there they are joined and
+    the folder is removed; memory holds one shard at a time. The same call goes on from the shards that are there. Under torchrun all
+    processes call this: process r draws the shards r, r + world, ... Sample i is a function of the network, the settings and i alone.
+
+    ConfigError, or another error in one line, for settings that do not fit the run, an `out` that is there (unless `overwrite`, of a
+    file) and shards of other samples; LockError where another process writes them.
+    """
+    job = _job(directory, out, settings, device)
+    _check_out(job, out, overwrite)
+    known = _known(job)
+    parallel.wait()  # until all have seen what was there
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(settings.threads)
+    try:
+        with contextlib.ExitStack() as hold:
+            if parallel.rank() == 0:
+                job.parts.mkdir(parents=True, exist_ok=True)
+                hold.enter_context(held(job.parts, "wait for it, or give another --out"))
+                write_text(job.parts / JOB, json.dumps(job.settings, indent=1))
+                if known:
+                    say(f"going on  with {known} of {len(job.shards)} parts that are there")
+            parallel.wait()
+            began = time.monotonic()
+            drawn, calls = _draw(job, known, show)
+            parallel.wait()
+            seconds = time.monotonic() - began
+            if parallel.rank() == 0:
+                together = f", {parallel.world()} processes" if parallel.world() > 1 else ""
+                each = f"{calls / drawn:.0f} network calls per sample, " if drawn else ""
+                say(f"sampled   {job.samples} with {job.settings['solver']}: {each}{seconds:.1f} s{together}")
+                for line in _join(job, show):
+                    say(line)
+    finally:
+        torch.set_num_threads(threads)
+    return job.out
+
+
+def classes_by_shares(first: int, last: int, counts: tuple[int, ...]) -> np.ndarray:
+    """Class of each of the samples first .. last - 1, int64: class k has a share counts[k]/sum(counts) of any many samples in a row.
+
+    Sample i takes the class in whose interval of the cumulated shares the fraction (i + 1) 0.618... mod 1 lies: that sequence fills
+    [0, 1) evenly, so that a share is off by about log(N)/N and not by 1/sqrt(N).
+    """
+    index = np.arange(first + 1, last + 1, dtype=np.uint64)
+    fraction = (index * np.uint64(_GOLDEN)).astype(np.float64) / 2.0**64
+    bounds = np.cumsum(np.array(counts, dtype=np.float64)) / sum(counts)
+    filled = int(np.flatnonzero(counts)[-1])
+    return np.searchsorted(bounds, fraction, side="right").clip(max=filled).astype(np.int64)
+
+
+def _job(directory: Path, out: str, settings: SampleSettings, device: torch.device) -> _Job:
+    """What is to be done, everything checked that can be before any work."""
+    if not directory.is_dir():
+        raise ConfigError(f"{directory} is not a run directory: {'a file' if directory.exists() else 'it is not there'}")
+    checkpoint = checkpoint_of(directory)
+    try:
+        model, extra = load(checkpoint, device=device), read_extra(checkpoint)
+    except CheckpointError as error:
+        raise ConfigError(f"{directory} holds no trained network: {error}") from error
+    own = _own_sampling(directory)
+    try:
+        for name, value in (("samples", settings.samples), ("batch-size", settings.batch), ("threads", settings.threads)):
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1, got {value}")
+        form = form_of(out)
+        about = _description(directory, extra)
+        about.check(form)
+        label = _label(model, about, settings.label)
+        solver = own.solver if settings.solver is None else registered_solver(settings.solver)
+        same = solver == own.solver
+        options = own.options if same else {}
+        steps = own.steps if settings.steps is None and same else settings.steps
+        grid = own.grid if settings.grid is None and same else settings.grid
+        seed = check_seed(own.seed if settings.seed is None else settings.seed)
+        method = make_solver(solver, **options)
+        if method.needs_variance and model.variance is None:
+            raise ValueError(f"solver {solver!r} with these options needs a network that learns the variance, which this one does not")
+        if steps is not None and steps < 1:
+            raise ValueError(f"--steps must be at least 1, got {steps}")
+        if grid not in (None, "fitted", *GRIDS):
+            raise ValueError(f"unknown grid {grid!r}; choose from {', '.join(GRIDS)}, fitted")
+        classes = getattr(model.network, "classes", None)
+        key = (solver, method.default_steps if steps is None else steps, () if classes is None else ("label",))
+        fitted = model.fitted.get(key) if not options and grid in (None, "fitted") else None
+        if grid == "fitted" and fitted is None:
+            raise ValueError(f"no grid is fitted for {solver!r} at {key[1]} steps; sde-gen run --grid fitted with these fits one")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    with (open_checkpoint(checkpoint) / WEIGHTS).open("rb") as file:
+        weights = hashlib.file_digest(file, "sha256").hexdigest()
+    batch = min(own.batch if settings.batch is None else settings.batch, settings.samples)
+    job = {
+        "samples": settings.samples,
+        "solver": solver,
+        "options": options,
+        "steps": steps,
+        "grid": grid,
+        "fitted": None if fitted is None else asdict(fitted),
+        "seed": seed,
+        "batch": batch,
+        "label": settings.label,
+        "form": form,
+        "threads": settings.threads if device.type == "cpu" else None,
+        "device": device.type,
+        "network": weights,
+        "data": about.to_config(),
+    }
+    settled = json.loads(json.dumps(job))  # as it is read back
+    return _Job(model, about, form, Path(out), settled, batch, label, device, classes is not None)
+
+
+def _own_sampling(directory: Path) -> SamplingConfig:
+    """The sampling of the run's configuration; the defaults where it has none."""
+    file = directory / "config.yaml"
+    if not file.is_file():
+        return SamplingConfig()
+    try:  # without a look at the data, which need not be there
+        found = RunConfig.model_validate(read_config(file)).sampling
+    except ValidationError as error:
+        raise ConfigError(f"{file} is no configuration of a run: {error.errors()[0]['msg']}") from error
+    return found.model_copy(update={"solver": registered_solver(found.solver)})
+
+
+def _description(directory: Path, extra: dict[str, Any]) -> DataDescription:
+    """That of the data that the network was trained on: of the checkpoint, or, of an earlier version's, of the data themselves."""
+    known = extra.get("data_description")
+    if known is not None:
+        return DataDescription.from_config(known)
+    try:
+        return DataDescription.of(load_data(config_of_run(directory)))
+    except ConfigError as error:
+        raise ConfigError(
+            f"the checkpoint of {directory} is of an earlier version, which did not keep the header, levels and labels of its data, and "
+            f"the data cannot be looked at: {error}"
+        ) from error
+
+
+def _label(model: ScoreModel, about: DataDescription, asked: str | None) -> int | None:
+    """The class of the data's own label `asked`; None for all."""
+    classes = getattr(model.network, "classes", None)
+    if classes is not None and (about.label_names is None or len(about.label_names) != classes):
+        raise ValueError(f"the network has {classes} classes, and the data {len(about.label_names or ())}: they are not those it was trained on")
+    if asked is None:
+        return None
+    if classes is None or about.label_names is None:
+        raise ValueError(f"--label {asked}: this network was trained without labels (sde-gen run --labels trains one with them)")
+    names = [str(name) for name in about.label_names]
+    if asked not in names:
+        shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+        raise ValueError(f"--label {asked}: no such label; choose from {shown}")
+    return names.index(asked)
+
+
+def _check_out(job: _Job, asked: str, overwrite: bool) -> None:
+    out = job.out
+    if not out.name or out.name in (".", ".."):
+        raise ConfigError(f"--out {asked}: a file or a folder of its own is needed")
+    if job.form == "png":
+        if out.exists() and not out.is_dir():
+            raise ConfigError(f"{out} is a file; samples as PNGs need a new folder")
+        if out.is_dir() and any(out.iterdir()):
+            raise ConfigError(f"{out} is a folder that is not empty; samples as PNGs need a new one")
+    elif out.is_dir():
+        raise ConfigError(f"{out} is a folder; a .{job.form} file cannot be written there")
+    elif out.exists() and not overwrite:
+        raise ConfigError(f"{out} is there already; --overwrite replaces it, another --out leaves it")
+
+
+def _known(job: _Job) -> int:
+    """How many shards are there; ConfigError where they are of other samples."""
+    try:
+        text = (job.parts / JOB).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return 0
+    try:
+        before = json.loads(text)
+        different = [key for key in job.settings if before.get(key) != job.settings[key]]
+    except (ValueError, AttributeError):
+        raise ConfigError(f"{job.parts / JOB} cannot be read; delete {job.parts} to start anew") from None
+    if different:
+        long = ("network", "data", "fitted")
+        shown = [key if key in long else f"{key} {json.dumps(before.get(key))}, now {json.dumps(job.settings[key])}" for key in different]
+        raise ConfigError(
+            f"{job.parts} holds the beginning of other samples ({'; '.join(shown)}): the command that began them goes on with them; "
+            "delete that folder to start anew, or give another --out"
+        )
+    return sum(file.exists() for file, _, _ in job.shards)
+
+
+def _draw(job: _Job, known: int, show: bool) -> tuple[int, int]:
+    """Draw this process's shards: how many samples it drew, and by how many network calls."""
+    names = ("solver", "steps", "grid", "seed")
+    common = {name: job.settings[name] for name in names} | job.settings["options"]
+    there = sum(last - first for file, first, last in job.shards if file.exists()) if known else 0
+    drawn = calls = 0
+    with progress.bar(job.samples, "sampling", "sample", show and parallel.rank() == 0, initial=there) as bar:
+        for file, first, last in job.shards[parallel.rank() :: parallel.world()]:
+            if file.exists():
+                continue
+            x, nfe = _shard(job, first, last, common)
+            values, touched = job.about.finish(x, job.form)
+            with atomic_path(file) as temporary, temporary.open("wb") as handle:
+                np.savez(handle, x=values, touched=touched)
+                handle.flush()
+                os.fsync(handle.fileno())
+            drawn, calls = drawn + last - first, calls + nfe
+            if parallel.world() > 1:
+                everywhere = sum(last - first for file, first, last in job.shards if file.exists())
+                there, step = everywhere, everywhere - there
+                bar.update(step)
+            else:
+                bar.update(last - first)
+    return drawn, calls
+
+
+def _shard(job: _Job, first: int, last: int, common: dict[str, Any]) -> tuple[Tensor, int]:
+    """The samples first .. last - 1 in the data's units, and the network calls of all of them."""
+    classes = job.classes(first, last)
+    cond = None if classes is None else {"label": torch.from_numpy(classes)}
+    shape = (last - first, *job.about.shape)
+    try:
+        out = sample(job.model, shape, cond=cond, batch_size=job.batch, index_offset=first, progress=False, **common)
+    except SolverError as error:
+        failed, healthy = error.failed + first, error.healthy + first
+        raise SolverError(error.solver, error.time, error.step, failed, healthy, error.x) from None
+    return out.x, int(out.nfe.sum())
+
+
+def _join(job: _Job, show: bool) -> list[str]:
+    """Make the output of the shards and remove them: what is to be said of it."""
+    shards = job.shards
+    touched = np.zeros(2, dtype=np.int64)
+
+    def parts() -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        for file, first, last in shards:
+            with np.load(file) as arrays:
+                yield arrays["x"], job.classes(first, last)
+            bar.update()
+
+    for file, _, _ in shards:
+        with np.load(file) as arrays:
+            touched += arrays["touched"]
+    passes = 1 + (job.form == "npz" and job.labelled)
+    with progress.bar(passes * len(shards), "writing", "part", show, leave=False) as bar:
+        if job.form == "png":
+            folder = job.parts / "folder"
+            shutil.rmtree(folder, ignore_errors=True)
+            write_samples(folder, job.form, job.about, job.samples, parts, job.labelled)
+            os.replace(folder, job.out)
+        else:
+            with atomic_path(job.out) as temporary:
+                write_samples(temporary, job.form, job.about, job.samples, parts, job.labelled)
+    shutil.rmtree(job.parts)
+    return list(_result_lines(job, touched.tolist()))
+
+
+def _result_lines(job: _Job, touched: list[int]) -> Iterator[str]:
+    about = job.about
+    line = about.touched_line(touched, job.samples, job.form)
+    if line:
+        yield f"values    {line}"
+    if job.labelled and job.label is None:
+        yield f"labels    {len(about.label_names or ())} classes in the shares of the training data"
+    if job.form == "npy" and job.labelled:
+        yield "labels    are not in an .npy file; .npz keeps them"
+    if job.form in ("csv", "tsv") and not job.labelled and about.label_column is not None:
+        name = about.label_column[0] or about.label_column[1]
+        yield f"labels    column {name} is left out: the network was trained without labels (sde-gen run --labels)"
+    items = "x".join(map(str, about.shape))
+    kind = "PNGs" if job.form == "png" else f"{about.file_dtype(job.form)}, axes {about.axes}"
+    yield f"samples   {job.out}: {job.samples:,} of shape {items} ({kind}), in the units of {about.name}"
