@@ -1,4 +1,4 @@
-"""Samples of a run as files: `python experiments/sample.py --run runs/digits-vp --samples 1000 --out digits.npz`; `--help` says the rest."""
+"""A run's samples as files: `python experiments/sample.py --run runs/digits-vp --samples 99 --out digits.npz`; `--help` says the rest."""
 
 import sys
 

@@ -80,7 +80,9 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--labels", action="store_true", default=None, help="train a class-conditional network")
     what.add_argument("--label-column", metavar="COLUMN", help="of a table: the column of class labels, by name or number from 0")
     what.add_argument("--image-size", metavar="N", type=int, help="resize images from files: shorter side to N, middle square")
-    what.add_argument("--axes", metavar="LETTERS", help="of an array: a letter for each axis, N items, C channels, L, HW or DHW space: NHWC")
+    what.add_argument(
+        "--axes", metavar="LETTERS", help="of an array: a letter for each axis, N items, C channels, L, HW or DHW space: NHWC"
+    )
     what.add_argument("--missing", metavar="VALUE", help="leave out items with such a cell: a number, nan, or in a table a word")
     what.add_argument("--split", metavar="NAME", help=f"how a tenth of one's own files is held out: {', '.join(SPLITS)} (default random)")
     what.add_argument("--sde", metavar="NAME", help=f"forward process: {', '.join(names['sde'])} (default vp)")
@@ -202,7 +204,9 @@ def add_sample_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", metavar="N", type=int, help="of the noise (default: the run's)")
     parser.add_argument("--batch-size", metavar="N", type=int, help="samples at a time (default: the run's)")
     parser.add_argument("--label", metavar="LABEL", help="of a conditional network: this class alone, by the data's own label")
-    parser.add_argument("--threads", metavar="N", type=int, default=1, help="of each process on the CPU; bits may depend on it (%(default)s)")
+    parser.add_argument(
+        "--threads", metavar="N", type=int, default=1, help="of each process on the CPU; bits may depend on it (%(default)s)"
+    )
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: cuda where present)")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
 

@@ -119,8 +119,8 @@ def load_data(config: RunConfig) -> Dataset:
         if chosen.root is not None and chosen.name not in SOURCES:
             raise ValueError(f"data.root is for {', '.join(SOURCES)}, whose files it holds; {chosen.name!r} reads none from there")
         column = None if chosen.label_column is None else str(chosen.label_column)
-        files = {"axes": chosen.axes, "missing": chosen.missing, "split": chosen.split}
-        return load_dataset(chosen.location, chosen.root_location, config.training.seed, chosen.limit, chosen.size, column, **files)
+        reading = (chosen.limit, chosen.size, column, chosen.axes, chosen.missing, chosen.split)
+        return load_dataset(chosen.location, chosen.root_location, config.training.seed, *reading)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

@@ -248,7 +248,9 @@ def _label(model: ScoreModel, about: DataDescription, asked: str | None) -> int 
     """The class of the data's own label `asked`; None for all."""
     classes = getattr(model.network, "classes", None)
     if classes is not None and (about.label_names is None or len(about.label_names) != classes):
-        raise ValueError(f"the network has {classes} classes, and the data {len(about.label_names or ())}: they are not those it was trained on")
+        raise ValueError(
+            f"the network has {classes} classes, and the data {len(about.label_names or ())}: they are not those it was trained on"
+        )
     if asked is None:
         return None
     if classes is None or about.label_names is None:

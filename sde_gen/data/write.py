@@ -80,7 +80,7 @@ class DataDescription:
     def from_config(cls, config: Any) -> DataDescription:
         """The description that `to_config` gave. ValueError where it is none."""
         try:
-            lists = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+            lists: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
             found = cls(**lists)
             wide = found.shape[0] if len(found.shape) == 1 else 1
             names, counts = found.label_names, found.label_counts
@@ -112,11 +112,14 @@ class DataDescription:
         """ValueError where data of this shape have no such form: a table of anything but vectors, PNGs of anything but images."""
         shape = "x".join(map(str, self.shape))
         if form in ("csv", "tsv") and len(self.shape) != 1:
-            raise ValueError(f"items of shape {shape} are no rows of a table; .npy or .npz{', or a folder of PNGs,' * (len(self.shape) == 3)} holds them")
+            raise ValueError(
+                f"items of shape {shape} are no rows of a table; .npy or .npz{', or a folder of PNGs,' * (len(self.shape) == 3)} holds them"
+            )
         if form != "png":
             return
         if len(self.shape) != 3:
-            raise ValueError(f"items of shape {shape} are no images; a file that ends in .npy or .npz{', .csv or .tsv' * (len(self.shape) == 1)} is needed")
+            others = ".npy, .npz, .csv or .tsv" if len(self.shape) == 1 else ".npy or .npz"
+            raise ValueError(f"items of shape {shape} are no images, which a folder of PNGs holds; a file that ends in {others} holds them")
         if self.shape[0] not in (1, 3) or (self.shape[0] == 3 and self._depth > _BYTE):
             deep = " of 16 bits" * (self._depth > _BYTE)
             raise ValueError(f"PNG has 1 or 3 channels (3 of 8 bits), these images have {self.shape[0]}{deep}; .npy or .npz holds them")
@@ -267,7 +270,9 @@ def _write_array(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype, parts:
         file.write(np.ascontiguousarray(part, dtype=dtype).tobytes())
 
 
-def _write_table(file: Any, mark: str, about: DataDescription, parts: Iterable[tuple[np.ndarray, np.ndarray | None]], labelled: bool) -> None:
+def _write_table(
+    file: Any, mark: str, about: DataDescription, parts: Iterable[tuple[np.ndarray, np.ndarray | None]], labelled: bool
+) -> None:
     writer = csv.writer(file, delimiter=mark, lineterminator="\n")
     name, place = about.label_column or (None, about.shape[0])
     if about.columns is not None:
