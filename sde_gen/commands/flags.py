@@ -185,7 +185,7 @@ SAMPLE_EXAMPLES = """examples:
   %(prog)s --run runs/digits-vp --samples 1000 --out digits.npz     arrays x and, of a conditional network, label
   %(prog)s --run runs/energy.csv-vp --samples 500 --out new.csv     the table's own header and order of columns
   %(prog)s --run runs/faces-vp --samples 100 --out faces --solver dpm --steps 20    a folder of PNGs
-  torchrun --nproc-per-node 4 -m sde_gen.commands.cli sample --run RUN --samples 1000000 --out many.npy
+  torchrun --nproc-per-node 4 -- experiments/sample.py --run RUN --samples 1000000 --out many.npy
 
 Samples are in the data's own units, whole numbers where the data are. Parts lie in a hidden folder beside the output until all are
 there: the same command goes on from them after Ctrl-C or a kill, and any number of processes draws the same bits."""

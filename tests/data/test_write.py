@@ -56,7 +56,10 @@ def test_rounding_and_clipping_are_done_where_the_data_ask_for_them_and_counted(
 
 @pytest.mark.parametrize(("form", "mark"), [("csv", ","), ("tsv", "\t")])
 def test_a_table_comes_back_under_its_own_header_with_the_labels_in_their_place(form: str, mark: str, tmp_path: Path) -> None:
-    lines = ["id,city,where,n", *(f"{k / 7},{'north' if k % 4 else 'south, far'},{k},{k % 5}".replace("south, far", '"south, far"') for k in range(40))]
+    lines = [
+        "id,city,where,n",
+        *(f"{k / 7},{'north' if k % 4 else 'south, far'},{k},{k % 5}".replace("south, far", '"south, far"') for k in range(40)),
+    ]
     (tmp_path / "t.csv").write_text("\n".join(lines))
     data = load_dataset(tmp_path / "t.csv", label_column="city")
     about = DataDescription.from_config(DataDescription.of(data).to_config())
@@ -97,7 +100,13 @@ def test_arrays_are_written_part_by_part(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("levels", "channels", "top", "back"),
-    [(256, 3, 255, lambda v: v), (256, 1, 255, lambda v: v), (65536, 1, 65535, lambda v: v), (2, 1, 1, lambda v: v), (17, 1, 16, lambda v: v * 255 / 16)],
+    [
+        (256, 3, 255, lambda v: v),
+        (256, 1, 255, lambda v: v),
+        (65536, 1, 65535, lambda v: v),
+        (2, 1, 1, lambda v: v),
+        (17, 1, 16, lambda v: v * 255 / 16),
+    ],
 )
 def test_pictures_of_levels_come_back(levels: int, channels: int, top: int, back, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     x = torch.randint(top + 1, (12, channels, 5, 4), generator=torch.Generator().manual_seed(0)).float()
