@@ -1,0 +1,227 @@
+"""A training is a plain loop of a page: what every setting does to the weights, against that loop written down here, in one part.
+
+Labels, a normaliser far from the identity and data sorted by class are in all of them.
+"""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sde_gen
+from sde_gen.training import TrainSettings, build_model, fit, loop, trainer
+from sde_gen.training.batches import batch_order
+from sde_gen.training.ema import power_exponent
+from sde_gen.training.losses import dsm_loss
+from sde_gen.training.trainer import Trainer
+
+COUNT, STEPS, BATCH = 48, 8, 16
+LABELS = torch.arange(COUNT) // 12  # sorted by class
+DATA = 40.0 * LABELS[:, None] + torch.randn(COUNT, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([3.0, 0.5]) + 1000.0
+HELD = DATA[::5] + 7.0
+
+
+def conditional(dropout: float = 0.1, **settings: Any) -> sde_gen.ScoreModel:
+    options = {"width": 16, "depth": 1, "dropout": dropout}
+    return build_model(DATA, "vp", "mlp", network_options=options, classes=4, **settings)
+
+
+def plain_training(model: sde_gen.ScoreModel, settings: TrainSettings) -> tuple[list[Tensor], list[Tensor], list[float]]:
+    """The weights, their average and the loss of each step of `settings`, by nothing but PyTorch and the loss."""
+    network, normalizer = model.network, model.normalizer
+    assert isinstance(network, nn.Module) and normalizer is not None
+    z = normalizer.encode(DATA).float()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay)
+    generator, order = torch.Generator().manual_seed(settings.seed), batch_order(COUNT, BATCH, settings.seed)
+    average, losses = [p.detach().clone() for p in network.parameters()], []
+    torch.manual_seed(settings.seed)
+    model.train()
+    for n in range(1, settings.steps + 1):
+        done = (n - 1) / settings.steps
+        decay = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done)}[settings.decay]
+        optimizer.param_groups[0]["lr"] = settings.lr * decay * min(1.0, n / settings.warmup)
+        index = next(order)
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16):
+            loss = dsm_loss(model, z[index], settings.weighting, settings.times, generator=generator, label=LABELS[index]).mean()
+        network.zero_grad()
+        loss.backward()
+        norm = math.sqrt(sum(float(p.grad.square().sum()) for p in network.parameters()))
+        for p in network.parameters():
+            p.grad *= min(1.0, settings.clip / (norm + 1e-6))
+        optimizer.step()
+        beta = (1 - 1 / n) ** (power_exponent(settings.ema_width) + 1)
+        average = [beta * a + (1 - beta) * p.detach() for a, p in zip(average, network.parameters(), strict=True)]
+        losses.append(float(loss.detach()))
+    return [p.detach() for p in network.parameters()], average, losses
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {},
+        {"micro_batch": 5, "dropout": 0.0},
+        {"clip": 0.02, "decay": "linear", "weight_decay": 0.5},
+        {"ema_width": 0.25, "decay": "constant", "weighting": "simple", "times": "uniform", "seed": 3},
+        {"bfloat16": True, "times": "importance", "weighting": "likelihood"},
+    ],
+    ids=["defaults", "parts", "clip and decay", "average and times", "bfloat16"],
+)
+def test_a_training_is_the_plain_loop(chosen: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "LOGS", STEPS // 2)  # an entry of the history every second step
+    chosen = dict(chosen)
+    dropout = chosen.pop("dropout", 0.1)
+    settings = TrainSettings(steps=STEPS, batch=BATCH, lr=0.02, warmup=3, **chosen)
+    weights, average, losses = plain_training(conditional(dropout), settings)
+    result = fit(conditional(dropout), DATA, settings, LABELS, progress=False)
+    for name, network, expected in (("raw", result.raw.network, weights), ("averaged", result.model.network, average)):
+        assert isinstance(network, nn.Module)
+        for (key, one), other in zip(network.named_parameters(), expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6, msg=lambda text, at=(name, key): f"{at}: {text}")
+    means = [(one + other) / 2 for one, other in zip(losses[::2], losses[1::2], strict=True)]
+    assert [entry["loss"] for entry in result.history] == pytest.approx(means, rel=1e-4)
+    assert not result.raw.training and not result.model.training
+
+
+def begun(settings: TrainSettings, **options: Any) -> Trainer:
+    return Trainer(conditional(**options), DATA, settings, LABELS, HELD, None, "cpu")
+
+
+def test_what_is_measured_are_the_averaged_weights_on_held_out_data_in_normalised_units() -> None:
+    made = begun(TrainSettings(steps=3, batch=BATCH, lr=0.05, warmup=1, seed=5))
+    entry: dict[str, Any] = {}
+    with made.running():
+        for _ in range(3):
+            made.advance()
+    made.model.eval()
+    made.evaluate(entry)
+    validation, normalizer = made.validation, made.model.normalizer
+    assert normalizer is not None and validation.seed == 5 and len(validation.x_0) == len(HELD)
+    held = {tuple(row) for row in normalizer.encode(HELD).float().tolist()}
+    assert {tuple(row) for row in validation.x_0.tolist()} == held
+    averaged, raw = validation.measure(made.result.model), validation.measure(made.result.raw)
+    assert entry["level_loss"] == averaged != raw and entry["validation"] == pytest.approx(sum(averaged) / len(averaged))
+    assert made.result.linear == {"levels": validation.levels, "linear": validation.linear}
+    of_training = type(validation).prepare(made.model, validation.x_0, sde_gen.Moments.fit(normalizer.encode(DATA)), seed=5)
+    assert validation.linear == pytest.approx(of_training.linear, rel=1e-4), "the linear denoiser knows the training data alone"
+
+
+def test_the_rate_falls_with_the_time_where_the_time_ends_the_training() -> None:
+    made = begun(TrainSettings(steps=1_000_000, batch=BATCH, lr=0.01, warmup=0, max_seconds=1e6))
+    made.before = 5e5
+    made._set_rate()
+    assert made.optimizer.param_groups[0]["lr"] == pytest.approx(0.005, rel=1e-3) and not made.done
+    made.before = 1e6
+    made._set_rate()
+    assert made.done and made.share == 1
+
+
+def test_a_state_holds_everything() -> None:
+    made = begun(TrainSettings(steps=20, batch=BATCH))
+    with made.running():
+        for _ in range(3):
+            made.advance()
+        counts = {"step": 9, "taken": 7, "in_a_row": 2, "evaluated": 3, "part": 5, "before": 40.0}
+        for name, value in counts.items():
+            setattr(made, name, value)
+        made.result.skipped, made.recent = 2, [torch.tensor(0.25), torch.tensor(0.5)]
+        tensors, values = made.state()
+    weights = {f"network.{key}": value for key, value in made.network.state_dict().items()}
+    average = {f"ema.{key}": value for key, value in made.average.module.state_dict().items()}
+    again = begun(TrainSettings(steps=20, batch=BATCH, seed=1))
+    again.restore((tensors | weights | average, values))
+    assert {name: getattr(again, name) for name in counts if name != "before"} == {k: v for k, v in counts.items() if k != "before"}
+    assert 40 <= again.before < 60 and again.result.seconds == again.before and again.result.steps == 9
+    assert again.result.skipped == 2 and again.recent == made.recent and again.result.history == made.result.history
+    assert torch.equal(again.generator.get_state(), made.generator.get_state()) and torch.equal(again.random, tensors["random"])
+    assert int(again.average.n_averaged) == 3
+    for one, other in ((again.network, made.network), (again.average.module, made.average.module)):
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(again.network.parameters(), again.average.module.parameters(), strict=True))
+    for one, other in zip(again.optimizer.state_dict()["state"].values(), made.optimizer.state_dict()["state"].values(), strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in other)
+
+
+def test_losses_in_parts_reach_the_importance_of_their_own_indices() -> None:
+    def seen(**parts: int) -> Tensor:
+        chosen = TrainSettings(steps=2, batch=BATCH, objective="vlb", chain_steps=4, indices="importance", **parts)
+        made = begun(chosen, dropout=0.0)
+        with made.running():
+            made.advance()
+            made.advance()
+        return made.objective.indices.losses
+
+    torch.testing.assert_close(seen(micro_batch=3), seen(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_tried_again_in_smaller_parts_draws_the_same_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    def after(memory: int) -> list[Tensor]:
+        made = begun(TrainSettings(steps=1, batch=BATCH, micro_batch=4 if memory > BATCH else None, warmup=0, lr=0.05), dropout=0.3)
+        forward = nn.Linear.forward
+        with monkeypatch.context() as patch, made.running():
+            calls = iter(range(1000))
+
+            def small(self: nn.Linear, x: Tensor) -> Tensor:
+                if len(x) > memory and next(calls) % 3 == 2:  # in the middle of the forward pass, or the backward pass of a part before
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+                return forward(self, x)
+
+            patch.setattr(nn.Linear, "forward", small)
+            made.advance()
+        return [p.detach().clone() for p in made.network.parameters()]
+
+    with pytest.warns(UserWarning, match="out of memory"):
+        parts = after(4)
+    for one, other in zip(parts, after(1000), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_train_hands_on_all_that_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    class Done:
+        model, raw = "averaged", "last"
+
+    def watched(model: sde_gen.ScoreModel, data: Tensor, settings: TrainSettings, labels: Tensor, **rest: Any) -> type[Done]:
+        seen.update(model=model, data=data, settings=settings, labels=labels, **rest)
+        return Done
+
+    monkeypatch.setattr(loop, "fit", watched)
+    given = {
+        "prediction": "v",
+        "prior": "matched",
+        "normalizer": "identity",
+        "variance": "learned_range",
+        "sde_settings": {"sigma_max": 7.0},
+    }
+    options = {"width": 8, "depth": 1}
+    made = sde_gen.train(
+        DATA, "ve", "mlp", 3, LABELS, "cpu", network_options=options, levels=256, seed=4, objective="hybrid", progress=False, **given
+    )
+    model = seen["model"]
+    assert made == "averaged" and seen["settings"] == TrainSettings(steps=3, seed=4, objective="hybrid")
+    assert torch.equal(torch.as_tensor(seen["labels"]), LABELS) and torch.equal(seen["data"], DATA)
+    assert (seen["levels"], seen["device"], seen["progress"]) == (256, "cpu", False)
+    assert (model.prediction, model.prior_name, model.variance, model.network.classes) == ("v", "matched", "learned_range", 4)
+    assert model.sde.settings["sigma_max"] == 7 and model.normalizer.kind == "identity" and model.network.out_channels == 4
+    assert model.data_std == pytest.approx(float(DATA.double().square().mean().sqrt()))
+    first = next(iter(model.network.parameters()))
+    again = [build_model(DATA, "ve", "mlp", network_options=options, classes=4, seed=seed, variance="learned_range") for seed in (4, 5)]
+    assert [torch.equal(first, next(iter(other.network.parameters()))) for other in again] == [True, False]
+
+
+def test_ten_bad_steps_in_a_row_are_left_out_and_eleven_end_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = begun(TrainSettings(steps=60, batch=BATCH, warmup=0))
+    forward = type(made.objective).forward
+    bad = False
+    monkeypatch.setattr(type(made.objective), "forward", lambda *given, **cond: forward(*given, **cond) * (math.nan if bad else 1.0))
+    with made.running():
+        for bad in [False, *[True] * 10, False, *[True] * 10]:
+            before = [p.detach().clone() for p in (*made.network.parameters(), *made.average.module.parameters())]
+            made.advance()
+            now = [*made.network.parameters(), *made.average.module.parameters()]
+            assert all(torch.equal(one, other) for one, other in zip(before, now, strict=True)) == bad
+        assert made.result.skipped == 20 and int(made.average.n_averaged) == made.taken == 2
+        with pytest.raises(sde_gen.training.TrainingError, match="11 steps in a row"):
+            made.advance()
