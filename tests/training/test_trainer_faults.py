@@ -78,7 +78,7 @@ def test_a_training_is_the_plain_loop(chosen: dict[str, Any], monkeypatch: pytes
     for name, network, expected in (("raw", result.raw.network, weights), ("averaged", result.model.network, average)):
         assert isinstance(network, nn.Module)
         for (key, one), other in zip(network.named_parameters(), expected, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6, msg=lambda text, at=(name, key): f"{at}: {text}")
+            torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-5, msg=lambda text, at=(name, key): f"{at}: {text}")
     means = [(one + other) / 2 for one, other in zip(losses[::2], losses[1::2], strict=True)]
     assert [entry["loss"] for entry in result.history] == pytest.approx(means, rel=1e-4)
     assert not result.raw.training and not result.model.training
