@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import sde_gen
+from sde_gen.discrete import chain_loss, chain_of
 from sde_gen.training import TrainSettings, build_model, fit, loop, trainer
 from sde_gen.training.batches import batch_order
 from sde_gen.training.ema import power_exponent
 from sde_gen.training.losses import dsm_loss
+from sde_gen.training.objective import Draw, Objective
 from sde_gen.training.trainer import Trainer
 
 COUNT, STEPS, BATCH = 48, 8, 16
@@ -118,7 +120,8 @@ def test_the_rate_falls_with_the_time_where_the_time_ends_the_training() -> None
 
 
 def test_a_state_holds_everything() -> None:
-    made = begun(TrainSettings(steps=20, batch=BATCH))
+    chosen = {"steps": 20, "batch": BATCH, "objective": "vlb", "chain_steps": 4, "indices": "importance"}
+    made = begun(TrainSettings(**chosen))
     with made.running():
         for _ in range(3):
             made.advance()
@@ -129,13 +132,15 @@ def test_a_state_holds_everything() -> None:
         tensors, values = made.state()
     weights = {f"network.{key}": value for key, value in made.network.state_dict().items()}
     average = {f"ema.{key}": value for key, value in made.average.module.state_dict().items()}
-    again = begun(TrainSettings(steps=20, batch=BATCH, seed=1))
+    again = begun(TrainSettings(**chosen, seed=1))
     again.restore((tensors | weights | average, values))
     assert {name: getattr(again, name) for name in counts if name != "before"} == {k: v for k, v in counts.items() if k != "before"}
     assert 40 <= again.before < 60 and again.result.seconds == again.before and again.result.steps == 9
     assert again.result.skipped == 2 and again.recent == made.recent and again.result.history == made.result.history
     assert torch.equal(again.generator.get_state(), made.generator.get_state()) and torch.equal(again.random, tensors["random"])
-    assert int(again.average.n_averaged) == 3
+    assert int(again.average.n_averaged) == 3 and int(made.objective.indices.seen.sum()) == 3 * BATCH
+    for one, other in zip(again.objective.buffers(), made.objective.buffers(), strict=True):
+        assert torch.equal(one, other)
     for one, other in ((again.network, made.network), (again.average.module, made.average.module)):
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(again.network.parameters(), again.average.module.parameters(), strict=True))
@@ -155,26 +160,52 @@ def test_losses_in_parts_reach_the_importance_of_their_own_indices() -> None:
     torch.testing.assert_close(seen(micro_batch=3), seen(), rtol=1e-4, atol=1e-6)
 
 
-def test_a_batch_tried_again_in_smaller_parts_draws_the_same_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
-    def after(memory: int) -> list[Tensor]:
-        made = begun(TrainSettings(steps=1, batch=BATCH, micro_batch=4 if memory > BATCH else None, warmup=0, lr=0.05), dropout=0.3)
-        forward = nn.Linear.forward
+def test_a_batch_tried_again_in_smaller_parts_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory ends at the last layer of the second part: the first part's gradients and both parts' dropout are behind."""
+
+    def after(part: int) -> list[Tensor]:
+        made = begun(TrainSettings(steps=1, batch=BATCH, micro_batch=part, warmup=0, lr=0.05), dropout=0.3)
+        last = [module for module in made.network.modules() if isinstance(module, nn.Linear)][-1]
+        forward, seen = nn.Linear.forward, []
+
+        def small(self: nn.Linear, x: Tensor) -> Tensor:
+            seen.extend([len(x)] if self is last else [])
+            if self is last and seen == [8, 8]:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return forward(self, x)
+
         with monkeypatch.context() as patch, made.running():
-            calls = iter(range(1000))
-
-            def small(self: nn.Linear, x: Tensor) -> Tensor:
-                if len(x) > memory and next(calls) % 3 == 2:  # in the middle of the forward pass, or the backward pass of a part before
-                    raise torch.OutOfMemoryError("CUDA out of memory")
-                return forward(self, x)
-
             patch.setattr(nn.Linear, "forward", small)
             made.advance()
+        assert made.part == 4 and seen[-4:] == [4] * 4
         return [p.detach().clone() for p in made.network.parameters()]
 
     with pytest.warns(UserWarning, match="out of memory"):
-        parts = after(4)
-    for one, other in zip(parts, after(1000), strict=True):
+        again = after(8)
+    for one, other in zip(again, after(4), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_the_order_of_the_data_is_the_seed_s_and_resumes_within_any_pass() -> None:
+    whole, other = batch_order(10, 4, seed=1), next(batch_order(10, 4, seed=2))
+    batches = [next(whole) for _ in range(9)]
+    assert not torch.equal(batches[0], other)
+    for skip in (1, 3, 5, 8):
+        assert torch.equal(next(batch_order(10, 4, 1, skip)), batches[skip])
+
+
+def test_a_chain_s_losses_are_those_of_its_length_and_the_data_s_levels() -> None:
+    made = begun(TrainSettings(steps=1, batch=BATCH, objective="vlb", chain_steps=4))
+    objective = Objective(made.settings, made.model, 256)
+    assert len(objective.chain) == 4
+    draw = Draw(torch.zeros(BATCH, dtype=torch.int64), torch.ones(BATCH), torch.randn(BATCH, 2, generator=torch.Generator().manual_seed(0)))
+    normalizer = made.model.normalizer
+    assert normalizer is not None
+    x_0 = normalizer.encode(DATA[:BATCH].round() % 256)
+    bits = objective(made.model, x_0, draw, label=LABELS[:BATCH])
+    expected = chain_loss(made.model, x_0, chain_of(made.model.sde, 4), "vlb", draw.level, 256, noise=draw.noise, label=LABELS[:BATCH])
+    assert torch.equal(bits, expected)
+    assert not torch.allclose(bits, Objective(made.settings, made.model, None)(made.model, x_0, draw, label=LABELS[:BATCH]))
 
 
 def test_train_hands_on_all_that_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
