@@ -18,6 +18,7 @@ from sde_gen.training.ema import power_exponent
 from sde_gen.training.losses import dsm_loss
 from sde_gen.training.objective import Draw, Objective
 from sde_gen.training.trainer import Trainer
+from sde_gen.training.validation import Validation
 
 COUNT, STEPS, BATCH = 48, 8, 16
 LABELS = torch.arange(COUNT) // 12  # sorted by class
@@ -27,7 +28,12 @@ HELD = DATA[::5] + 7.0
 
 def conditional(dropout: float = 0.1, **settings: Any) -> sde_gen.ScoreModel:
     options = {"width": 16, "depth": 1, "dropout": dropout}
-    return build_model(DATA, "vp", "mlp", network_options=options, classes=4, **settings)
+    made = build_model(DATA, "vp", "mlp", network_options=options, classes=4, **settings)
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for parameter in made.network.parameters():  # a new network answers 0 whatever it is asked
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return made
 
 
 def plain_training(model: sde_gen.ScoreModel, settings: TrainSettings) -> tuple[list[Tensor], list[Tensor], list[float]]:
@@ -63,7 +69,7 @@ def plain_training(model: sde_gen.ScoreModel, settings: TrainSettings) -> tuple[
     "chosen",
     [
         {},
-        {"micro_batch": 5, "dropout": 0.0},
+        {"micro_batch": 5, "dropout": 0.0, "normalizer": "range"},
         {"clip": 0.02, "decay": "linear", "weight_decay": 0.5},
         {"ema_width": 0.25, "decay": "constant", "weighting": "simple", "times": "uniform", "seed": 3},
         {"bfloat16": True, "times": "importance", "weighting": "likelihood"},
@@ -73,10 +79,10 @@ def plain_training(model: sde_gen.ScoreModel, settings: TrainSettings) -> tuple[
 def test_a_training_is_the_plain_loop(chosen: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "LOGS", STEPS // 2)  # an entry of the history every second step
     chosen = dict(chosen)
-    dropout = chosen.pop("dropout", 0.1)
+    made = {"dropout": chosen.pop("dropout", 0.1), "normalizer": chosen.pop("normalizer", "standard")}
     settings = TrainSettings(steps=STEPS, batch=BATCH, lr=0.02, warmup=3, **chosen)
-    weights, average, losses = plain_training(conditional(dropout), settings)
-    result = fit(conditional(dropout), DATA, settings, LABELS, progress=False)
+    weights, average, losses = plain_training(conditional(**made), settings)
+    result = fit(conditional(**made), DATA, settings, LABELS, progress=False)
     for name, network, expected in (("raw", result.raw.network, weights), ("averaged", result.model.network, average)):
         assert isinstance(network, nn.Module)
         for (key, one), other in zip(network.named_parameters(), expected, strict=True):
@@ -107,6 +113,19 @@ def test_what_is_measured_are_the_averaged_weights_on_held_out_data_in_normalise
     assert made.result.linear == {"levels": validation.levels, "linear": validation.linear}
     of_training = type(validation).prepare(made.model, validation.x_0, sde_gen.Moments.fit(normalizer.encode(DATA)), seed=5)
     assert validation.linear == pytest.approx(of_training.linear, rel=1e-4), "the linear denoiser knows the training data alone"
+
+
+def test_a_validation_asks_for_its_conditions_by_the_noise_of_its_seed() -> None:
+    model = conditional().eval()
+    assert model.normalizer is not None and model.moments is not None
+    x_0 = model.normalizer.encode(DATA).float()
+    labels = {"label": LABELS}
+
+    def measured(cond: dict[str, Tensor], seed: int = 0) -> list[float]:
+        return Validation.prepare(model, x_0, model.moments, cond, seed).measure(model)
+
+    assert measured(labels) != measured({}) and measured(labels) != measured({"label": LABELS.flip(0)})
+    assert measured(labels, 0) == measured(labels, 0) != measured(labels, 1)
 
 
 def test_the_rate_falls_with_the_time_where_the_time_ends_the_training() -> None:
@@ -166,7 +185,7 @@ def test_a_batch_tried_again_in_smaller_parts_begins_anew(monkeypatch: pytest.Mo
     def after(part: int) -> list[Tensor]:
         made = begun(TrainSettings(steps=1, batch=BATCH, micro_batch=part, warmup=0, lr=0.05), dropout=0.3)
         last = [module for module in made.network.modules() if isinstance(module, nn.Linear)][-1]
-        forward, seen = nn.Linear.forward, []
+        forward, seen, found = nn.Linear.forward, [], []
 
         def small(self: nn.Linear, x: Tensor) -> Tensor:
             seen.extend([len(x)] if self is last else [])
@@ -176,9 +195,10 @@ def test_a_batch_tried_again_in_smaller_parts_begins_anew(monkeypatch: pytest.Mo
 
         with monkeypatch.context() as patch, made.running():
             patch.setattr(nn.Linear, "forward", small)
+            made.optimizer.register_step_pre_hook(lambda *_: found.extend(p.grad.clone() for p in made.network.parameters()))
             made.advance()
         assert made.part == 4 and seen[-4:] == [4] * 4
-        return [p.detach().clone() for p in made.network.parameters()]
+        return found
 
     with pytest.warns(UserWarning, match="out of memory"):
         again = after(8)
