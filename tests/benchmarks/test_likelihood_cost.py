@@ -62,7 +62,7 @@ def test_references_have_the_vectors_of_the_timed_runs(bench, monkeypatch):
     vectors = bench.probes_of(4, 4, torch.float32)
     reference = bench.converged_ours(model, x, vectors)
     tight = {"probes": 1, "rtol": 1e-5, "atol": 1e-5}
-    assert float((log_likelihood(model, x, "hutchinson", **tight).log_prob - reference).abs().max()) < 1e-3
+    assert float((log_likelihood(model, x, "hutchinson", **tight).log_prob - reference).abs().max()) < 5e-3
     assert float((log_likelihood(model, x, "hutchinson", **tight, seed=1).log_prob - reference).abs().max()) > 0.05
     z, v = model.normalizer.encode(x), vectors.reshape(x.shape)
     theirs = bench.score_sde(model, z, 1e-5, v, model.sde.t_min).log_prob + model.normalizer.log_det(x.shape[1:])

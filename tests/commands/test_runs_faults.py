@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -78,12 +78,38 @@ def trained(config: RunConfig, place: Path, monkeypatch: pytest.MonkeyPatch, ear
     stand_in.place = place / "checkpoint"
     place.mkdir(exist_ok=True)
     monkeypatch.setattr(runs, "fit", stand_in)
-    runs._train(run, "cpu", False, 7.5, earlier, False, print, False)
+    runs._train(run, "cpu", False, 7.5, earlier, True, print, False)
     return stand_in, run
 
 
 def replace_seed(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"training": replace(config.training, seed=8)})
+
+
+class Events:
+    """Stands for TensorBoard's files."""
+
+    made: ClassVar[list["Events"]] = []
+
+    def __init__(self, directory: Path, batch: int, first_step: int) -> None:
+        self.given, self.added = (directory.name, batch, first_step), []  # type: ignore[var-annotated]
+        Events.made.append(self)
+
+    def add(self, entry: dict[str, Any]) -> None:
+        self.added.append(entry["loss"])
+
+    def __enter__(self) -> "Events":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.added.append("closed")
+
+
+@pytest.fixture(autouse=True)
+def events(monkeypatch: pytest.MonkeyPatch) -> list[Events]:
+    monkeypatch.setattr(runs, "EventWriter", Events)
+    monkeypatch.setattr(Events, "made", [])
+    return Events.made
 
 
 @pytest.fixture
@@ -101,10 +127,11 @@ def snapshots(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def test_a_run_trains_on_its_data_and_keeps_both_weights(
-    snapshots: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    snapshots: list[dict[str, Any]], events: list[Events], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     config = resolve(CHOSEN)
     fit, run = trained(config, tmp_path / "run", monkeypatch)
+    assert [(one.given, one.added) for one in events] == [(("tensorboard", 8, 0), [0.5, "closed"])]
     given, data, place = fit.given, run.data, tmp_path / "run"
     assert given["settings"] == config.training and torch.equal(given["items"], data.train)
     assert torch.equal(given["labels"], data.train_labels) and torch.equal(given["held_out"], data.test)

@@ -276,3 +276,36 @@ def test_ten_bad_steps_in_a_row_are_left_out_and_eleven_end_the_training(monkeyp
         assert made.result.skipped == 20 and int(made.average.n_averaged) == made.taken == 2
         with pytest.raises(sde_gen.training.TrainingError, match="11 steps in a row"):
             made.advance()
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-4), (torch.bfloat16, 0.03)])
+def test_a_network_of_another_dtype_is_trained_alike_on_data_of_either(dtype: torch.dtype, error: float) -> None:
+    """The data, their noise and the loss stay float32 or wider; a network narrower than that rounds its own part alone."""
+    losses = []
+    for kind in (torch.float32, dtype):
+        made = conditional(dropout=0.0)
+        made.network.to(kind)
+        result = fit(made, DATA.double(), TrainSettings(steps=5, batch=BATCH, lr=3e-3), LABELS, progress=False)
+        assert all(p.dtype == kind for p in result.model.network.parameters())
+        losses.append([entry["loss"] for entry in result.history])
+    assert losses[1] == pytest.approx(losses[0], rel=error)
+
+
+def test_frozen_layers_stay_as_they_are_whatever_the_weight_decay() -> None:
+    made = conditional()
+    frozen, *_, free = made.network.parameters()
+    frozen.requires_grad_(False)
+    before = [p.detach().clone() for p in (frozen, free)]
+    result = fit(made, DATA, TrainSettings(steps=3, batch=BATCH, weight_decay=0.5), LABELS, progress=False)
+    assert [torch.equal(p, old) for p, old in zip((frozen, free), before, strict=True)] == [True, False]
+    torch.testing.assert_close(next(iter(result.model.network.parameters())), before[0])
+
+
+def test_the_linear_baseline_of_wide_smooth_data_knows_their_axes() -> None:
+    """33 x 33 fields of four large waves: an untrained network must not look as good as a linear denoiser."""
+    place = torch.linspace(0, 2 * math.pi, 33)
+    waves = torch.stack([torch.outer(torch.cos(a * place), torch.cos(b * place)) for a, b in ((0, 1), (1, 0), (1, 1), (2, 1))])
+    fields = torch.einsum("nk,khw->nhw", torch.randn(80, 4, generator=torch.Generator().manual_seed(0)), waves)[:, None]
+    model = build_model(fields[:64], "vp", "mlp", network_options={"width": 8, "depth": 1})
+    made = Trainer(model, fields[:64], TrainSettings(batch=BATCH), None, fields[64:], None, "cpu")
+    assert min(made.validation.linear) < 0.1 < 0.9 < min(made.validation.measure(model))
