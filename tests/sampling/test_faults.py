@@ -93,12 +93,11 @@ def draw(network: Callable[..., Tensor], solver: str, sde: SDE | None = None, co
 
 
 @cache
-def cap(solver: str) -> int:
+def cap(solver: str, name: str = "vp") -> int:
     """Attempts that are plenty for the Gaussian, so that samples which cannot get on are soon given up."""
-    model = ScoreModel(gaussian(VP), VP, prediction="score")
-    return (
-        int(sample(model, (COUNT, 2), solver, dtype=torch.float32, progress=False).nfe.max()) // 2 + 50
-    )  # an attempt is two calls or more
+    model = ScoreModel(gaussian(make_sde(name)), make_sde(name), prediction="score")
+    nfe = sample(model, (COUNT, 2), solver, dtype=torch.float32, progress=False).nfe
+    return int(nfe.max()) // 2 + 50  # an attempt is two calls or more
 
 
 @cache
@@ -386,7 +385,7 @@ def test_neighbours_do_not_notice_bad_samples_nor_batches(request_, data, fault,
     faulty = clean.with_network(with_fault(clean.network, FAULTS[fault][0], bad, below))
     on_failure = options.pop("on_failure")
     if adaptive(options["solver"]):
-        options["steps"] = cap(options["solver"])
+        options["steps"] = cap(options["solver"], next(name for name, kind in SDES.items() if type(sde) is kind))
     expected = sample(clean, shape, on_failure="mask", **{**options, "batch_size": None})
     out = sample(faulty, shape, on_failure="mask", **options)
     assert out.failed.nonzero()[:, 0].tolist() == bad
