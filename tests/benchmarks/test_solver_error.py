@@ -29,24 +29,6 @@ def bench():
         yield module
 
 
-def test_figures_of_known_errors(bench):
-    x = torch.tensor([[0.1, 0.1], [1.0, 1.0], [0.0, 10.0 * math.sqrt(2)]], dtype=torch.float64)
-    stats = bench.statistics(x, torch.zeros_like(x))
-    assert stats["geometric"] == pytest.approx(1.0)
-    assert stats["arithmetic"] == pytest.approx(11.1 / 3)
-    assert stats["p95"] == pytest.approx(1.0 + 0.9 * 9.0)
-    assert bench.pooled([{"geometric": 0.1}, {"geometric": 10.0}]) == {"geometric": pytest.approx(1.0)}
-
-
-def test_the_family_of_mixtures_is_as_described(bench):
-    for dim in bench.DIMENSIONS:
-        first, again, other = bench.mixture(dim, 0), bench.mixture(dim, 0), bench.mixture(dim, 1)
-        assert torch.equal(first.means, again.means) and not torch.equal(first.means, other.means)
-        low, high = bench.COMPONENT_STDS
-        assert low <= float(first.eigenvalues.min().sqrt()) and float(first.eigenvalues.max().sqrt()) <= high
-        assert 0.6 < float(first.moments()[1].diagonal().mean().sqrt()) < 1.4
-
-
 def test_the_reference_is_the_flow(bench):
     """One Gaussian has its flow in closed form: each coordinate keeps its quantile."""
     std, mean = 0.3, 0.5
@@ -63,14 +45,6 @@ def test_the_reference_is_the_flow(bench):
     torch.testing.assert_close(bench.converged(solve, 100, 1e-9), exact, rtol=0, atol=1e-8)
     with pytest.raises(RuntimeError, match="no reference"):
         bench.converged(solve, 1, 1e-300)
-
-
-def test_grids_of_the_peers(bench):
-    for grid in bench.peer_samplers.GRIDS.values():
-        levels = grid(80.0, 0.002, 9)
-        assert levels.dtype == torch.float64 and len(levels) == 9
-        assert float(levels[0]) == pytest.approx(80.0) and float(levels[-1]) == pytest.approx(0.002)
-        assert bool((levels.diff() < 0).all())
 
 
 def test_a_peer_gets_the_steps_that_its_calls_allow(bench):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -26,17 +25,6 @@ def bench():
         patch.setitem(sys.modules, spec.name, module)
         spec.loader.exec_module(module)
         yield module
-
-
-def test_a_line_is_split_into_slope_and_rest(bench):
-    fit = bench.line_fit(3.0 + 10 * 0.5, 3.0 + 40 * 0.5, (10, 40))
-    assert fit == {"per call": pytest.approx(0.5), "fixed": pytest.approx(3.0), "all in": pytest.approx(23 / 40)}
-
-
-def test_the_least_time_counts(bench):
-    pauses = iter([0.03, 0.002, 0.02])
-    found = bench.least_times({"nap": lambda: time.sleep(next(pauses))}, 3)
-    assert 2.0 <= found["nap"] < 20.0
 
 
 def test_ours_run_without_peers(bench, tmp_path, capsys):

@@ -14,7 +14,6 @@ from torch import nn
 
 from sde_gen import VPSDE
 from sde_gen.exact import mixtures as closed_forms
-from sde_gen.metrics import Estimate, frechet_distance
 from sde_gen.solvers import SOLVERS
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -66,42 +65,11 @@ def test_steps_are_the_most_that_the_calls_allow(bench):
     assert bench.steps_for("restart", sde, 20) == 0
 
 
-def test_even_weights_give_the_plain_distance(bench):
-    a, b = two_modes(80, 0.3, 1), two_modes(90, 0.6, 2)
-    even = torch.full((80,), 3.0, dtype=torch.float64)
-    assert bench.weighted_frechet(a, even, b) == pytest.approx(frechet_distance(a, b).value, rel=1e-6)
-
-
 def test_the_balanced_distance_does_not_see_the_class_fractions(judge):
     skewed, moved = two_modes(1000, 0.25, 3), two_modes(1000, 0.25, 3) + torch.tensor([0.0, 1.0])
     assert judge.distance(skewed, balanced=False) > 3
     assert judge.distance(skewed, balanced=True) < 0.05
     assert judge.distance(moved, balanced=True) == pytest.approx(1.0, abs=0.25)
-
-
-def test_the_error_bar_of_sets_is_the_spread_over_fresh_samples(bench, judge):
-    x = two_modes(4000, 0.5, 4) * 1.3
-    for balanced in (False, True):
-        score = bench.score_sets(judge, x, 200, balanced, splits=10)
-        assert len(score.sets) == 20
-        spread = float(torch.tensor(score.sets).std()) / 20**0.5
-        assert score.std_error == pytest.approx(spread, rel=0.5)
-
-
-def test_ratios_and_verdicts(bench):
-    def score(value, error):
-        apart = error * torch.tensor([1.0, -1.0], dtype=torch.float64)
-        return bench.Score([value], value + apart.expand(4, 2))
-
-    found = bench.ratio(score(3.0, 0.3), score(2.0, 0.4))
-    assert found.value == pytest.approx(1.5) and found.std_error == pytest.approx((0.15**2 + 0.3**2) ** 0.5)
-    seen = [bench.verdict(Estimate(*pair)) for pair in ((0.9, 0.05), (0.9, 0.2), (1.3, 0.2), (1.3, 0.05))]
-    assert seen == ["met", "met, within the error", "missed, within the error", "missed"]
-
-
-def test_class_counts_apart(bench):
-    found = bench.fractions_apart(torch.tensor([10.0, 20.0, 0.0]), torch.tensor([20.0, 10.0, 0.0]))
-    assert found == {"chi_square": pytest.approx(20 / 3), "freedom": 1}
 
 
 def test_mixtures_with_every_solver(bench, tmp_path, monkeypatch):

@@ -63,14 +63,6 @@ def test_a_missing_package_is_one_line_before_any_work(sde_gen_command: Command,
     assert code == 2 and len(err) == 1 and "pip install tensorboard" in err[0] and not Path("mine").exists()
 
 
-def test_a_run_writes_them(fake: list[Fake], sde_gen_command: Command) -> None:
-    code, out, _ = sde_gen_command("run", *TINY_RUN, "--tensorboard", "--data", "gaussians8", "--set", "data.limit=500", "--out", "mine")
-    assert code == 0 and [line.split()[0] for line in out if line.startswith(("learning", "memory"))] == ["learning", "memory"]
-    assert [Path(writer.directory) for writer in fake if writer.scalars] == [Path("mine/tensorboard")]
-    written = next(writer for writer in fake if writer.scalars)
-    assert written.closed and {"loss", "validation"} <= {name for name, _, _ in written.scalars}
-
-
 def test_real_event_files(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

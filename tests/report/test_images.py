@@ -77,7 +77,7 @@ class TestGrid:
         pixels = np.asarray(image_grid(x, scale=3, padding=0))
         assert (pixels.reshape(8, 3, 8, 3).transpose(0, 2, 1, 3).reshape(8, 8, 9) == to_uint8(x)[0, 0].numpy()[..., None]).all()
 
-    @pytest.mark.parametrize("side", [(8, 8), (28, 28), (32, 32), (33, 47), (64, 64)])
+    @pytest.mark.parametrize("side", [(8, 8), (33, 47), (64, 64)])
     def test_about_the_width_of_a_page(self, side):
         assert 450 <= max(image_grid(torch.rand(100, 1, *side)).size) <= 900
 
@@ -200,16 +200,6 @@ class TestFiles:
         path = save_gif([Image.new("L", (4, 4))], tmp_path / "a.gif", fps=10, hold=2)
         with Image.open(path) as film:
             assert film.n_frames == 1 and film.info["duration"] == 2000
-
-    def test_a_film_of_digits_is_small_and_true(self, tmp_path):
-        x, end = noise(100, 1, 8, 8), torch.rand(100, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-        frames = [image_grid((1 - a) * x + a * end, value_range=(-2, 2)) for a in torch.linspace(0, 1, 40)]
-        path = save_gif(frames, tmp_path / "a.gif", fps=12)
-        assert path.stat().st_size < 2_000_000
-        with Image.open(path) as film:
-            film.seek(film.n_frames - 1)
-            error = np.asarray(film.convert("L"), dtype=int) - np.asarray(frames[-1], dtype=int)
-        assert np.abs(error).max() <= 255 / 15 / 2 + 1  # 16 greys at the least
 
     @pytest.mark.parametrize(
         ("change", "message"),

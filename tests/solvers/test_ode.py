@@ -140,7 +140,7 @@ def test_calls_are_counted_for_each_sample():
             assert hook is not None or len(out.nfe.unique()) > 1
 
 
-@pytest.mark.parametrize("name, watched", [*((name, False) for name in SDES), ("vp", True)])
+@pytest.mark.parametrize("name, watched", [("vp", False), ("ve", False), ("vp", True)])
 def test_the_step_cap_marks_its_samples_and_spares_the_others(name, watched):
     """One sample's field is rough, so that it alone needs many steps."""
     sde, bad = SDES[name], 2

@@ -27,8 +27,8 @@ def test_training_lowers_the_loss_and_samples_come_back_in_the_data_s_units(name
     first, last = result.history[0]["loss"], result.history[-1]["loss"]
     assert last < 0.7 * first
     assert min(result.history[-1]["level_loss"]) < 0.6
-    # Every solver on VP, and on the other SDEs every second one, in turn.
-    for solver in SOLVERS if name == "vp" else list(SOLVERS)[list(SDES).index(name) % 2 :: 2]:
+    # Every solver on VP, and on the other SDEs every fourth one, in turn.
+    for solver in SOLVERS if name == "vp" else list(SOLVERS)[list(SDES).index(name) % 4 :: 4]:
         # Two Langevin steps a level cannot keep up with sixty levels from sigma = 50 down; ten can.
         options = {"corrections": 10} if solver == "langevin" else {}
         # An adaptive solver's steps are a cap, and adaptive_sde alone has 32 panels of a step or more each.
@@ -38,8 +38,10 @@ def test_training_lowers_the_loss_and_samples_come_back_in_the_data_s_units(name
         assert float(out[:, 0].std() / data[:, 0].std()) == pytest.approx(1, abs=0.25), solver
 
 
-@pytest.mark.parametrize("objective, settings", [("simple", {}), ("vlb", {"indices": "importance"}), ("vlb", {}), ("hybrid", {})])
-@pytest.mark.parametrize("sde", ["vp", "ddpm"])
+@pytest.mark.parametrize(
+    "objective, settings, sde",
+    [("simple", {}, "vp"), ("vlb", {"indices": "importance"}, "vp"), ("vlb", {}, "ddpm"), ("hybrid", {}, "ddpm")],
+)
 def test_a_network_trained_as_a_chain_is_sampled_by_chain_and_flow(objective: str, settings: dict[str, Any], sde: str) -> None:
     sign = torch.where(torch.arange(512) % 2 == 0, 1.0, -1.0)[:, None]
     data = points() * 0.02 + 100 * sign
@@ -89,14 +91,6 @@ def test_labels_train_a_conditional_network() -> None:
     asked = torch.arange(64) % 2
     out = sde_gen.sample(model, (64, 2), "em", steps=50, cond={"label": asked}, progress=False).x
     assert float(((out[:, 1] > 0) == (asked == 1)).double().mean()) > 0.9
-
-
-def test_accumulation_takes_the_same_number_of_samples() -> None:
-    model = build_model(points(), "vp", "mlp", network_options=SMALL)
-    whole = fit(model, points(), TrainSettings(steps=3, batch=32), progress=False)
-    again = build_model(points(), "vp", "mlp", network_options=SMALL)
-    parts = fit(again, points(), TrainSettings(steps=3, batch=32, accumulate=4), progress=False)
-    assert parts.history[0]["loss"] == pytest.approx(whole.history[0]["loss"], rel=0.5)
 
 
 class Broken(nn.Module):

@@ -100,7 +100,7 @@ def tiny(seed: int = 0) -> sde_gen.ScoreModel:
     return build_model(data, "vp", "mlp", network_options={"width": 16, "depth": 1}, seed=seed)
 
 
-@pytest.mark.parametrize("trial", range(30))
+@pytest.mark.parametrize("trial", range(10))
 def test_truncated_or_flipped_files_fall_back_to_the_version_before(trial: int, tmp_path: Path) -> None:
     chance = random.Random(trial)
     for number in (1, 2):
