@@ -28,8 +28,8 @@ from ..sampling.sample import sample
 from ..solvers import GRIDS, make_solver
 from ..training import CheckpointError, Objective, TrainResult, build_model, check_processes, fit, read_extra, save
 from ..training.checkpoint import describe
-from .config import ConfigError, RunConfig, read_config, resolve
-from .cost import sampling_cost, seconds_per_call, seconds_per_step, snapshot_count, training_cost
+from .config import ConfigError, RunConfig, read_config, recipe_note, resolve
+from .cost import SNAPSHOT_CALLS, sampling_cost, seconds_per_call, seconds_per_step, snapshot_count, training_cost
 from .noise_ends import resolve_ends, warnings_of_ends
 from .reuse import Earlier, changed_data, going_on, read_earlier
 from .training_files import TRAINING_FILES, environment, make_missing_files, missing_files
@@ -222,6 +222,9 @@ def open_run(
             for line in warnings_of_ends(config, data):
                 say(f"warning   {line}")
             say(f"network   {summary(model.network, data.shape)}")
+            note = recipe_note(config, data.shape)
+            if note is not None:
+                say(f"recipe    {note}")
             run = TrainedRun(directory, config, data, model)
             result = _train(run, device, progress, checkpoint_seconds, earlier, tensorboard, say, hold is not None)
             rate = result.steps * config.training.batch / result.seconds
@@ -320,7 +323,9 @@ def _train(
     replaces = earlier is None or earlier.longer  # what lies here was made of another network, until the first save
 
     def evaluated(step: int, result: TrainResult) -> None:
-        count = snapshot_count(data.shape)
+        count = result.trainer.affordable(SNAPSHOT_CALLS, snapshot_count(data.shape))
+        if count == 0:
+            return
         common: dict[str, Any] = {
             "seed": config.sampling.seed,
             "progress": False,
