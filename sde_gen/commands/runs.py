@@ -222,9 +222,9 @@ def open_run(
             for line in warnings_of_ends(config, data):
                 say(f"warning   {line}")
             say(f"network   {summary(model.network, data.shape)}")
-            note = recipe_note(config, data.shape)
-            if note is not None:
-                say(f"recipe    {note}")
+            chosen = recipe_note(config, data.shape)
+            if chosen is not None:
+                say(f"recipe    {chosen}")
             run = TrainedRun(directory, config, data, model)
             result = _train(run, device, progress, checkpoint_seconds, earlier, tensorboard, say, hold is not None)
             rate = result.steps * config.training.batch / result.seconds

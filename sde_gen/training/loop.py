@@ -143,11 +143,12 @@ def fit(
         _deferred_interrupts() as asked,
         progress_bar(total, "training", "step", progress and first, trainer.step) as bar,
     ):
+        trainer.stop = lambda: bool(asked) or trainer.out_of_time()
         while not trainer.done:
             began = time.monotonic()
             finished = True
             try:
-                entry = trainer.advance(lambda: bool(asked) or trainer.out_of_time())
+                entry = trainer.advance()
                 bar.update()
             except AbandonedStep:
                 entry, finished = trainer.close(), False

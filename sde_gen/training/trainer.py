@@ -120,6 +120,7 @@ class Trainer:
         self.part = self._affordable_part()
         self.log_every = max(1, settings.steps // LOGS)
         self.step = self.taken = self.in_a_row = self.evaluated = 0
+        self.stop: Callable[[], bool] = lambda: False  # asked between the parts of a batch
         self.timed, self.spent = 0, 0.0  # steps of this run and their seconds
         self.evaluated_at = 0  # the step of the last evaluation
         self.recent: list[Tensor] = []
@@ -196,19 +197,17 @@ class Trainer:
         most = max(1, int(PART_FLOPS / (3 * flops)))
         return math.ceil(settings.batch / math.ceil(settings.batch / most))
 
-    def advance(self, stop: Callable[[], bool] | None = None) -> dict[str, Any] | None:
+    def advance(self) -> dict[str, Any] | None:
         """One step: a batch, its noise, the loss and its gradients, clipped, go into the weights and their average.
 
         Each process computes its share of the batch, in parts that fit the memory. Returns the new entry of the history where one is
-        due. Raises TrainingError where training cannot go on.
-
-        stop: asked between the parts. Where it is true in any process, AbandonedStep is raised, and all that changes from step to step
-            is as before this one.
+        due. Raises TrainingError where training cannot go on; AbandonedStep where `stop` is true in any process between two parts, and
+        all that changes from step to step is then as before this one.
         """
         began = time.monotonic()
         before = self.generator.get_state(), torch.get_rng_state()
         try:
-            entry = self._advance(stop)
+            entry = self._advance()
         except AbandonedStep:
             self.optimizer.zero_grad(set_to_none=True)
             self.generator.set_state(before[0])
@@ -217,7 +216,7 @@ class Trainer:
         self.timed, self.spent = self.timed + 1, self.spent + time.monotonic() - began
         return entry
 
-    def _advance(self, stop: Callable[[], bool] | None) -> dict[str, Any] | None:
+    def _advance(self) -> dict[str, Any] | None:
         settings, placement = self.settings, self.placement
         self._set_rate()
         assert self.batches is not None
@@ -234,7 +233,7 @@ class Trainer:
             (loss * self.world if self.world > 1 else loss).backward()  # gradients are averaged over the processes, not summed
             return loss.detach(), losses.detach()
 
-        loss, losses = self._in_parts(backward, len(x_0), stop)
+        loss, losses = self._in_parts(backward, len(x_0))
         if self.objective.learns:
             self.objective.observe(drawn, parallel.gather_rows(torch.cat(losses)))
         loss = parallel.summed(loss)
@@ -255,13 +254,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
-    def _in_parts(
-        self, backward: Callable[[slice], tuple[Tensor, Tensor]], count: int, stop: Callable[[], bool] | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
+    def _in_parts(self, backward: Callable[[slice], tuple[Tensor, Tensor]], count: int) -> tuple[Tensor, list[Tensor]]:
         """Go through `count` samples in parts, which are halved where memory does not suffice.
 
         backward: adds to the gradients those of the rows that it is given, and returns their loss and losses.
-        stop: see `advance`.
         Returns the sum of the loss, and the losses of all parts.
         """
         least = self.settings.batch // self.world  # rows that every process has: they ask one another between the same parts
@@ -270,7 +266,7 @@ class Trainer:
             total, seen = torch.zeros((), device=self.device), []
             try:
                 for start in range(0, count, self.part):
-                    if stop is not None and 0 < start < least and parallel.anywhere(stop())[0]:
+                    if 0 < start < least and parallel.anywhere(self.stop())[0]:
                         raise AbandonedStep
                     with self.placement.gradients(last=start + self.part >= count):
                         loss, losses = backward(slice(start, start + self.part))
