@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import parallel, report
+from .. import parallel, report, threads
 from ..data import DATASETS, SOURCES, Dataset, download, load_dataset
 from ..data.write import DataDescription
 from ..locks import held
@@ -174,12 +174,14 @@ def open_run(
     say: Say = print,
     tensorboard: bool = False,
     hold: contextlib.ExitStack | None = None,
+    thread_count: int | None = None,
 ) -> TrainedRun:
     """The run of `config`: its trained network is reused where the directory holds it, a training that was stopped goes on, as does
     one of fewer steps or seconds, else it is trained now. What a killed command left out of the files of the training is made.
 
     `tensorboard`: a training writes event files in tensorboard/ too. `hold`: the directory stays this thread's to write to until this
     stack ends, for a command that samples and measures there too, of which the cost is said as well; without it, until this returns.
+    `thread_count`: the number of threads that the user asks for; a training that goes on keeps the one that it began with otherwise.
     ConfigError where the directory holds a network of other settings or data and `retrain` is not set, or tensorboard is not
     installed; LockError where another process writes to the directory.
     """
@@ -217,6 +219,10 @@ def open_run(
         else:
             if earlier is not None:
                 say(going_on(checkpoint, earlier, config.training))
+                began = earlier.extra.get("environment", {}).get("threads")
+                kept = threads.keep(began, thread_count) if isinstance(began, int) and torch.device(device).type == "cpu" else None
+                if kept is not None:
+                    say(f"threads   {kept}")
             _check_training(config, tensorboard)
             assert isinstance(model.network, torch.nn.Module)
             for line in warnings_of_ends(config, data):
