@@ -1,8 +1,9 @@
 """Threads that suit a machine on which others work too. Imported before PyTorch, so that what it sets is there when OpenMP is loaded.
 
-OpenMP's threads spin while they wait for one another, GNU's for 300,000 turns: where another process has a core, they
-hold the others and wait for what cannot go on. `GOMP_SPINCOUNT` is set to a thousand turns in the environment, unless the user has set it or `OMP_WAIT_POLICY`, or PyTorch is loaded already; the processes started from here inherit it. On free
-cores it costs nothing, and no number changes.
+OpenMP's threads spin while they wait for one another, GNU's for 300,000 turns: where another process has a core, they hold the others
+and wait for what cannot go on. `GOMP_SPINCOUNT` is set to a thousand turns in the environment, unless the user has set it or
+`OMP_WAIT_POLICY`, or PyTorch is loaded already; the processes started from here inherit it. On free cores it costs nothing, and no
+number changes.
 
 The number of threads does change the last bits of a result: a command takes as many as cores are free when it starts (`choose`), a run
 records the number, and a training that goes on keeps the one that it began with (`keep`).
