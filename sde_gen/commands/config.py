@@ -183,6 +183,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 SMALL_IMAGE = 12
 SAMPLE_FLOPS = 1.25e9
 """Operations of one sample's forward pass (a training step takes three times as many) up to which a recipe is what it is."""
+STEP_FLOPS = 6e10
+"""Operations of a training step of a recipe that is chosen by its cost: about a second of a core."""
 SAMPLING_FLOPS, CALLS, LEAST_SAMPLES, MOST_SAMPLES = 1e13, 21, 64, 1000
 """Of a recipe that was chosen by its cost: operations of all its samples, and the network calls of each."""
 LEAST_BATCH = 8
@@ -207,7 +209,7 @@ def shape_recipe(shape: Sequence[int] | None) -> dict[str, Any]:
     """What data of the user's own starts from, by the shape of one item, so that a training step stays affordable.
 
     A network that would take more than `SAMPLE_FLOPS` for one sample, or attend over more positions than pays, becomes the nearest one
-    that does not (`affordable_options`); batches are as large as `PART_FLOPS` allows; and fewer samples are drawn, in fewer calls.
+    that does not (`affordable_options`); batches are as large as `STEP_FLOPS` allows; and fewer samples are drawn, in fewer calls.
     """
     recipe = rank_recipe(shape)
     if shape is None or len(shape) < 2 or not recipe:
@@ -217,9 +219,9 @@ def shape_recipe(shape: Sequence[int] | None) -> dict[str, Any]:
     suited = affordable_options(name, shape, options, SAMPLE_FLOPS)
     with torch.device("meta"):
         flops = make_network(name, shape, **suited).flops() or 0
-    batch = _power_of_two(PART_FLOPS / (3 * flops), LEAST_BATCH, training["batch"])
-    if (suited, batch) == (options, training["batch"]):
+    if suited == options and 3 * flops * training["batch"] <= PART_FLOPS:
         return recipe
+    batch = _power_of_two(STEP_FLOPS / (3 * flops), LEAST_BATCH, training["batch"])
     samples = _power_of_two(SAMPLING_FLOPS / (CALLS * flops), LEAST_SAMPLES, sampling.get("samples", MOST_SAMPLES))
     return {
         "model": model | {"options": suited},

@@ -35,6 +35,8 @@ from .reuse import Earlier, changed_data, going_on, read_earlier
 from .training_files import TRAINING_FILES, environment, make_missing_files, missing_files
 
 FILM = 100
+LEAST_SNAPSHOT = 4
+"""A snapshot of fewer samples, where more cost too much, is left out."""
 OF_TRAINING = ("snapshots", "tensorboard")
 """What a training writes as it goes: a new one begins without what another left."""
 OF_NETWORK = (
@@ -330,7 +332,7 @@ def _train(
 
     def evaluated(step: int, result: TrainResult) -> None:
         count = result.trainer.affordable(SNAPSHOT_CALLS, snapshot_count(data.shape))
-        if count == 0:
+        if count < min(LEAST_SNAPSHOT, len(data.train)):
             return
         common: dict[str, Any] = {
             "seed": config.sampling.seed,

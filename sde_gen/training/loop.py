@@ -153,10 +153,12 @@ def fit(
             except AbandonedStep:
                 entry, finished = trainer.close(), False
             if on_pace is not None and first and finished:
+                took = time.monotonic() - began
                 measured += 1
-                spent += time.monotonic() - began if measured > 0 else 0.0
-                if not trainer.done and measured > 0 and (measured >= PACE_STEPS or spent >= PACE_SECONDS):
-                    on_pace(spent / measured, result)
+                spent += took if measured > 0 else 0.0
+                slow = took >= PACE_SECONDS and measured > 1 - UNMEASURED  # the first one alone prepares things
+                if not trainer.done and (slow or (measured > 0 and (measured >= PACE_STEPS or spent >= PACE_SECONDS))):
+                    on_pace(took if slow else spent / measured, result)
                     on_pace = None
             if entry is not None:
                 bar.set_postfix({"loss": f"{entry['loss']:.4f}", "samples/s": f"{trainer.rate:.0f}"}, refresh=False)

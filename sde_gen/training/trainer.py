@@ -342,23 +342,23 @@ class Trainer:
         """How many of the `wanted` items this evaluation may take, for each of which the network is called `calls` times.
 
         They cost at most `EVALUATION_SHARE` of the steps since the last evaluation, or `EVALUATION_SECONDS`, by the time that the
-        steps of this run took, of which a call is a third of a sample's part. 0 where that is less than `LEAST_ITEMS`, unless the training
-        ends here.
+        steps of this run took, of which a call is a third of a sample's part.
         """
         if self.timed == 0:
             return wanted
         per_step = self.spent / self.timed
         seconds = max(EVALUATION_SECONDS, EVALUATION_SHARE * per_step * (self.step - self.evaluated_at))
-        items = int(seconds / (calls * per_step / (3 * math.ceil(self.settings.batch / self.world))))
-        least = min(wanted, LEAST_ITEMS)
-        return min(wanted, max(items, least if self.done else 0)) if items >= least or self.done else 0
+        return min(wanted, int(seconds / (calls * per_step / (3 * math.ceil(self.settings.batch / self.world)))))
 
     def evaluate(self, entry: dict[str, Any]) -> None:
-        """Measure the loss by noise level of the averaged weights into `entry`, on as many items as is affordable."""
+        """Measure the loss by noise level of the averaged weights into `entry`, on as many items as is affordable; at the end of the
+        training on `LEAST_ITEMS` at least, before it not at all where those cost too much."""
         whole = len(self.validation.x_0)
+        least = min(whole, LEAST_ITEMS)
         items = self.affordable(len(self.validation.times), whole)
-        if items == 0:
+        if items < least and not self.done:
             return
+        items = max(items, least)
         level_loss = self.validation.measure(self.result.model, items)
         entry |= {"validation": float(np.mean(level_loss)), "levels": self.validation.levels, "level_loss": level_loss}
         if items < whole:
