@@ -25,7 +25,7 @@ from ..sampling.sample import Samples, SolverError, sample, sample_together
 from ..solvers import make_solver
 from ..training import save_fitted
 from ..training.loss_summary import summarise_losses
-from .runs import TrainedRun, class_labels, film_count
+from .runs import TrainedRun, class_labels, film_count, pictured
 from .training_files import environment, shown_state
 
 FRAMES = 40
@@ -63,7 +63,7 @@ def sample_run(run: TrainedRun, device: torch.device | str = "cpu", progress: bo
         nonlocal drawing
         start = time.monotonic()
         place.mkdir(parents=True, exist_ok=True)
-        report.picture_samples(x.cpu(), place / "samples.png", run.data.train, run.data.value_range)
+        report.picture_samples(x.cpu(), place / "samples.png", pictured(run.data), run.data.value_range)
         drawing = time.monotonic() - start
 
     out = _sample(run.model, shape, cond, show, batch_size=settings.batch, progress=progress, **common)
@@ -76,7 +76,7 @@ def sample_run(run: TrainedRun, device: torch.device | str = "cpu", progress: bo
         return {}
     place.mkdir(parents=True, exist_ok=True)
     _film(run, place / "denoising.gif", common)
-    report.picture_samples(x, place / "samples.png", run.data.train, run.data.value_range)
+    report.picture_samples(x, place / "samples.png", pictured(run.data), run.data.value_range)
     with atomic_path(place / "samples.npz") as temporary:
         write_npz(temporary, x, None if cond is None else cond["label"], DataDescription.of(run.data))
     scores |= {

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from .. import parallel, report, threads
 from ..data import DATASETS, SOURCES, Dataset, download, load_dataset
+from ..data.dataset import subset
 from ..data.write import DataDescription
 from ..locks import held
 from ..models.score import ScoreModel
@@ -35,6 +37,7 @@ from .reuse import Earlier, changed_data, going_on, read_earlier
 from .training_files import TRAINING_FILES, environment, make_missing_files, missing_files
 
 FILM = 100
+PICTURED, LEAST_PICTURED = 2_000_000, 2000
 LEAST_SNAPSHOT = 4
 """A snapshot of fewer samples, where more cost too much, is left out."""
 OF_TRAINING = ("snapshots", "tensorboard")
@@ -268,6 +271,12 @@ def _sampling_cost(model: ScoreModel, run: TrainedRun, per_call: float | None = 
     return sampling_cost(sampling, run.data, per_call, film_count(run), run.directory)
 
 
+def pictured(data: Dataset) -> Tensor:
+    """The training items that pictures show samples beside: all, or of long vectors so many drawn ones as hold `PICTURED` numbers."""
+    most = max(LEAST_PICTURED, PICTURED // data.shape[0])
+    return data.train if len(data.shape) > 1 or len(data.train) <= most else data.train[subset(len(data.train), most, 0)]
+
+
 def film_count(run: TrainedRun) -> int:
     """Samples of the film of how they come about."""
     return min(run.config.sampling.samples, 2000 if len(run.data.shape) == 1 else FILM)
@@ -328,12 +337,16 @@ def _train(
     """Train the run's model, from where `earlier` left it; `sampled`: whether the command goes on to sample it."""
     directory, config, data = run.directory, run.config, run.data
     resume = None if earlier is None else earlier.state
+    snapshot_seconds = 0.0  # that the last one took
     replaces = earlier is None or earlier.longer  # what lies here was made of another network, until the first save
 
     def evaluated(step: int, result: TrainResult) -> None:
-        count = result.trainer.affordable(SNAPSHOT_CALLS, snapshot_count(data.shape))
-        if count < min(LEAST_SNAPSHOT, len(data.train)):
+        nonlocal snapshot_seconds
+        wanted = snapshot_count(data.shape)
+        count = result.trainer.affordable(SNAPSHOT_CALLS, wanted)
+        if count < min(LEAST_SNAPSHOT, wanted) or snapshot_seconds > result.trainer.allowance:
             return
+        began = time.monotonic()
         common: dict[str, Any] = {
             "seed": config.sampling.seed,
             "progress": False,
@@ -341,7 +354,8 @@ def _train(
             "cond": class_labels(result.model, count),
         }
         out = sample(result.model, (count, *data.shape), "em", steps=50, **common)
-        report.picture_samples(out.x.cpu(), snapshots / f"step-{step:06d}.png", data.train, data.value_range)
+        report.picture_samples(out.x.cpu(), snapshots / f"step-{step:06d}.png", pictured(data), data.value_range)
+        snapshot_seconds = time.monotonic() - began
 
     def keep(step: int, result: TrainResult, complete: bool = False) -> None:
         nonlocal replaces

@@ -338,17 +338,18 @@ class Trainer:
         self.evaluated = int(progress * self.settings.evaluations)
         return True
 
-    def affordable(self, calls: int, wanted: int) -> int:
-        """How many of the `wanted` items this evaluation may take, for each of which the network is called `calls` times.
+    @property
+    def allowance(self) -> float:
+        """The seconds that the loss by noise level, and likewise a snapshot, may take now: `EVALUATION_SHARE` of the steps since the last
+        evaluation, or `EVALUATION_SECONDS` where those are more."""
+        per_step = self.spent / max(1, self.timed)
+        return max(EVALUATION_SECONDS, EVALUATION_SHARE * per_step * (self.step - self.evaluated_at))
 
-        They cost at most `EVALUATION_SHARE` of the steps since the last evaluation, or `EVALUATION_SECONDS`, by the time that the
-        steps of this run took, of which a call is a third of a sample's part.
-        """
-        if self.timed == 0:
-            return wanted
-        per_step = self.spent / self.timed
-        seconds = max(EVALUATION_SECONDS, EVALUATION_SHARE * per_step * (self.step - self.evaluated_at))
-        return min(wanted, int(seconds / (calls * per_step / (3 * math.ceil(self.settings.batch / self.world)))))
+    def affordable(self, calls: int, wanted: int) -> int:
+        """How many of the `wanted` items the `allowance` pays for, where the network is called `calls` times for each: by the time that
+        the steps of this run took, of which a call is a third of a sample's part."""
+        per_call = self.spent / max(1, self.timed) / (3 * math.ceil(self.settings.batch / self.world))
+        return wanted if per_call == 0 else min(wanted, int(self.allowance / (calls * per_call)))
 
     def evaluate(self, entry: dict[str, Any]) -> None:
         """Measure the loss by noise level of the averaged weights into `entry`, on as many items as is affordable; at the end of the
