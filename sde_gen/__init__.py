@@ -1,5 +1,6 @@
 """sde_gen: score-based diffusion models in continuous time."""
 
+from . import threads as threads  # before all that imports PyTorch
 from .data import Dataset, Normalizer, load_dataset
 from .diagnostics.doctor import diagnose
 from .diagnostics.finding import Finding

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import torch
 
-from .. import parallel
+from .. import parallel, threads
 from ..locks import LockError
 from ..sampling.sample import SolverError
 from ..training import CheckpointError, Interrupted, TrainingError
@@ -56,7 +56,7 @@ class Parser(argparse.ArgumentParser):
 def run(arguments: argparse.Namespace) -> None:
     """Train or reuse, sample, measure, draw, say where everything lies."""
     config = resolve(*flags.layers(arguments))
-    with parallel.processes(choose_device(arguments.device)) as device:
+    with parallel.processes(_device(arguments)) as device:
         _run(arguments, config, device)
 
 
@@ -80,7 +80,8 @@ def _run(arguments: argparse.Namespace, config: RunConfig, device: torch.device)
         return
     show = not arguments.no_progress
     with contextlib.ExitStack() as hold:
-        opened = open_run(config, arguments.out, device, arguments.retrain, show, seconds, say, arguments.tensorboard, hold)
+        how = (arguments.tensorboard, hold, arguments.threads)
+        opened = open_run(config, arguments.out, device, arguments.retrain, show, seconds, say, *how)
         scores = sample_run(opened, device, show)
         if parallel.rank() == 0:
             for line in report_lines(opened, scores):
@@ -100,7 +101,7 @@ def likelihood(arguments: argparse.Namespace) -> None:
     """Score the data of a run."""
     settings = LikelihoodSettings(**{name: getattr(arguments, name) for name in LikelihoodSettings.__dataclass_fields__})
     check_settings(settings)
-    with parallel.processes(choose_device(arguments.device)) as device:
+    with parallel.processes(_device(arguments)) as device:
         opened = _named_run(arguments, device)
         try:
             likelihood_run(opened, settings, say)
@@ -118,7 +119,7 @@ def compare(arguments: argparse.Namespace) -> None:
     solvers = tuple(registered_solver(name.strip()) for name in arguments.solvers.split(","))
     settings = CompareSettings(solvers, calls, arguments.samples, arguments.seed, arguments.batch)
     check_compare(settings)
-    with parallel.processes(choose_device(arguments.device)) as device:
+    with parallel.processes(_device(arguments)) as device:
         opened = _named_run(arguments, device)
         compare_run(opened, settings, say)
         _report(opened.directory)
@@ -127,7 +128,7 @@ def compare(arguments: argparse.Namespace) -> None:
 def doctor(arguments: argparse.Namespace) -> int:
     """Why the samples of a run are bad: 1 where a cause is found."""
     directory = arguments.run if arguments.run is not None else default_directory(resolve())
-    findings = doctor_run(directory, choose_device(arguments.device), arguments.samples, say)
+    findings = doctor_run(directory, _device(arguments), arguments.samples, say)
     _report(directory)
     return int(bool(findings))
 
@@ -135,6 +136,19 @@ def doctor(arguments: argparse.Namespace) -> int:
 def report(arguments: argparse.Namespace) -> None:
     """Write the page of the runs named."""
     say(f"report    {write_report(arguments.runs, arguments.out)}")
+
+
+def _device(arguments: argparse.Namespace) -> torch.device:
+    """The device that the command works on and, of a CPU, the number of threads; says where it is not all of them."""
+    device = choose_device(arguments.device)
+    if device.type == "cpu":
+        try:
+            chosen = threads.choose(arguments.threads)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        if chosen is not None:
+            say(f"threads   {chosen}")
+    return device
 
 
 def _report(directory: Path) -> None:
@@ -145,7 +159,7 @@ def _report(directory: Path) -> None:
 
 def _named_run(arguments: argparse.Namespace, device: torch.device) -> TrainedRun:
     config = resolve() if arguments.run is None else config_of_run(arguments.run)
-    return open_run(config, arguments.run, device, progress=not arguments.no_progress, say=say)
+    return open_run(config, arguments.run, device, progress=not arguments.no_progress, say=say, thread_count=arguments.threads)
 
 
 def say(line: str) -> None:

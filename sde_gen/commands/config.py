@@ -9,12 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..data import DATASETS, PATHS, is_path, item_shape
+from ..networks import affordable_options, make_network
 from ..solvers import SOLVERS
 from ..training import TrainSettings
+from ..training.trainer import PART_FLOPS
 
 
 class ConfigError(ValueError):
@@ -178,6 +181,13 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """What each data set starts from; a configuration file and then flags override it."""
 SMALL_IMAGE = 12
+SAMPLE_FLOPS = 1.25e9
+"""Operations of one sample's forward pass (a training step takes three times as many) up to which a recipe is what it is."""
+STEP_FLOPS = 6e10
+"""Operations of a training step of a recipe that is chosen by its cost: about a second of a core."""
+SAMPLING_FLOPS, CALLS, LEAST_SAMPLES, MOST_SAMPLES = 1e13, 21, 64, 1000
+"""Of a recipe that was chosen by its cost: operations of all its samples, and the network calls of each."""
+LEAST_BATCH = 8
 MOST_CONFIG = 1 << 20
 """Bytes of a configuration file beyond which it is not read."""
 
@@ -187,12 +197,55 @@ def located(name: str, relative_to: str | None = None) -> str:
     return name if name in DATASETS or relative_to is None else os.path.join(relative_to, name)
 
 
-def shape_recipe(shape: Sequence[int] | None) -> dict[str, Any]:
-    """What data of the user's own starts from, by the shape of one item: (D,), (C, L), (C, H, W) or (C, D, H, W)."""
+def rank_recipe(shape: Sequence[int] | None) -> dict[str, Any]:
+    """What data whose items have this shape start from where they are small: (D,), (C, L), (C, H, W) or (C, D, H, W)."""
     if shape is None:
         return {}
     by_rank = {1: VECTORS, 2: SIGNALS, 3: DIGITS if max(shape[1:], default=0) <= SMALL_IMAGE else MNIST, 4: VOLUMES}
     return by_rank.get(len(shape), {})
+
+
+def shape_recipe(shape: Sequence[int] | None) -> dict[str, Any]:
+    """What data of the user's own starts from, by the shape of one item, so that a training step stays affordable.
+
+    A network that would take more than `SAMPLE_FLOPS` for one sample, or attend over more positions than pays, becomes the nearest one
+    that does not (`affordable_options`); batches are as large as `STEP_FLOPS` allows; and fewer samples are drawn, in fewer calls.
+    """
+    recipe = rank_recipe(shape)
+    if shape is None or len(shape) < 2 or not recipe:
+        return recipe
+    model, training, sampling = recipe["model"], recipe["training"], recipe.get("sampling", {})
+    name, options = model["network"], model["options"]
+    suited = affordable_options(name, shape, options, SAMPLE_FLOPS)
+    with torch.device("meta"):
+        flops = make_network(name, shape, **suited).flops() or 0
+    if suited == options and 3 * flops * training["batch"] <= PART_FLOPS:
+        return recipe
+    batch = _power_of_two(STEP_FLOPS / (3 * flops), LEAST_BATCH, training["batch"])
+    samples = _power_of_two(SAMPLING_FLOPS / (CALLS * flops), LEAST_SAMPLES, sampling.get("samples", MOST_SAMPLES))
+    return {
+        "model": model | {"options": suited},
+        "training": training | {"batch": batch},
+        "sampling": sampling | {"solver": "dpm", "samples": samples, "batch": min(samples, 4 * batch)},
+    }
+
+
+def _power_of_two(number: float, least: int, most: int) -> int:
+    """The largest power of 2 that is not above `number`, between `least` and `most`."""
+    return max(least, min(most, 2 ** int(math.log2(max(1.0, number)))))
+
+
+def recipe_note(config: RunConfig, shape: Sequence[int]) -> str | None:
+    """Of a configuration of the user's own data whose recipe was chosen by its cost: how; None for any other."""
+    recipe = shape_recipe(shape)
+    if config.data.name in DATASETS or recipe == rank_recipe(shape) or config.model.options != recipe["model"]["options"]:
+        return None
+    options, size = config.model.options, "x".join(map(str, shape[1:]))
+    levels = len(options["multipliers"])
+    return (
+        f"items of {size} are large: patches of edge {options['patch']}, {levels} levels, attention in the last alone, batches of "
+        f"{config.training.batch}, so that a step stays affordable; --dry-run says what a step and the whole take"
+    )
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,20 @@ from .. import metrics, parallel, report
 from .. import progress as progress_bars
 from ..data import Dataset
 from ..data.write import DataDescription, write_npz
+from ..models.score import ScoreModel
 from ..report.files import atomic_path, write_text
 from ..sampling.fitting import FittedGrid, fit_grid
-from ..sampling.sample import sample, sample_together
+from ..sampling.sample import Samples, SolverError, sample, sample_together
 from ..solvers import make_solver
 from ..training import save_fitted
 from ..training.loss_summary import summarise_losses
-from .runs import TrainedRun, class_labels, film_count
+from .runs import TrainedRun, class_labels, film_count, pictured
 from .training_files import environment, shown_state
 
 FRAMES = 40
 CALIBRATION = 96
+MOST_NUMBERS = 20_000_000
+"""Sliced Wasserstein distances sort projections of so many numbers for each split of their error bars: some seconds."""
 MOST_REFERENCE, MOST_HELD_OUT = 10_000, 2_000
 """Neighbours and kernels cost the square of the set: at most so many training and held-out items are used for them."""
 
@@ -53,18 +56,27 @@ def sample_run(run: TrainedRun, device: torch.device | str = "cpu", progress: bo
     began = time.monotonic()
     shape = (settings.samples, *run.data.shape)
     cond = class_labels(run.model, settings.samples)
-    out = sample_together(run.model, shape, cond, batch_size=settings.batch, progress=progress, **common)
+    place = run.directory / "solvers" / settings.solver
+    drawing = 0.0
+
+    def show(x: Tensor) -> None:
+        nonlocal drawing
+        start = time.monotonic()
+        place.mkdir(parents=True, exist_ok=True)
+        report.picture_samples(x.cpu(), place / "samples.png", pictured(run.data), run.data.value_range)
+        drawing = time.monotonic() - start
+
+    out = _sample(run.model, shape, cond, show, batch_size=settings.batch, progress=progress, **common)
     if out.x.device.type == "cuda":
         torch.cuda.synchronize()
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - began - drawing
     x = out.x.cpu()
     scores = measure(run.data, x, run.directory, settings.seed, progress)
     if parallel.rank() > 0:
         return {}
-    place = run.directory / "solvers" / settings.solver
     place.mkdir(parents=True, exist_ok=True)
     _film(run, place / "denoising.gif", common)
-    report.picture_samples(x, place / "samples.png", run.data.train, run.data.value_range)
+    report.picture_samples(x, place / "samples.png", pictured(run.data), run.data.value_range)
     with atomic_path(place / "samples.npz") as temporary:
         write_npz(temporary, x, None if cond is None else cond["label"], DataDescription.of(run.data))
     scores |= {
@@ -84,6 +96,31 @@ def sample_run(run: TrainedRun, device: torch.device | str = "cpu", progress: bo
         shutil.copyfile(place / name, run.directory / name)
     write_text(run.directory / "config.yaml", run.config.to_yaml())
     return scores
+
+
+def _sample(
+    model: ScoreModel,
+    shape: tuple[int, ...],
+    cond: dict[str, Tensor] | None,
+    show: Callable[[Tensor], None],
+    batch_size: int,
+    **common: Any,
+) -> Samples:
+    """The samples of `sample_together`; of several batches that one process draws, `show` is given the first as soon as it is there."""
+    count, first = shape[0], batch_size
+    if parallel.world() > 1 or count <= first:
+        return sample_together(model, shape, cond, batch_size=batch_size, **common)
+    of_first, of_rest = ({key: value[rows] for key, value in (cond or {}).items()} for rows in (slice(first), slice(first, None)))
+    start = sample(model, (first, *shape[1:]), cond=of_first, batch_size=batch_size, **common)
+    show(start.x)
+    try:
+        rest = sample(model, (count - first, *shape[1:]), cond=of_rest, batch_size=batch_size, index_offset=first, **common)
+    except SolverError as error:
+        healthy = torch.cat((torch.arange(first), error.healthy + first))
+        x = torch.cat((start.x, error.x))
+        raise SolverError(error.solver, error.time, error.step, error.failed + first, healthy, x) from None
+    x, nfe, failed = (torch.cat(pair) for pair in ((start.x, rest.x), (start.nfe, rest.nfe), (start.failed, rest.failed)))
+    return replace(rest, x=x, nfe=nfe, failed=failed)
 
 
 def _fit(run: TrainedRun) -> str:
@@ -135,6 +172,12 @@ class SampleMetrics:
             return metrics.cached_features(self.data, self.directory / "features")
 
     @cached_property
+    def reference(self) -> Tensor:
+        """The training vectors that others are compared with: all of them, or so many drawn ones as hold `MOST_NUMBERS`."""
+        most = max(MOST_REFERENCE, MOST_NUMBERS // self.data.shape[0])
+        return self.data.train if len(self.data.train) <= most else self.data.draw(most, self.seed)[0]
+
+    @cached_property
     def of_train(self) -> Tensor:
         return self.features_of(self.data.train)
 
@@ -155,7 +198,7 @@ class SampleMetrics:
         if len(self.data.shape) == 1:
             if parallel.rank() > 0:
                 return {}
-            return {"held_out_sliced_wasserstein": _numbers(metrics.sliced_wasserstein(held, self.data.train, seed=self.seed))}
+            return {"held_out_sliced_wasserstein": _numbers(metrics.sliced_wasserstein(held, self.reference, seed=self.seed))}
         if self.data.train_labels is None:
             return {}
         theirs, of_train = self.features_of(held), self.of_train
@@ -182,7 +225,7 @@ class SampleMetrics:
         if parallel.rank() > 0:
             return {}
         if not images:
-            scores["sliced_wasserstein"] = _numbers(metrics.sliced_wasserstein(x, data.train, seed=seed))
+            scores["sliced_wasserstein"] = _numbers(metrics.sliced_wasserstein(x, self.reference, seed=seed))
             if data.modes is not None:
                 scores["mode_fractions"] = [_numbers(fraction) for fraction in metrics.mode_fractions(x, data.modes)]
             return scores

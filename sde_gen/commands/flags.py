@@ -115,6 +115,7 @@ def add_machine_flags(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("where and how")
     how.add_argument("--out", metavar="DIR", type=Path, help="run directory (default runs/<data>-<sde>)")
     how.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: cuda where present)")
+    add_threads_flag(how)
     how.add_argument("--download", action="store_true", help=f"first fetch what --data-root lacks of {', '.join(SOURCES)}")
     how.add_argument("--retrain", action="store_true", help="train again even where the directory holds a trained network")
     how.add_argument("--checkpoint-every", metavar="TIME", default="60s", help="save during training: 30s, 5m (default 60s)")
@@ -125,6 +126,12 @@ def add_machine_flags(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--dry-run", action="store_true", help="check everything, print what it costs and the resolved configuration, and stop"
     )
+
+
+def add_threads_flag(parser: argparse._ActionsContainer) -> None:
+    """How many threads compute."""
+    what = "threads on the CPU (default: OMP_NUM_THREADS, else as many as cores are free; a training that goes on keeps its number)"
+    parser.add_argument("--threads", metavar="N", type=int, help=what)
 
 
 def _number_or_auto(text: str) -> float | str:
@@ -178,6 +185,7 @@ def add_named_run_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that name a run that is there, and where to work on it."""
     parser.add_argument("--run", metavar="DIR", type=Path, help="run directory (default: the default run's, trained if need be)")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: cuda where present)")
+    add_threads_flag(parser)
     parser.add_argument("--no-progress", action="store_true", help="no progress bars where a network is trained")
 
 

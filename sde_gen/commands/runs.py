@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import parallel, report
+from .. import parallel, report, threads
 from ..data import DATASETS, SOURCES, Dataset, download, load_dataset
+from ..data.dataset import subset
 from ..data.write import DataDescription
 from ..locks import held
 from ..models.score import ScoreModel
@@ -28,13 +30,16 @@ from ..sampling.sample import sample
 from ..solvers import GRIDS, make_solver
 from ..training import CheckpointError, Objective, TrainResult, build_model, check_processes, fit, read_extra, save
 from ..training.checkpoint import describe
-from .config import ConfigError, RunConfig, read_config, resolve
-from .cost import sampling_cost, seconds_per_call, seconds_per_step, snapshot_count, training_cost
+from .config import ConfigError, RunConfig, read_config, recipe_note, resolve
+from .cost import SNAPSHOT_CALLS, sampling_cost, seconds_per_call, seconds_per_step, snapshot_count, training_cost
 from .noise_ends import resolve_ends, warnings_of_ends
 from .reuse import Earlier, changed_data, going_on, read_earlier
 from .training_files import TRAINING_FILES, environment, make_missing_files, missing_files
 
 FILM = 100
+PICTURED, LEAST_PICTURED = 2_000_000, 2000
+LEAST_SNAPSHOT = 4
+"""A snapshot of fewer samples, where more cost too much, is left out."""
 OF_TRAINING = ("snapshots", "tensorboard")
 """What a training writes as it goes: a new one begins without what another left."""
 OF_NETWORK = (
@@ -174,12 +179,14 @@ def open_run(
     say: Say = print,
     tensorboard: bool = False,
     hold: contextlib.ExitStack | None = None,
+    thread_count: int | None = None,
 ) -> TrainedRun:
     """The run of `config`: its trained network is reused where the directory holds it, a training that was stopped goes on, as does
     one of fewer steps or seconds, else it is trained now. What a killed command left out of the files of the training is made.
 
     `tensorboard`: a training writes event files in tensorboard/ too. `hold`: the directory stays this thread's to write to until this
     stack ends, for a command that samples and measures there too, of which the cost is said as well; without it, until this returns.
+    `thread_count`: the number of threads that the user asks for; a training that goes on keeps the one that it began with otherwise.
     ConfigError where the directory holds a network of other settings or data and `retrain` is not set, or tensorboard is not
     installed; LockError where another process writes to the directory.
     """
@@ -217,11 +224,18 @@ def open_run(
         else:
             if earlier is not None:
                 say(going_on(checkpoint, earlier, config.training))
+                began = earlier.extra.get("environment", {}).get("threads")
+                kept = threads.keep(began, thread_count) if isinstance(began, int) and torch.device(device).type == "cpu" else None
+                if kept is not None:
+                    say(f"threads   {kept}")
             _check_training(config, tensorboard)
             assert isinstance(model.network, torch.nn.Module)
             for line in warnings_of_ends(config, data):
                 say(f"warning   {line}")
             say(f"network   {summary(model.network, data.shape)}")
+            chosen = recipe_note(config, data.shape)
+            if chosen is not None:
+                say(f"recipe    {chosen}")
             run = TrainedRun(directory, config, data, model)
             result = _train(run, device, progress, checkpoint_seconds, earlier, tensorboard, say, hold is not None)
             rate = result.steps * config.training.batch / result.seconds
@@ -255,6 +269,12 @@ def _sampling_cost(model: ScoreModel, run: TrainedRun, per_call: float | None = 
     if per_call is None:
         per_call = seconds_per_call(model, run.data.shape, min(run.config.training.batch, sampling.samples))
     return sampling_cost(sampling, run.data, per_call, film_count(run), run.directory)
+
+
+def pictured(data: Dataset) -> Tensor:
+    """The training items that pictures show samples beside: all, or of long vectors so many drawn ones as hold `PICTURED` numbers."""
+    most = max(LEAST_PICTURED, PICTURED // data.shape[0])
+    return data.train if len(data.shape) > 1 or len(data.train) <= most else data.train[subset(len(data.train), most, 0)]
 
 
 def film_count(run: TrainedRun) -> int:
@@ -317,10 +337,16 @@ def _train(
     """Train the run's model, from where `earlier` left it; `sampled`: whether the command goes on to sample it."""
     directory, config, data = run.directory, run.config, run.data
     resume = None if earlier is None else earlier.state
+    snapshot_seconds = 0.0  # that the last one took
     replaces = earlier is None or earlier.longer  # what lies here was made of another network, until the first save
 
     def evaluated(step: int, result: TrainResult) -> None:
-        count = snapshot_count(data.shape)
+        nonlocal snapshot_seconds
+        wanted = snapshot_count(data.shape)
+        count = result.trainer.affordable(SNAPSHOT_CALLS, wanted)
+        if count < min(LEAST_SNAPSHOT, wanted) or snapshot_seconds > result.trainer.allowance:
+            return
+        began = time.monotonic()
         common: dict[str, Any] = {
             "seed": config.sampling.seed,
             "progress": False,
@@ -328,7 +354,8 @@ def _train(
             "cond": class_labels(result.model, count),
         }
         out = sample(result.model, (count, *data.shape), "em", steps=50, **common)
-        report.picture_samples(out.x.cpu(), snapshots / f"step-{step:06d}.png", data.train, data.value_range)
+        report.picture_samples(out.x.cpu(), snapshots / f"step-{step:06d}.png", pictured(data), data.value_range)
+        snapshot_seconds = time.monotonic() - began
 
     def keep(step: int, result: TrainResult, complete: bool = False) -> None:
         nonlocal replaces

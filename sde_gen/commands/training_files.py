@@ -4,6 +4,7 @@ forward.png. A command that was killed before it had made them all leaves the re
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,14 @@ from ..training import read_extra, read_state
 from ..training.loss_summary import measure_levels
 from ..version import __version__
 from .config import RunConfig
+from .cost import seconds_per_call
 
 TRAINING_FILES = ("history.json", "metrics.json", "loss.png", "forward.png")
 """A training is finished when its checkpoint says so and these are there."""
+MOST_ITEMS, LEAST, MOST_NUMBERS = 256, 8, 1 << 26
+"""Items of which the losses by level at the end are measured, and the numbers of all their states at all levels."""
+SHARE, SECONDS = 0.05, 10.0
+"""They cost at most this share of the training, or so many seconds."""
 PARTS_OF_METRICS = ("steps", "seconds", "skipped", "environment", "earlier_ends")
 
 
@@ -63,8 +69,15 @@ def _write_history(directory: Path, model: ScoreModel, data: Dataset, config: Ru
     if history is None or "linear" not in extra:
         return
     of_labels = data.train_labels if config.data.labels else None
-    linear = extra["linear"] | {"best": best_level_loss(model, data.train, extra["linear"]["levels"], of_labels)}
-    items = measure_levels(model, data.train, data.test, config.training.seed)
+    levels = extra["linear"]["levels"]
+    most = max(LEAST, MOST_NUMBERS // (len(levels) * math.prod(data.shape)))  # all states of all levels are in memory together
+    samples = None if most >= MOST_ITEMS else most
+    linear = extra["linear"] | {"best": best_level_loss(model, data.train, levels, of_labels, samples)}
+    per_call = seconds_per_call(model, data.shape, LEAST)
+    affordable = max(SECONDS, SHARE * float(extra["seconds"])) / (per_call * 2 * len(levels))
+    count = max(LEAST, min(MOST_ITEMS, int(affordable)))
+    held_out = None if data.test is None else data.test[:count]
+    items = measure_levels(model, data.train[:count], held_out, config.training.seed)
     write_text(directory / "history.json", json.dumps({"history": history, "linear": linear, "items": items}, indent=1))
 
 

@@ -14,7 +14,7 @@ from .mlp import MLP
 from .transformer import PatchTransformer
 from .unet import UNet
 
-__all__ = ["MLP", "NETWORKS", "Network", "PatchTransformer", "UNet", "make_network", "register_network", "summary"]
+__all__ = ["MLP", "NETWORKS", "Network", "PatchTransformer", "UNet", "affordable_options", "make_network", "register_network", "summary"]
 
 NETWORKS: dict[str, Any] = {
     "mlp": MLP,
@@ -71,6 +71,13 @@ def summary(network: torch.nn.Module, shape: Sequence[int]) -> str:
     Works for any module called as `network(x, c)` with x of shape (1, *shape).
     """
     parameters = sum(p.numel() for p in network.parameters())
+    known = network.flops() if isinstance(network, Network) else None
+    flops = _counted(network, shape) if known is None else known
+    return f"{type(network).__name__}: {parameters:,} parameters, {flops / 1e9:.3g} GFLOP per sample and call"
+
+
+def _counted(network: torch.nn.Module, shape: Sequence[int]) -> int:
+    """Operations of one sample's forward pass as PyTorch counts them, which on a CPU leaves attention out."""
     reference = next(iter(network.parameters()), torch.zeros(()))
     x = torch.zeros(1, *shape, device=reference.device, dtype=reference.dtype)
     training = network.training
@@ -80,4 +87,31 @@ def summary(network: torch.nn.Module, shape: Sequence[int]) -> str:
             network(x, torch.zeros(1, device=x.device, dtype=x.dtype))
     finally:
         network.train(training)
-    return f"{type(network).__name__}: {parameters:,} parameters, {counter.get_total_flops() / 1e9:.3g} GFLOP per sample and call"
+    return int(counter.get_total_flops())
+
+
+MOST_TOKENS = 1024
+"""Attention over more positions costs more than the convolutions around it, and grows with their square."""
+
+
+def affordable_options(name: str, shape: Sequence[int], options: dict[str, Any], most_flops: float | None = None) -> dict[str, Any]:
+    """`options` of the network `name` on data of `shape`, or the nearest cheaper ones that do not attend over more than `MOST_TOKENS`
+    positions.
+
+    most_flops: nor take more operations for one sample's forward pass. None: any number.
+    Where nothing is cheap enough, the nearest options that cost at most half again what the cheapest do.
+    """
+
+    def cost(options: dict[str, Any]) -> tuple[int, int]:
+        with torch.device("meta"):  # the layers' sizes alone
+            network = make_network(name, shape, **options)
+        return network.tokens(), network.flops() or 0
+
+    tried: list[tuple[int, dict[str, Any]]] = []
+    for chosen in (options, *NETWORKS[name].cheaper(shape, options)):
+        tokens, flops = cost(chosen)
+        if tokens <= MOST_TOKENS and (most_flops is None or flops <= most_flops):
+            return chosen
+        tried.append((flops, chosen))
+    least = min(flops for flops, _ in tried)
+    return next(chosen for flops, chosen in tried if flops <= 1.5 * least)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -65,12 +65,37 @@ class Network(nn.Module):
     def out_shape(self) -> tuple[int, ...]:
         return (self.out_channels, *self.shape[1:])
 
+    def flops(self) -> int | None:
+        """Operations of one sample's forward pass, a multiply-add as two, those of matrix products, convolutions and attention; None
+        where the class does not say."""
+        return None
+
+    def tokens(self) -> int:
+        """The largest number of positions that an attention of this network runs over; 0 where it has none."""
+        return 0
+
+    @classmethod
+    def cheaper(cls, shape: Sequence[int], options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Options that cost less on data of `shape` than `options` do, the nearest to them first."""
+        return iter(())
+
     def check_input(self, x: Tensor, c: Tensor) -> None:
         """Raise a ValueError unless x is (B, *shape) and c is (B,)."""
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"x must have shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
         if c.shape != x.shape[:1]:
             raise ValueError(f"c must have shape ({len(x)},), one noise level for each sample, got {tuple(c.shape)}")
+
+
+def product_flops(module: nn.Module, positions: int = 1) -> int:
+    """Operations of the linear layers and convolutions in `module`, each of which is applied at so many positions."""
+    layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return 2 * positions * sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, layers))
+
+
+def attention_flops(tokens: int, channels: int) -> int:
+    """Operations of softmax(q k^T) v over so many tokens: two products of tokens^2 channels multiply-adds."""
+    return 4 * tokens**2 * channels
 
 
 def zeroed(module: M) -> M:

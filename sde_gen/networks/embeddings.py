@@ -30,9 +30,11 @@ class SinusoidalEmbedding(nn.Module):
             raise ValueError(f"features must be an even number of at least 2, got {features!r}")
         if not 0 < w_min < w_max < math.inf:
             raise ValueError(f"frequencies must satisfy 0 < w_min < w_max, got w_min={w_min!r}, w_max={w_max!r}")
-        exponents = torch.linspace(math.log(w_min), math.log(w_max), features // 2, dtype=torch.float64)
+        # on the CPU: a network of sizes alone, on the meta device, costs nothing then
+        exponents = torch.linspace(math.log(w_min), math.log(w_max), features // 2, dtype=torch.float64, device="cpu")
+        frequencies = exponents.exp().to(torch.get_default_device(), torch.get_default_dtype())
         # not in the state_dict: a constant of the class, rebuilt with it
-        self.register_buffer("frequencies", exponents.exp().to(torch.get_default_dtype()), persistent=False)
+        self.register_buffer("frequencies", frequencies, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SinusoidalEmbedding:
         # In a dtype narrower than float32 neighbouring levels would look alike: the numbers stay, whatever the network's weights become.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Network, check_count, check_probability, zeroed
+from .base import Network, check_count, check_probability, product_flops, zeroed
 from .embeddings import ConditionEmbedding
 
 
@@ -71,6 +71,9 @@ class MLP(Network):
         self.blocks = nn.ModuleList(ResidualBlock(width, expansion * width, width, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.leave = zeroed(nn.Linear(width, math.prod(self.out_shape)))
+
+    def flops(self) -> int:
+        return product_flops(self)
 
     def forward(self, x: Tensor, c: Tensor, label: Tensor | None = None) -> Tensor:
         self.check_input(x, c)

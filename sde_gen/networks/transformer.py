@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Network, attend, check_count, check_probability, zeroed
+from .base import Network, attend, attention_flops, check_count, check_probability, product_flops, zeroed
 from .embeddings import ConditionEmbedding
 from .patches import fold, patch_grid, unfold
 
@@ -17,13 +19,13 @@ def position_table(grid: Sequence[int], width: int) -> Tensor:
     """Sines and cosines of each axis's coordinate, side by side: (tokens, width), float32."""
     axes = len(grid)
     columns = []
-    for coordinate in torch.meshgrid(*[torch.arange(n, dtype=torch.float64) for n in grid], indexing="ij"):
+    for coordinate in torch.meshgrid(*[torch.arange(n, dtype=torch.float64, device="cpu") for n in grid], indexing="ij"):
         pairs = max(1, width // (2 * axes))
-        frequencies = 10000.0 ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
+        frequencies = 10000.0 ** (-torch.arange(pairs, dtype=torch.float64, device="cpu") / pairs)
         angles = coordinate.reshape(-1, 1) * frequencies
         columns += [angles.sin(), angles.cos()]
     table = torch.cat(columns, dim=1)[:, :width]
-    return F.pad(table, (0, width - table.shape[1])).float()
+    return F.pad(table, (0, width - table.shape[1])).to(torch.get_default_device(), torch.float32)
 
 
 class TransformerBlock(nn.Module):
@@ -107,6 +109,25 @@ class PatchTransformer(Network):
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulation = zeroed(nn.Linear(width, 2 * width))
         self.leave = zeroed(nn.Linear(width, self.out_channels * volume))
+
+    def flops(self) -> int:
+        tokens, width = math.prod(self.grid), self.position.shape[1]
+        blocks = [block for block in self.blocks.children() if isinstance(block, TransformerBlock)]
+        once: list[nn.Module] = [self.condition, self.modulation, *(block.modulation for block in blocks)]
+        of_condition = sum(product_flops(module) for module in once)
+        attention = len(blocks) * attention_flops(tokens, width)
+        return tokens * (product_flops(self) - of_condition) + of_condition + attention
+
+    def tokens(self) -> int:
+        return math.prod(self.grid)
+
+    @classmethod
+    def cheaper(cls, shape: Sequence[int], options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Larger and larger patches."""
+        patch = options.get("patch", 2)
+        while patch < max(shape[1:], default=1):
+            patch *= 2
+            yield options | {"patch": patch}
 
     def forward(self, x: Tensor, c: Tensor, label: Tensor | None = None) -> Tensor:
         self.check_input(x, c)

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Network, attend, check_count, check_counts, check_probability, group_norm, zeroed
+from .base import (
+    Network,
+    attend,
+    attention_flops,
+    check_count,
+    check_counts,
+    check_probability,
+    group_norm,
+    product_flops,
+    zeroed,
+)
 from .embeddings import ConditionEmbedding
-from .patches import fold, unfold
+from .patches import fold, patch_grid, unfold
 
 CONV: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -67,6 +80,12 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         return self.attention(self.block(x, condition))
+
+    def flops(self, positions: int) -> int:
+        """Operations for one sample of so many positions."""
+        of_condition = product_flops(self.block.modulation)
+        attention = attention_flops(positions, self.attention.qkv.in_features) if isinstance(self.attention, Attention) else 0
+        return positions * (product_flops(self) - of_condition) + of_condition + attention
 
 
 class UNet(Network):
@@ -169,6 +188,37 @@ class UNet(Network):
                 self.grow.append(conv(channels, channels, 3, padding=1))
         self.norm = group_norm(h)
         self.leave = zeroed(conv(h, volume * self.out_channels, 3, padding=1))
+
+    def positions(self) -> list[int]:
+        """The number of positions of each level."""
+        grids = [patch_grid(self.shape[1:], self.patch)]
+        for _ in self.shrink:
+            grids.append([(n + 1) // 2 for n in grids[-1]])
+        return [math.prod(grid) for grid in grids]
+
+    def flops(self) -> int:
+        levels = self.positions()
+        total = product_flops(self.condition)
+        total += product_flops(nn.ModuleList([self.enter, self.leave]), levels[0])
+        total += sum(product_flops(layer, n) for layer, n in zip(self.shrink, levels[1:], strict=True))
+        total += sum(product_flops(layer, n) for layer, n in zip(self.grow, levels[-2::-1], strict=True))
+        stages = [*zip(self.down, levels, strict=True), (self.middle, levels[-1]), *zip(self.up, levels[::-1], strict=True)]
+        return total + sum(stage.flops(n) for group, n in stages for stage in group.children() if isinstance(stage, Stage))
+
+    def tokens(self) -> int:
+        groups = [*zip(self.down, self.positions(), strict=True), (self.middle, self.positions()[-1])]
+        return max((n for group, n in groups for stage in group.children() if isinstance(stage.attention, Attention)), default=0)
+
+    @classmethod
+    def cheaper(cls, shape: Sequence[int], options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Up to three levels more, as wide as the last and attention in the last alone, then the same with larger and larger patches."""
+        base: dict[str, Any] = {"patch": 1, "multipliers": (1, 2, 2), "attention": (2,)} | options
+        multipliers, attends = list(base["multipliers"]), bool(base["attention"])
+        for patch in itertools.takewhile(lambda p: p < 2 * max(shape[1:]), (base["patch"] * 2**k for k in itertools.count())):
+            for more in range(4):
+                deeper = multipliers + multipliers[-1:] * more
+                changed = {"patch": patch, "multipliers": deeper, "attention": [len(deeper) - 1] if attends else []}
+                yield options | changed
 
     def forward(self, x: Tensor, c: Tensor, label: Tensor | None = None) -> Tensor:
         self.check_input(x, c)

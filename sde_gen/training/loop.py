@@ -18,12 +18,12 @@ from .. import parallel
 from ..data import Normalizer, Source, as_items
 from ..models.moments import Moments
 from ..models.score import ScoreModel
-from ..networks import make_network
+from ..networks import MOST_TOKENS, affordable_options, make_network
 from ..progress import bar as progress_bar
 from ..sdes import SDE, make_sde
 from .checkpoint import CheckpointError, State
 from .settings import TrainSettings
-from .trainer import Trainer, TrainResult
+from .trainer import AbandonedStep, Trainer, TrainResult
 
 PACE_STEPS, PACE_SECONDS = 20, 2.0
 """The time of a step is measured over so many of the first ones, or as many as fit into so many seconds; `UNMEASURED` come before them."""
@@ -31,7 +31,7 @@ UNMEASURED = 2
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, after the step that was under way: `step` of `steps` are done and were given to on_checkpoint."""
+    """Ctrl-C or SIGTERM, after the step or part of one that was under way: `step` of `steps` are done and were given to on_checkpoint."""
 
     def __init__(self, step: int, steps: int) -> None:
         super().__init__(f"interrupted at step {step} of {steps}")
@@ -56,6 +56,8 @@ def build_model(
     The normaliser and the data's moments are learned from `data`; our networks are told the half log-SNR and get their
     input at unit variance, so that one network serves every SDE. `classes`: number of labels of a conditional network.
     `variance`: None or "learned_range", for which a network given by name gets twice the channels at its output.
+    `network_options`: of a network given by name. Where they leave its patches, levels and attention open and its defaults would attend
+    over more positions than pays, the nearest ones that do not are taken (`affordable_options`).
     """
     process = make_sde(sde, **(sde_settings or {})) if isinstance(sde, str) else sde
     units = Normalizer.fit(data, normalizer)
@@ -64,7 +66,11 @@ def build_model(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             doubled = None if variance is None else 2 * data.shape[1]
-            network = make_network(network, tuple(data.shape[1:]), classes, doubled, **(network_options or {}))
+            options, shape = network_options or {}, tuple(data.shape[1:])
+            made = make_network(network, shape, classes, doubled, **options)
+            if made.tokens() > MOST_TOKENS and not {"patch", "multipliers", "attention"} & set(options):
+                made = make_network(network, shape, classes, doubled, **affordable_options(network, shape, options))
+            network = made
     return ScoreModel(
         network,
         process,
@@ -107,6 +113,9 @@ def fit(
     with the seconds that a step takes; a training of so few steps that this cannot be known does not call it. `on_finish(result)`:
     called after the last step, where `result.state()` is what a training of more steps goes on from.
 
+    A batch is computed in parts where one would cost too much (`Trainer`). The end of `max_seconds`, Ctrl-C and SIGTERM are looked at
+    between parts too: the training then ends at the last whole step.
+
     `resume` may come from a training that had fewer steps, finished or not: the learning rate is then that of a training of
     `settings.steps` steps from here on, lr warmup(n) decay(n / settings.steps) at step n, the moments of the optimiser and the average
     of the weights go on, and the loss by noise level is measured at those of its `evaluations` that lie ahead.
@@ -134,31 +143,42 @@ def fit(
         _deferred_interrupts() as asked,
         progress_bar(total, "training", "step", progress and first, trainer.step) as bar,
     ):
+        trainer.stop = lambda: bool(asked) or trainer.out_of_time()
         while not trainer.done:
             began = time.monotonic()
-            entry = trainer.advance()
-            bar.update()
-            if on_pace is not None and first:
+            finished = True
+            try:
+                entry = trainer.advance()
+                bar.update()
+            except AbandonedStep:
+                entry, finished = trainer.close(), False
+            if on_pace is not None and first and finished:
+                took = time.monotonic() - began
                 measured += 1
-                spent += time.monotonic() - began if measured > 0 else 0.0
-                if not trainer.done and measured > 0 and (measured >= PACE_STEPS or spent >= PACE_SECONDS):
-                    on_pace(spent / measured, result)
+                spent += took if measured > 0 else 0.0
+                slow = took >= PACE_SECONDS and measured > 1 - UNMEASURED  # the first one alone prepares things
+                if not trainer.done and (slow or (measured > 0 and (measured >= PACE_STEPS or spent >= PACE_SECONDS))):
+                    on_pace(took if slow else spent / measured, result)
                     on_pace = None
             if entry is not None:
                 bar.set_postfix({"loss": f"{entry['loss']:.4f}", "samples/s": f"{trainer.rate:.0f}"}, refresh=False)
                 if trainer.evaluation_due:
                     with trainer.together():
                         if first:
+                            bar.set_description("training: loss by level")
                             trainer.evaluate(entry)
                         if first and on_evaluate is not None:
+                            bar.set_description("training: evaluation")
                             on_evaluate(trainer.step, result)
+                    trainer.evaluated_at = trainer.step
+                    bar.set_description("training")
                 if on_log is not None and first:
                     on_log(entry)
             if trainer.done:
                 break
             timed = first and checkpoint_seconds is not None and trainer.seconds - saved >= checkpoint_seconds
             stop, timed = parallel.anywhere(bool(asked), timed)
-            if on_checkpoint is not None and (stop or timed):
+            if on_checkpoint is not None and (stop or timed) and trainer.step > 0:
                 with trainer.together(state=True):
                     if first:
                         on_checkpoint(trainer.step, result)
@@ -176,8 +196,8 @@ def fit(
 
 @contextlib.contextmanager
 def _deferred_interrupts() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM put their number in the list that is given, so that a step is finished before they count; a second Ctrl-C
-    interrupts at once."""
+    """Ctrl-C and SIGTERM put their number in the list that is given, so that a step, or the part of a batch that is under way, is
+    finished before they count; a second Ctrl-C interrupts at once."""
     asked: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -18,6 +18,7 @@ from .. import memory, parallel
 from ..data import Source
 from ..models.moments import Moments
 from ..models.score import ScoreModel
+from ..networks import Network
 from .batches import read_batches
 from .checkpoint import State
 from .objective import Objective
@@ -29,12 +30,21 @@ MOST_SKIPPED = 10
 """So many steps in a row may be left out because they are not finite."""
 LOGS = 200
 """The history of a whole training has about so many entries."""
+PART_FLOPS = 1.2e11
+"""On a CPU a batch is computed in parts of at most so many operations, some seconds of a core: between them a training can be stopped."""
+EVALUATION_SHARE, EVALUATION_SECONDS = 0.05, 5.0
+"""The loss by noise level, and likewise a snapshot, costs at most this share of the training before it, or so many seconds."""
+LEAST_ITEMS = 8
 MOST_HELD = 128
 """At most so many training items stand for held-out ones where there are none."""
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on: the loss or its gradients were not finite too often in a row, or memory does not suffice."""
+
+
+class AbandonedStep(Exception):
+    """A step was given up between two parts of its batch: the trainer is as it was before that step."""
 
 
 @dataclass
@@ -107,9 +117,12 @@ class Trainer:
         )
         self.parameters = list(self.network.parameters())
         self.generator = torch.Generator(self.device).manual_seed(settings.seed)
-        self.part = settings.part
+        self.part = self._affordable_part()
         self.log_every = max(1, settings.steps // LOGS)
         self.step = self.taken = self.in_a_row = self.evaluated = 0
+        self.stop: Callable[[], bool] = lambda: False  # asked between the parts of a batch
+        self.timed, self.spent = 0, 0.0  # steps of this run and their seconds
+        self.evaluated_at = 0  # the step of the last evaluation
         self.recent: list[Tensor] = []
         self.before = 0.0  # seconds of the runs that this one goes on from
         self.began = time.monotonic()
@@ -174,12 +187,36 @@ class Trainer:
             yield
             self.of_others.clear()
 
+    def _affordable_part(self) -> int:
+        """The number of samples that are computed at a time: as the settings say, or on a CPU so many that a part costs no more than
+        `PART_FLOPS`, where the network knows what it costs."""
+        network, settings = self.model.network, self.settings
+        flops = network.flops() if isinstance(network, Network) else None
+        if settings.micro_batch is not None or settings.accumulate > 1 or self.device.type != "cpu" or not flops:
+            return settings.part
+        most = max(1, int(PART_FLOPS / (3 * flops)))
+        return math.ceil(settings.batch / math.ceil(settings.batch / most))
+
     def advance(self) -> dict[str, Any] | None:
         """One step: a batch, its noise, the loss and its gradients, clipped, go into the weights and their average.
 
         Each process computes its share of the batch, in parts that fit the memory. Returns the new entry of the history where one is
-        due. Raises TrainingError where training cannot go on.
+        due. Raises TrainingError where training cannot go on; AbandonedStep where `stop` is true in any process between two parts, and
+        all that changes from step to step is then as before this one.
         """
+        began = time.monotonic()
+        before = self.generator.get_state(), torch.get_rng_state()
+        try:
+            entry = self._advance()
+        except AbandonedStep:
+            self.optimizer.zero_grad(set_to_none=True)
+            self.generator.set_state(before[0])
+            torch.set_rng_state(before[1])
+            raise
+        self.timed, self.spent = self.timed + 1, self.spent + time.monotonic() - began
+        return entry
+
+    def _advance(self) -> dict[str, Any] | None:
         settings, placement = self.settings, self.placement
         self._set_rate()
         assert self.batches is not None
@@ -223,11 +260,14 @@ class Trainer:
         backward: adds to the gradients those of the rows that it is given, and returns their loss and losses.
         Returns the sum of the loss, and the losses of all parts.
         """
+        least = self.settings.batch // self.world  # rows that every process has: they ask one another between the same parts
         while True:
             random = torch.get_rng_state()
             total, seen = torch.zeros((), device=self.device), []
             try:
                 for start in range(0, count, self.part):
+                    if 0 < start < least and parallel.anywhere(self.stop())[0]:
+                        raise AbandonedStep
                     with self.placement.gradients(last=start + self.part >= count):
                         loss, losses = backward(slice(start, start + self.part))
                     total += loss
@@ -263,10 +303,31 @@ class Trainer:
         result.seconds = self.seconds if settings.max_seconds is None else parallel.agreed(self.seconds)
         if not self.recent or (self.step % self.log_every and not self.done):
             return None
-        entry = {"step": self.step, "seconds": result.seconds, "loss": float(torch.stack(self.recent).mean())}
+        return self._entry(float(torch.stack(self.recent).mean()))
+
+    def _entry(self, loss: float) -> dict[str, Any]:
+        entry = {"step": self.step, "seconds": self.result.seconds, "loss": loss}
         self.recent.clear()
-        result.history.append(entry)
+        self.result.history.append(entry)
         return entry
+
+    def out_of_time(self) -> bool:
+        """Whether `max_seconds` are over now, in the middle of a step."""
+        return self.settings.max_seconds is not None and self.seconds >= self.settings.max_seconds
+
+    def close(self) -> dict[str, Any] | None:
+        """After an AbandonedStep: the last entry of the history where the time is over, else None. Raises TrainingError where it was
+        over before the first step."""
+        result = self.result
+        result.seconds = parallel.agreed(self.seconds)
+        if not self.done:
+            return None
+        if self.step == 0:
+            limit = f"max_seconds {self.settings.max_seconds:g} was over before the first step of {self.settings.batch} samples was done"
+            raise TrainingError(f"{limit}: choose a smaller batch or network, or more time")
+        if self.recent:
+            return self._entry(float(torch.stack(self.recent).mean()))
+        return self._entry(result.history[-1]["loss"]) if result.history else None
 
     @property
     def evaluation_due(self) -> bool:
@@ -277,10 +338,32 @@ class Trainer:
         self.evaluated = int(progress * self.settings.evaluations)
         return True
 
+    @property
+    def allowance(self) -> float:
+        """The seconds that the loss by noise level, and likewise a snapshot, may take now: `EVALUATION_SHARE` of the steps since the last
+        evaluation, or `EVALUATION_SECONDS` where those are more."""
+        per_step = self.spent / max(1, self.timed)
+        return max(EVALUATION_SECONDS, EVALUATION_SHARE * per_step * (self.step - self.evaluated_at))
+
+    def affordable(self, calls: int, wanted: int) -> int:
+        """How many of the `wanted` items the `allowance` pays for, where the network is called `calls` times for each: by the time that
+        the steps of this run took, of which a call is a third of a sample's part."""
+        per_call = self.spent / max(1, self.timed) / (3 * math.ceil(self.settings.batch / self.world))
+        return wanted if per_call == 0 else min(wanted, int(self.allowance / (calls * per_call)))
+
     def evaluate(self, entry: dict[str, Any]) -> None:
-        """Measure the loss by noise level of the averaged weights into `entry`."""
-        level_loss = self.validation.measure(self.result.model)
+        """Measure the loss by noise level of the averaged weights into `entry`, on as many items as is affordable; at the end of the
+        training on `LEAST_ITEMS` at least, before it not at all where those cost too much."""
+        whole = len(self.validation.x_0)
+        least = min(whole, LEAST_ITEMS)
+        items = self.affordable(len(self.validation.times), whole)
+        if items < least and not self.done:
+            return
+        items = max(items, least)
+        level_loss = self.validation.measure(self.result.model, items)
         entry |= {"validation": float(np.mean(level_loss)), "levels": self.validation.levels, "level_loss": level_loss}
+        if items < whole:
+            entry["items"] = items
 
     def state(self) -> State:
         """The tensors and plain values that `restore` takes, with the weights that `save` writes beside them.
@@ -335,3 +418,4 @@ class Trainer:
         result = self.result
         result.steps, result.seconds, result.skipped = self.step, self.before, int(values["skipped"])
         result.history[:] = values["history"]
+        self.evaluated_at = max((int(entry["step"]) for entry in result.history if "level_loss" in entry), default=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -48,17 +49,26 @@ class Validation:
             linear.append(float((moments.denoise(x, alpha, sigma) - x_0).square().mean()) / zero[-1])
         return cls(x_0, times, lambdas.tolist(), zero, linear, cond, seed)
 
-    def _noised(self, model: ScoreModel) -> list[tuple[float, Tensor, float, float]]:
+    def _noised(self, model: ScoreModel) -> Iterator[tuple[float, Tensor, float, float]]:
         generator = torch.Generator(self.x_0.device).manual_seed(self.seed)
-        states = []
         for t in self.times:
             alpha, sigma = (float(value) for value in model.sde.marginal(torch.tensor(t, dtype=torch.float64)))
             noise = torch.randn(self.x_0.shape, generator=generator, device=self.x_0.device, dtype=self.x_0.dtype)
-            states.append((t, alpha * self.x_0 + sigma * noise, alpha, sigma))
-        return states
+            yield t, alpha * self.x_0 + sigma * noise, alpha, sigma
 
     @torch.no_grad()
-    def measure(self, model: ScoreModel) -> list[float]:
-        """The model's squared error over the zero network's at each level; the model should be in evaluation mode."""
-        errors = [float((model.denoise(x, t, **self.cond) - self.x_0).square().mean()) for t, x, _, _ in self._noised(model)]
-        return [error / zero for error, zero in zip(errors, self.zero, strict=True)]
+    def measure(self, model: ScoreModel, items: int | None = None) -> list[float]:
+        """The model's squared error over the zero network's at each level; the model should be in evaluation mode.
+
+        items: both of the first so many items alone. None: all, whose zero network's errors are known already.
+        """
+        items = len(self.x_0) if items is None else items
+        x_0, cond = self.x_0[:items], {name: value[:items] for name, value in self.cond.items()}
+        ratios = []
+        for (t, x, _, _), zero in zip(self._noised(model), self.zero, strict=True):
+            error = float((model.denoise(x[:items], t, **cond) - x_0).square().mean())
+            if items < len(self.x_0):
+                skip = float(model.scales(torch.tensor(t, dtype=torch.float64)).skip)
+                zero = float((skip * x[:items] - x_0).square().mean())
+            ratios.append(error / zero)
+        return ratios
