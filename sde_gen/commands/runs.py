@@ -404,6 +404,7 @@ def _train(
             config.training,
             labels if config.data.labels else None,
             held_out=data.test,
+            held_out_labels=data.test_labels,
             levels=data.levels,
             device=device,
             progress=progress,

@@ -76,8 +76,8 @@ def _write_history(directory: Path, model: ScoreModel, data: Dataset, config: Ru
     per_call = seconds_per_call(model, data.shape, LEAST)
     affordable = max(SECONDS, SHARE * float(extra["seconds"])) / (per_call * 2 * len(levels))
     count = max(LEAST, min(MOST_ITEMS, int(affordable)))
-    held_out = None if data.test is None else data.test[:count]
-    items = measure_levels(model, data.train[:count], held_out, config.training.seed)
+    of_held_out = data.test_labels if config.data.labels else None
+    items = measure_levels(model, data.train, data.test, config.training.seed, of_labels, of_held_out, count)
     write_text(directory / "history.json", json.dumps({"history": history, "linear": linear, "items": items}, indent=1))
 
 

@@ -6,7 +6,7 @@
 nothing of the package but itself and the ground modules.
 """
 
-from sde_gen.data.dataset import Dataset, validate
+from sde_gen.data.dataset import Dataset, rows_drawn, validate
 from sde_gen.data.download import SOURCES, download
 from sde_gen.data.labels import check_labels
 from sde_gen.data.normalizer import Normalizer
@@ -32,5 +32,6 @@ __all__ = [
     "item_shape",
     "load_dataset",
     "needs_float64",
+    "rows_drawn",
     "validate",
 ]

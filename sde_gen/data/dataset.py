@@ -109,6 +109,11 @@ def subset(total: int, count: int, seed: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).permutation(total)[:count])
 
 
+def rows_drawn(total: int, count: int, seed: int) -> Tensor:
+    """int64 (min(count, total),): a random part of the numbers below `total`, in ascending order: all of them where there are no more."""
+    return subset(total, count, seed).sort().values
+
+
 def validate(dataset: Dataset) -> Dataset:
     """Return the data set unchanged if a model can be trained on it.
 

@@ -101,11 +101,13 @@ def fit(
     resume: State | None = None,
     on_pace: Callable[[float, TrainResult], None] | None = None,
     on_finish: Callable[[TrainResult], None] | None = None,
+    held_out_labels: Tensor | None = None,
 ) -> TrainResult:
     """Train `model` on data (N, *) in its own units, in memory or read batch by batch; `labels` (N,) for a conditional network.
 
     `levels`: of data that are whole numbers 0 .. levels - 1, for the decoder of the objectives "vlb" and "hybrid" (None: a density).
-    `held_out` (default: the training data) is what the loss by noise level is measured on. `on_evaluate(step, result)` is
+    `held_out` (default: the training data) is what the loss by noise level is measured on, at most 128 items of it, drawn by the seed;
+    a conditional network gets their `held_out_labels` (M,), and its null label where these are not given. `on_evaluate(step, result)` is
     called after each of these measurements, `on_checkpoint(step, result)` every `checkpoint_seconds` and after Ctrl-C or SIGTERM,
     which then raises `Interrupted`; in both `result.model` has the averaged weights and `result.state()` all that training needs to
     go on. `resume`: such a state; the training goes on from there, bit for bit on the CPU what it would have been.
@@ -124,7 +126,7 @@ def fit(
     callbacks run in the first process alone. Raises TrainingError when more than ten steps in a row are not finite, or memory does
     not suffice for one sample. Vincent 2011; Song et al. 2021, arXiv:2011.13456; AdamW: Loshchilov and Hutter 2019, arXiv:1711.05101.
     """
-    trainer = Trainer(model, data, settings or TrainSettings(), labels, held_out, levels, device)
+    trainer = Trainer(model, data, settings or TrainSettings(), labels, held_out, levels, device, held_out_labels)
     result = trainer.result
     if resume is not None:
         try:

@@ -9,33 +9,51 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data import rows_drawn
 from ..models.moments import Moments
 from ..models.score import ScoreModel
-from .validation import Validation
+from .validation import MOST_SAMPLES, Validation
 
 RANGES = (("small noise", 2.0, math.inf), ("middle", -2.0, 2.0), ("large noise", -math.inf, -2.0))
 """Of the half log-SNR, for data of unit variance: the noise is below a seventh of the data, about as large, above seven times."""
 SURE = 3.0
 """Standard errors beyond which two losses differ."""
+SMALL = 0.01
+"""Losses over the zero network's that differ by no more are taken for equal, however sure the difference."""
 HARDLY, MOSTLY = 0.1, 0.5
 """Of the way from the loss on held-out data to that of a network that knows the training data by heart."""
 
 
 @torch.no_grad()
-def measure_levels(model: ScoreModel, train: Tensor, held_out: Tensor | None, seed: int = 0) -> dict[str, list[float]]:
-    """The loss by noise level, over a zero network's, of training and held-out items (in their own units) by the same noise:
-    "training", "held_out" and, as "training_error" and "held_out_error", their standard errors over the items."""
+def measure_levels(
+    model: ScoreModel,
+    train: Tensor,
+    held_out: Tensor | None,
+    seed: int = 0,
+    train_labels: Tensor | None = None,
+    held_out_labels: Tensor | None = None,
+    count: int = MOST_SAMPLES,
+) -> dict[str, list[float]]:
+    """The loss by noise level, over a zero network's, of training and held-out items by the same noise.
+
+    train, held_out: (N, *) and (M, *) in their own units; at most `count` of each are drawn, as a training with this seed draws its own.
+    seed: of the draw and the noise.
+    train_labels, held_out_labels: (N,) and (M,) of a conditional network.
+
+    Returns "training", "held_out" and, as "training_error" and "held_out_error", their standard errors over the items.
+    """
     normalizer = model.normalizer
     device = next((p.device for p in model.parameters()), train.device)
     found: dict[str, list[float]] = {}
-    for name, items in (("training", train), ("held_out", held_out)):
+    for name, items, labels in (("training", train, train_labels), ("held_out", held_out, held_out_labels)):
         if items is None:
             continue
-        x_0 = items[:128].to(device)
-        x_0 = x_0 if normalizer is None else normalizer.encode(x_0)
-        validation = Validation.prepare(model, x_0, model.moments if model.moments is not None else Moments.fit(x_0), seed=seed)
-        states = zip(validation._noised(model), validation.zero, strict=True)
-        each = torch.stack([(model.denoise(x, t) - x_0).double().square().flatten(1).mean(1) / zero for (t, x, _, _), zero in states])
+        rows = rows_drawn(len(items), min(count, MOST_SAMPLES), seed)
+        x_0 = items[rows].to(device)
+        x_0 = (x_0 if normalizer is None else normalizer.encode(x_0)).float()
+        cond = {} if labels is None else {"label": labels[rows]}
+        moments = model.moments if model.moments is not None else Moments.fit(x_0)
+        each = Validation.prepare(model, x_0, moments, cond, seed).measure_each(model)
         found[name] = each.mean(1).tolist()
         found[f"{name}_error"] = (each.std(1) / math.sqrt(max(2, len(x_0)))).tolist()
     return found
@@ -57,7 +75,8 @@ def summarise_losses(
         rows = [k for k, level in enumerate(levels) if low <= level < high]
         if rows:
             own, best, error = (_mean(values, rows) for values in (loss, linear["linear"], errors))
-            parts.append(f"{name} {own:.2f} (best linear {best:.2f}): {_learning(own, best, error)}")
+            heart = f", known by heart {_mean(linear['best'], rows):.2f}" if "best" in linear else ""
+            parts.append(f"{name} {own:.2f} (best linear {best:.2f}{heart}): {_learning(own, best, error)}")
     lines = [f"learning  error over a zero network's, {'; '.join(parts)}"]
     memory = _memory(levels, linear)
     if memory:
@@ -71,16 +90,20 @@ def _mean(values: Sequence[float], rows: Sequence[int]) -> float:
 
 
 def _learning(own: float, best: float, error: float) -> str:
+    """The verdict on a loss: where it stands to the zero network's, 1, and to the best linear denoiser's, beyond `SURE` errors."""
     if not math.isfinite(own):
         return "not finite"
-    margin = SURE * error
-    if own < best - margin:
-        return "learning, better than linear"
-    if own <= best + margin:
-        return "as good as linear" if best < 1 - margin else "no linear denoiser does anything here, nor does it"
+    margin = max(SURE * error, SMALL)
+    linear = min(best, 1.0)  # one that is worse than zero is no measure
+    if own > 1 + margin:
+        return "worse than zero"
+    if own < linear - margin:
+        return "learning, better than linear" if best <= 1 + SMALL else "learning, better than zero, which linear is not"
     if own < 1 - margin:
-        return "learning, not yet as good as linear"
-    return "no better than zero" if own <= 1 + margin else "worse than zero"
+        return "learning, as good as linear" if own <= linear + margin else "learning, not yet as good as linear"
+    if own >= 1 - SMALL:
+        return LIKE_ZERO if linear >= 1 - SMALL else NO_BETTER if own > linear + margin else f"like zero, within +- {margin:.2f} of linear"
+    return f"not told from zero within +- {margin:.2f}"
 
 
 def _memory(levels: Sequence[float], linear: Mapping[str, Sequence[float]]) -> str:
@@ -117,8 +140,12 @@ def warnings_of_losses(lines: Sequence[str]) -> list[str]:
             continue
         parts = text.removeprefix("error over a zero network's, ").split("; ")
         found += [f"the loss over a zero network's at {part}" for part in parts if part.endswith(BAD)]
+        if all(part.endswith((LIKE_ZERO, *BAD)) for part in parts) and parts[0].endswith(LIKE_ZERO):
+            found.append("the loss is a zero network's at every noise level: nothing was learned, or the data hold nothing to learn")
     return found
 
 
-BAD = ("no better than zero", "worse than zero", "not finite")
+LIKE_ZERO = "like zero, which no linear denoiser betters here"
+NO_BETTER = "no better than zero"
+BAD = (NO_BETTER, "worse than zero", "not finite")
 """Verdicts on a range of noise in which the network is of no use."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import memory, parallel
-from ..data import Source
+from ..data import Source, rows_drawn
 from ..models.moments import Moments
 from ..models.score import ScoreModel
 from ..networks import Network
@@ -24,7 +24,7 @@ from .checkpoint import State
 from .objective import Objective
 from .settings import DECAYS, TrainSettings, check_processes
 from .sharding import Placement, in_shares, load_whole, whole
-from .validation import Validation
+from .validation import MOST_SAMPLES, Validation
 
 MOST_SKIPPED = 10
 """So many steps in a row may be left out because they are not finite."""
@@ -35,8 +35,6 @@ PART_FLOPS = 1.2e11
 EVALUATION_SHARE, EVALUATION_SECONDS = 0.05, 5.0
 """The loss by noise level, and likewise a snapshot, costs at most this share of the training before it, or so many seconds."""
 LEAST_ITEMS = 8
-MOST_HELD = 128
-"""At most so many training items stand for held-out ones where there are none."""
 
 
 class TrainingError(RuntimeError):
@@ -91,6 +89,7 @@ class Trainer:
         held_out: Tensor | None,
         levels: int | None,
         device: torch.device | str,
+        held_out_labels: Tensor | None = None,
     ) -> None:
         self.settings, self.device = settings, torch.device(device)
         self.rank, self.world = parallel.rank(), parallel.world()
@@ -101,12 +100,12 @@ class Trainer:
         self.encode = lambda x: normalizer.encode(x).float()  # data that need float64 need it in their own units alone
         self.x = self.encode(data.to(self.device)) if isinstance(data, Tensor) else data
         self.label = None if labels is None else labels.to(self.device)
-        if held_out is None:
-            held = self.x[:MOST_HELD] if isinstance(data, Tensor) else self.encode(data[:MOST_HELD].to(self.device))
-        else:
-            held = self.encode(held_out.to(self.device))
+        items, of_items = (data, labels) if held_out is None else (held_out, None if labels is None else held_out_labels)
+        rows = rows_drawn(len(items), MOST_SAMPLES, settings.seed)
+        held = self.encode(items[rows].to(self.device))
         moments = model.moments if model.moments is not None else Moments.fit(held)
-        self.validation = Validation.prepare(model, held, moments, seed=settings.seed)
+        cond = {} if of_items is None else {"label": of_items[rows]}
+        self.validation = Validation.prepare(model, held, moments, cond, settings.seed)
         self.objective = Objective(settings, model, levels)
         self.placement = Placement(model, settings.ema_width, settings.shard is not None, self.device)
         self.network, self.average = self.placement.network, self.placement.average

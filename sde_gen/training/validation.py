@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..data import rows_drawn
 from ..models.moments import Moments
 from ..models.score import ScoreModel
 
@@ -17,10 +18,10 @@ MOST_SAMPLES = 128
 
 @dataclass(frozen=True)
 class Validation:
-    """Held-out images with noise that never changes, at `LEVELS` values of the half log-SNR across the SDE's range.
+    """Held-out items with noise that never changes, at `LEVELS` values of the half log-SNR across the SDE's range.
 
     `measure` gives, for each level, the squared error of the denoised data over that of a zero network (which is 1.00 by
-    definition); `linear` is the same for the best linear denoiser, exact for Gaussian data.
+    definition); `linear` is the same for the best linear denoiser that knows no conditions, exact for Gaussian data.
     """
 
     x_0: Tensor
@@ -33,10 +34,15 @@ class Validation:
 
     @classmethod
     def prepare(cls, model: ScoreModel, x_0: Tensor, moments: Moments, cond: dict[str, Tensor] | None = None, seed: int = 0) -> Validation:
-        """Baselines for held-out data `x_0` in normalised units; `moments` are those of the training data."""
+        """Held-out data `x_0` (N, *) in normalised units, at most `MOST_SAMPLES` of them drawn by `seed`, with its baselines.
+
+        moments: those of the training data.
+        cond: the conditions (N, *) of these items, which the model is given with them.
+        """
         sde = model.sde
-        x_0 = x_0[:MOST_SAMPLES]
-        cond = {name: value[:MOST_SAMPLES] for name, value in (cond or {}).items()}
+        rows = rows_drawn(len(x_0), MOST_SAMPLES, seed)
+        x_0 = x_0[rows]
+        cond = {name: value[rows].to(x_0.device) for name, value in (cond or {}).items()}
         high, low = float(sde.half_log_snr(sde.t_min)), float(sde.half_log_snr(sde.t_max))
         lambdas = torch.linspace(low, high, LEVELS, dtype=torch.float64)
         times = sde.time_of(lambdas).clamp(sde.t_min, sde.t_max).tolist()
@@ -60,15 +66,24 @@ class Validation:
     def measure(self, model: ScoreModel, items: int | None = None) -> list[float]:
         """The model's squared error over the zero network's at each level; the model should be in evaluation mode.
 
-        items: both of the first so many items alone. None: all, whose zero network's errors are known already.
+        items: both of so many items alone, spread over all. None: all, whose zero network's errors are known already.
         """
-        items = len(self.x_0) if items is None else items
-        x_0, cond = self.x_0[:items], {name: value[:items] for name, value in self.cond.items()}
+        count = len(self.x_0)
+        items = count if items is None else min(items, count)
+        rows = torch.arange(items, device=self.x_0.device) * count // items  # they may lie sorted by class
+        x_0, cond = self.x_0[rows], {name: value[rows] for name, value in self.cond.items()}
         ratios = []
         for (t, x, _, _), zero in zip(self._noised(model), self.zero, strict=True):
-            error = float((model.denoise(x[:items], t, **cond) - x_0).square().mean())
-            if items < len(self.x_0):
+            error = float((model.denoise(x[rows], t, **cond) - x_0).square().mean())
+            if items < count:
                 skip = float(model.scales(torch.tensor(t, dtype=torch.float64)).skip)
-                zero = float((skip * x[:items] - x_0).square().mean())
+                zero = float((skip * x[rows] - x_0).square().mean())
             ratios.append(error / zero)
         return ratios
+
+    @torch.no_grad()
+    def measure_each(self, model: ScoreModel) -> Tensor:
+        """The terms of the means that `measure` gives, one for each item: (levels, n), float64."""
+        states = zip(self._noised(model), self.zero, strict=True)
+        rows = [(model.denoise(x, t, **self.cond) - self.x_0).double().square().flatten(1).mean(1) / zero for (t, x, _, _), zero in states]
+        return torch.stack(rows)

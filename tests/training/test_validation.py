@@ -5,7 +5,7 @@ from toys import FREE_PREDICTIONS
 from sde_gen import ScoreModel, make_sde
 from sde_gen.models.moments import Moments
 from sde_gen.sdes import SDES
-from sde_gen.training import Validation
+from sde_gen.training import TrainSettings, Validation, build_model, fit
 
 
 @pytest.mark.parametrize("prediction", FREE_PREDICTIONS)
@@ -38,3 +38,21 @@ def test_the_noise_does_not_change_between_measurements() -> None:
     model = ScoreModel(lambda x, c: torch.tanh(x), make_sde("vp"), "edm", data_std=1.0)
     validation = Validation.prepare(model, x_0, Moments.fit(x_0))
     assert validation.measure(model) == validation.measure(model)
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_training_is_measured_on_items_of_every_class_with_their_labels(held: bool) -> None:
+    """Sorted by class, in units that are not the model's: the head is of class 0 alone, and without labels the loss cannot be small."""
+    labels = torch.arange(3).repeat_interleave(200)
+    x = 40 + 10 * labels[:, None].float() + torch.randn(600, 2, generator=torch.Generator().manual_seed(0))
+    model = build_model(x, "vp", "mlp", classes=3, network_options={"width": 8, "depth": 1})
+    part = {"held_out": x, "held_out_labels": labels} if held else {}
+    result = fit(model, x, TrainSettings(steps=1, batch=8, evaluations=1), labels, progress=False, **part)  # type: ignore[arg-type]
+    validation = result.trainer.validation
+    shown = validation.cond["label"]
+    assert shown.bincount().min() > 25 and len(shown) == 128
+    assert model.normalizer is not None
+    centres = torch.stack([model.normalizer.encode(x)[labels == k].mean(0) for k in range(3)])
+    assert (validation.x_0 - centres[shown]).abs().max() < 1
+    without = fit(model, x, TrainSettings(steps=1, batch=8, evaluations=1), labels, held_out=x, progress=False).trainer.validation
+    assert without.cond == {} and torch.equal(without.x_0, validation.x_0)
