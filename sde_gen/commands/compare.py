@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from .. import parallel, report
+from ..data import rows_drawn
 from ..randomness import check_seed
 from ..registry import lookup
 from ..report.files import write_text
 from ..sampling.sample import sample_together
 from ..solvers import SOLVERS, make_solver
 from .config import ConfigError
-from .evaluation import SampleMetrics
-from .runs import TrainedRun, class_labels
+from .evaluation import COLUMN_UNITS, SampleMetrics, measured_labels
+from .runs import TrainedRun
 
 CALLS = (5, 10, 20, 50, 100)
 LONGEST = {"ancestral": (200, 1000)}
@@ -71,29 +72,32 @@ def compare_run(run: TrainedRun, settings: CompareSettings, say: Callable[[str],
     place.mkdir(parents=True, exist_ok=True)
     key = "sliced_wasserstein" if len(run.data.shape) == 1 else "frechet_distance"
     sample_metrics = SampleMetrics(run.data, run.directory, settings.seed)
+    size = sample_metrics.common_size(settings.samples) or settings.samples
     rows: list[dict[str, Any]] = []
     shown: dict[str, tuple[int, Tensor]] = {}
     header = HEADER.format("Frechet" if key == "frechet_distance" else "sliced Wasserstein")
     say(header)
     for name in settings.solvers:
         for options in budgets(name, settings.calls):
-            row, x = _point(run, settings, name, options, sample_metrics, key)
+            row, x = _point(run, settings, name, options, sample_metrics, key, size)
             rows.append(row)
             if parallel.rank() == 0:
                 say(_line(row))
             # A row of the picture is at the budget that the question asks about, or the nearest there is.
             if name not in shown or abs(row["calls"] - ASKED) < abs(shown[name][0] - ASKED):
                 shown[name] = (row["calls"], x[:SHOWN])
-    real = _real(run, settings, sample_metrics, key)
+    real = _real(run, settings, sample_metrics, key, size)
     if parallel.rank() > 0:
         return {}
     if real is not None:
         say(_line(real))
     answer_line = answer(rows)
     lines = [_line(row) for row in (*rows, *([] if real is None else [real]))]
-    table = [header, *lines, "", f"{settings.samples} samples of each. {COLUMNS}", "", answer_line]
+    units = f", in {COLUMN_UNITS}" if key == "sliced_wasserstein" else ""
+    table = [header, *lines, "", f"{settings.samples} samples of each; distances at {size} items{units}. {COLUMNS}", "", answer_line]
     write_text(place / "table.md", "\n".join(table) + "\n")
-    found = {"settings": vars(settings), "distance": key, "rows": rows, "held_out": real, "answer": answer_line}
+    found: dict[str, Any] = {"settings": vars(settings), "distance": key, "rows": rows, "held_out": real, "answer": answer_line}
+    found |= {"distance_size": size} | ({"distance_unit": COLUMN_UNITS} if units else {})
     found["data"] = run.data.signature()
     write_text(place / "compare.json", json.dumps(found, indent=1))
     report.plot_comparison(rows, place / "distance.png", key.replace("_", " "), None if real is None else real["distance"])
@@ -104,6 +108,7 @@ def compare_run(run: TrainedRun, settings: CompareSettings, say: Callable[[str],
         files.append("samples.png")
     say(f"pictures  {', '.join(str(place / name) for name in files)}")
     say(f"numbers   {place / 'table.md'}, {place / 'compare.json'}")
+    say(f"distances {size} items each{units}")
     say(answer_line)
     return {"rows": rows, "held_out": real, "answer": answer_line}
 
@@ -121,14 +126,15 @@ def budgets(name: str, calls: Sequence[int] | None) -> list[dict[str, Any]]:
 
 
 def _point(
-    run: TrainedRun, settings: CompareSettings, name: str, options: dict[str, Any], sample_metrics: SampleMetrics, key: str
+    run: TrainedRun, settings: CompareSettings, name: str, options: dict[str, Any], sample_metrics: SampleMetrics, key: str, size: int
 ) -> tuple[dict[str, Any], Tensor]:
     """One solver at one budget: its row of the table and its samples."""
     shape = (settings.samples, *run.data.shape)
     common: dict[str, Any] = {"seed": settings.seed, "progress": False, "batch_size": settings.batch, "on_failure": "mask"}
     device = next(run.model.parameters()).device
     began = time.monotonic()
-    out = sample_together(run.model, shape, solver=name, cond=class_labels(run.model, settings.samples), **common, **options)
+    cond = measured_labels(run.model, run.data, settings.samples, settings.seed)
+    out = sample_together(run.model, shape, solver=name, cond=cond, **common, **options)
     if device.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.monotonic() - began
@@ -137,17 +143,20 @@ def _point(
     good = x[~out.failed.cpu()]
     row["failed"] = len(x) - len(good)
     if len(good) >= max(20, len(x) // 2):
-        row |= _scores(sample_metrics(good), key)
+        row |= _scores(sample_metrics(good, size), key)
     return row, x
 
 
-def _real(run: TrainedRun, settings: CompareSettings, sample_metrics: SampleMetrics, key: str) -> dict[str, Any] | None:
-    """The row of as many held-out data as there are samples: what a perfect solver of a perfect network would score."""
-    if run.data.test is None or len(run.data.test) < settings.samples:
+def _real(run: TrainedRun, settings: CompareSettings, sample_metrics: SampleMetrics, key: str, size: int) -> dict[str, Any] | None:
+    """The row of `size` held-out items: what a perfect solver of a perfect network would score. Precision and recall, which depend on
+    the number too, are left out where there are fewer of them than samples."""
+    held = run.data.test
+    if held is None or len(held) < size:
         return None
-    return {"solver": "held-out data", "calls": 0, "seconds": 0.0, "failed": 0} | _scores(
-        sample_metrics(run.data.test[: settings.samples]), key
-    )
+    scores = _scores(sample_metrics(held[rows_drawn(len(held), size, settings.seed)]), key)
+    if size < settings.samples:
+        scores = {name: value for name, value in scores.items() if name not in ("precision", "recall")}
+    return {"solver": "held-out data", "calls": 0, "seconds": 0.0, "failed": 0} | scores
 
 
 def _scores(scores: dict[str, Any], key: str) -> dict[str, Any]:
@@ -159,9 +168,9 @@ def _scores(scores: dict[str, Any], key: str) -> dict[str, Any]:
 
 HEADER = "| solver | calls | seconds | {} distance | precision | recall | memorised | neighbour ratio |\n|---|---|---|---|---|---|---|---|"
 COLUMNS = (
-    "Distances depend on the number of samples. Memorised: the share of samples nearer to a training item than 95 % of held-out data are "
-    "(new data: 0.05, copies: 1). Neighbour ratio: mean distance to the nearest training item over that of held-out data (new data: 1, "
-    "copies: 0)."
+    "Distances depend on the number of items: those of one run are taken at the same one. Memorised: the share of samples nearer to a "
+    "training item than 95 % of held-out data are (new data: 0.05, copies: 1). Neighbour ratio: mean distance to the nearest training item over that of "
+    "held-out data (new data: 1, copies: 0)."
 )
 
 

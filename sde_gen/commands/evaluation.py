@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import metrics, parallel, report
 from .. import progress as progress_bars
-from ..data import Dataset
+from ..data import Dataset, draw_labels, rows_drawn
 from ..data.write import DataDescription, write_npz
 from ..models.score import ScoreModel
 from ..report.files import atomic_path, write_text
@@ -33,7 +33,10 @@ CALIBRATION = 96
 MOST_NUMBERS = 20_000_000
 """Sliced Wasserstein distances sort projections of so many numbers for each split of their error bars: some seconds."""
 MOST_REFERENCE, MOST_HELD_OUT = 10_000, 2_000
-"""Neighbours and kernels cost the square of the set: at most so many training and held-out items are used for them."""
+"""Neighbours and kernels cost the square of the set: at most so many training and held-out items are drawn for them."""
+LEAST_PART = 20
+"""Distances are not made of fewer items: where the held-out part has fewer, it is not measured beside the samples."""
+COLUMN_UNITS = "units of each column's standard deviation"
 
 
 def sample_run(run: TrainedRun, device: torch.device | str = "cpu", progress: bool = True) -> dict[str, Any]:
@@ -55,7 +58,7 @@ def sample_run(run: TrainedRun, device: torch.device | str = "cpu", progress: bo
     fit_line = _fit(run) if settings.grid == "fitted" else None
     began = time.monotonic()
     shape = (settings.samples, *run.data.shape)
-    cond = class_labels(run.model, settings.samples)
+    cond = measured_labels(run.model, run.data, settings.samples, settings.seed)
     place = run.directory / "solvers" / settings.solver
     drawing = 0.0
 
@@ -128,7 +131,7 @@ def _fit(run: TrainedRun) -> str:
     settings = run.config.sampling
     steps = make_solver(settings.solver).default_steps if settings.steps is None else settings.steps
     began = time.monotonic()
-    cond = class_labels(run.model, CALIBRATION)
+    cond = measured_labels(run.model, run.data, CALIBRATION, settings.seed)
     known = run.model.fitted.get((settings.solver, steps, tuple(sorted(cond or ()))))
     how = "stored with the checkpoint"
     if known is None:
@@ -139,6 +142,16 @@ def _fit(run: TrainedRun) -> str:
         run.model.fitted[known.key] = known
         how = f"fitted in {time.monotonic() - began:.0f} s"
     return f"{settings.solver} at {steps} steps: distance to the exact flow {known.default_error:.2g} -> {known.error:.2g} ({how})"
+
+
+def measured_labels(model: ScoreModel, data: Dataset, count: int, seed: int) -> dict[str, Tensor] | None:
+    """Labels for `count` samples that are measured: classes in the shares of the training data, None for a network without labels."""
+    labels = data.training[1]
+    return (
+        class_labels(model, count)
+        if getattr(model.network, "classes", None) is None or labels is None
+        else {"label": draw_labels(labels, count, seed)}
+    )
 
 
 def _film(run: TrainedRun, path: Path, common: dict[str, Any]) -> None:
@@ -189,32 +202,42 @@ class SampleMetrics:
         """Distances (N,) of items (N, *shape) to the nearest training item."""
         return parallel.by_shares(lambda part: metrics.nearest_distances(part, self.data.train), x)
 
-    @cached_property
-    def of_held_out(self) -> dict[str, Any]:
-        """What all held-out data scores: the least that samples could, at their number."""
+    def common_size(self, samples: int) -> int | None:
+        """The number of items at which the distances of so many samples and of the held-out part can stand side by side; None where
+        that part is too small or not there."""
+        held = 0 if self.data.test is None else len(self.data.test)
+        return min(samples, held) if min(samples, held) >= LEAST_PART else None
+
+    def of_held_out(self, size: int) -> dict[str, Any]:
+        """The distance of held-out data, by parts of `size` items as the samples': what a perfect network's samples would score."""
         held = self.data.test
         if held is None:
             return {}
         if len(self.data.shape) == 1:
             if parallel.rank() > 0:
                 return {}
-            return {"held_out_sliced_wasserstein": _numbers(metrics.sliced_wasserstein(held, self.reference, seed=self.seed))}
+            return {"held_out_sliced_wasserstein": _numbers(self._sliced(held, size))}
         if self.data.train_labels is None:
             return {}
         theirs, of_train = self.features_of(held), self.of_train
         if parallel.rank() > 0:
             return {}
-        distance = metrics.frechet_distance(theirs, of_train, seed=self.seed)
-        return {"held_out_frechet_distance": _numbers(distance)}
+        return {"held_out_frechet_distance": _numbers(metrics.frechet_distance(theirs, of_train, seed=self.seed, size=_part(theirs, size)))}
+
+    def _sliced(self, x: Tensor, size: int | None) -> metrics.Estimate:
+        return metrics.sliced_wasserstein(x, self.reference, seed=self.seed, size=_part(x, size), scale="reference")
 
     @cached_property
     def held_out_near(self) -> Tensor | None:
         """Distance of held-out items to the nearest training item; None where there are none."""
         held = self.data.test
-        return None if held is None or len(held) < 2 else self.nearest(held[:MOST_HELD_OUT])
+        return None if held is None or len(held) < 2 else self.nearest(held[rows_drawn(len(held), MOST_HELD_OUT, self.seed)])
 
-    def __call__(self, x: Tensor) -> dict[str, Any]:
-        """The metrics of samples (N, *shape) in the data's own units, N >= 20, by name: {"value", "std_error"} each."""
+    def __call__(self, x: Tensor, size: int | None = None) -> dict[str, Any]:
+        """The metrics of samples (N, *shape) in the data's own units, N >= 20, by name: {"value", "std_error"} each.
+
+        size: distances are those of so many items, as means over random parts of the samples; None, or no fewer than N, takes all.
+        """
         data, seed = self.data, self.seed
         scores: dict[str, Any] = {}
         images = len(data.shape) > 1
@@ -225,15 +248,16 @@ class SampleMetrics:
         if parallel.rank() > 0:
             return {}
         if not images:
-            scores["sliced_wasserstein"] = _numbers(metrics.sliced_wasserstein(x, self.reference, seed=seed))
+            scores["sliced_wasserstein"] = _numbers(self._sliced(x, size))
+            scores["distance_unit"] = COLUMN_UNITS
             if data.modes is not None:
                 scores["mode_fractions"] = [_numbers(fraction) for fraction in metrics.mode_fractions(x, data.modes)]
             return scores
         if ours is not None and of_train is not None:
             accuracy = self.features.accuracy
             scores["features"] = f"{type(self.features).__name__} trained on the labels of {data.name}: {accuracy:.1%} held-out accuracy"
-            near = of_train[:MOST_REFERENCE]
-            scores["frechet_distance"] = _numbers(metrics.frechet_distance(ours, of_train, seed=seed))
+            near = of_train[rows_drawn(len(of_train), MOST_REFERENCE, seed)]
+            scores["frechet_distance"] = _numbers(metrics.frechet_distance(ours, of_train, seed=seed, size=_part(ours, size)))
             scores["kernel_distance"] = _numbers(metrics.kernel_distance(ours, near))
             precision, recall = metrics.precision_recall(ours, near)
             scores |= {"precision": _numbers(precision), "recall": _numbers(recall)}
@@ -244,10 +268,20 @@ class SampleMetrics:
 
 
 def measure(data: Dataset, x: Tensor, directory: Path, seed: int = 0, progress: bool = False) -> dict[str, Any]:
-    """Distances of samples `x` to the training data (see `SampleMetrics`), held-out data measured the same way beside them."""
+    """Distances of samples `x` to the training data (see `SampleMetrics`), held-out data measured the same way beside them: both at the
+    same number of items, "distance_size"."""
     sample_metrics = SampleMetrics(data, directory, seed)
+    size = sample_metrics.common_size(len(x))
     with progress_bars.bar(None, "metrics", "part", progress and parallel.rank() == 0, leave=False):
-        return sample_metrics(x) | sample_metrics.of_held_out
+        scores = sample_metrics(x, size)
+        beside = {} if size is None else sample_metrics.of_held_out(size)
+    if "frechet_distance" in scores or "sliced_wasserstein" in scores:
+        scores["distance_size"] = len(x) if size is None else size
+    return scores | beside
+
+
+def _part(x: Tensor, size: int | None) -> int | None:
+    return None if size is None or size >= len(x) else size
 
 
 def _numbers(estimate: metrics.Estimate) -> dict[str, float]:
@@ -279,14 +313,15 @@ def report_lines(run: TrainedRun, scores: dict[str, Any]) -> Sequence[str]:
         lines.insert(0, f"fitted    {scores['fit']}")
     if "frechet_distance" in scores:
         beside = f"; held-out real data: {number('held_out_frechet_distance')}" if "held_out_frechet_distance" in scores else ""
-        lines.append(f"Frechet   distance to the training data {number('frechet_distance')}{beside}")
+        lines.append(f"Frechet   distance to the training data {number('frechet_distance')}{beside} ({_size(scores, beside)})")
         lines.append(f"          ({scores['features']}; not Inception FID)")
         lines.append(
             f"          precision {number('precision')}, recall {number('recall')}, kernel distance {number('kernel_distance', 5)}"
         )
     if "sliced_wasserstein" in scores:
         beside = f"; held-out data: {number('held_out_sliced_wasserstein', 4)}" if "held_out_sliced_wasserstein" in scores else ""
-        lines.append(f"distance  sliced Wasserstein to the training data {number('sliced_wasserstein', 4)}{beside}")
+        said = f"{_size(scores, beside)}, in {scores['distance_unit']}"
+        lines.append(f"distance  sliced Wasserstein to the training data {number('sliced_wasserstein', 4)}{beside} ({said})")
     if "mode_fractions" in scores:
         shares = "  ".join(f"{100 * share['value']:.1f}" for share in scores["mode_fractions"])
         lines.append(f"modes     {shares} % of the samples ({100 / len(scores['mode_fractions']):.1f} % each would be even)")
@@ -307,6 +342,10 @@ def report_lines(run: TrainedRun, scores: dict[str, Any]) -> Sequence[str]:
         f"numbers   {run.directory / 'metrics.json'}, {run.directory / 'config.yaml'}, {run.directory / 'checkpoint'}/",
     ]
     return lines
+
+
+def _size(scores: dict[str, Any], beside: str) -> str:
+    return f"{'each ' if beside else ''}at {scores['distance_size']} items"
 
 
 def _learned(run: TrainedRun, scores: dict[str, Any]) -> list[str]:

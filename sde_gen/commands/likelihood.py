@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import parallel, report
+from ..data import rows_drawn
 from ..discrete import DiscreteChain, Elbo, elbo, elbo_continuous
 from ..likelihood.bits_per_dim import DEQUANTISATIONS, BitsPerDim, bits_per_dim, matching_time
 from ..likelihood.divergence import DIVERGENCES
@@ -135,14 +136,15 @@ def _parts(run: TrainedRun, settings: LikelihoodSettings) -> dict[str, tuple[Ten
     chosen = torch.randperm(len(data.train), generator=generator)[: settings.images]
     parts = {"training": (data.train[chosen], None if data.train_labels is None else data.train_labels[chosen])}
     if data.test is not None:
-        parts["held-out"] = (data.test[: settings.images], None if data.test_labels is None else data.test_labels[: settings.images])
+        rows = rows_drawn(len(data.test), settings.images, SEED_OF_ORDER)
+        parts["held-out"] = (data.test[rows], None if data.test_labels is None else data.test_labels[rows])
     if data.levels is not None:
-        count = min(MOST_STRANGE, settings.images)
-        x = parts["held-out" if data.test is not None else "training"]
-        labels = None if x[1] is None else x[1][:count]
-        shape = (min(count, len(x[0])), *data.shape)
+        x, labels = parts["held-out" if data.test is not None else "training"]
+        rows = rows_drawn(len(x), MOST_STRANGE, SEED_OF_ORDER)
+        x, labels = x[rows], None if labels is None else labels[rows]
+        shape = tuple(x.shape)
         parts["noise"] = torch.randint(0, data.levels, shape, generator=generator).float(), labels
-        parts["inverted"] = data.levels - 1 - x[0][:count], labels
+        parts["inverted"] = data.levels - 1 - x, labels
         grey = torch.randint(0, data.levels, (shape[0], *(1,) * len(data.shape)), generator=generator)
         parts["constant"] = grey.float().expand(shape).contiguous(), labels
     return parts

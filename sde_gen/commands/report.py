@@ -143,7 +143,11 @@ def _samples(run: SavedRun, embedder: Embedder) -> list[Block]:
         place = run.directory / "solvers" / name
         calls = f"{scores['network_calls']:,.0f} network calls a sample"
         which = next((key for key in DISTANCES if key in scores), None)
-        distance = "" if which is None else f"; {DISTANCES[which]} {_estimate(scores[which]).text} over {scores['samples']:,} samples"
+        distance = (
+            ""
+            if which is None
+            else f"; {DISTANCES[which]} {_estimate(scores[which]).text} over {scores.get('distance_size', scores['samples']):,} items"
+        )
         picture = embedder.picture(place / "samples.png")
         if picture is not None:
             blocks.append(Picture(picture, f"Samples drawn with {name}", f"{name}: {calls}{distance}"))

@@ -86,3 +86,16 @@ def class_indices(
     if names.dtype.kind == "U" or names.tolist() != list(range(len(names))):
         notes.append(f"{len(names)} classes, numbered from 0: {shown}{', ...' if len(names) > 10 else ''}")
     return indices.astype(np.int64), None if held is None else held.astype(np.int64), len(names)
+
+
+def draw_labels(labels: Tensor, count: int, seed: int) -> Tensor:
+    """int64 (count,): labels drawn with replacement from `labels` (N,), so that classes have the shares that they have there.
+
+    They stand in turn, one of each class that is left, so that the first few show every class; samples that are measured must not
+    be cut at their head.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = labels.cpu()[torch.randint(len(labels), (count,), generator=generator)].sort().values
+    counts = drawn.bincount()
+    turn = torch.arange(count) - (counts.cumsum(0) - counts)[drawn]
+    return drawn[turn.argsort(stable=True)]

@@ -7,9 +7,13 @@ import torch
 from toys import TINY_RUN, Command
 
 import sde_gen
-from sde_gen import load_dataset, metrics
+from sde_gen import Dataset, ScoreModel, load_dataset, make_sde, metrics
 from sde_gen.commands import evaluation
-from sde_gen.commands.evaluation import SampleMetrics, measure
+from sde_gen.commands.compare import CompareSettings, compare_run
+from sde_gen.commands.config import resolve
+from sde_gen.commands.evaluation import SampleMetrics, measure, report_lines, sample_run
+from sde_gen.commands.likelihood import LikelihoodSettings, _parts
+from sde_gen.commands.runs import TrainedRun
 from sde_gen.metrics import features
 
 
@@ -82,3 +86,85 @@ def test_long_tables_are_compared_with_a_drawn_part_of_the_training_data(monkeyp
     monkeypatch.setattr(evaluation, "MOST_NUMBERS", 200)
     drawn = evaluation.SampleMetrics(data, tmp_path).reference
     assert drawn.shape == (100, 2) and not torch.equal(drawn, data.train[:100])
+
+
+UNITS = torch.tensor([1000.0, 0.01, 1.0])
+
+
+class Classes(torch.nn.Module):
+    """E[x_0 | x_t, label] of two Gaussian classes around -2 and 2, of std 0.5: a conditional network that is perfect."""
+
+    classes = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.means = torch.nn.Parameter(torch.tensor([-2.0, 2.0])[:, None].expand(2, 3).clone())
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        alpha, sigma = (value[:, None].to(x) for value in make_sde("vp").marginal(t.double()))
+        mean = self.means[label]
+        return mean + alpha * 0.25 / (alpha**2 * 0.25 + sigma**2) * (x - alpha * mean)
+
+
+def unequal(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sorted items of 95 % of class 0 and 5 % of class 1, whose columns have unlike units."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = (torch.rand(count, generator=generator) < 0.05).long().sort().values
+    return UNITS * (4.0 * labels[:, None] - 2 + 0.5 * torch.randn(count, 3, generator=generator)), labels
+
+
+class Units(torch.nn.Module):
+    """The normaliser of those units."""
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        return x / UNITS.to(x)
+
+    def decode(self, x: torch.Tensor) -> torch.Tensor:
+        return x * UNITS.to(x)
+
+
+@pytest.fixture
+def classes_run(tmp_path: Path) -> TrainedRun:
+    (x, labels), (held, of_held) = unequal(1500, 0), unequal(200, 1)
+    data = Dataset("classes", x, held, labels, of_held, classes=2)
+    model = ScoreModel(Classes(), make_sde("vp"), prediction="data", normalizer=Units()).eval()  # type: ignore[arg-type]
+    return TrainedRun(tmp_path, resolve({"sampling": {"solver": "ddim", "steps": 12, "samples": 400}}), data, model)
+
+
+def test_a_perfect_conditional_network_reads_like_held_out_data(classes_run: TrainedRun) -> None:
+    scores = sample_run(classes_run, progress=False)
+    ours, held = (scores[f"{part}sliced_wasserstein"] for part in ("", "held_out_"))
+    assert ours["value"] < held["value"] + 3 * held["std_error"] and ours["value"] < 0.6  # classes in turn read about 2
+    assert scores["distance_size"] == 200 and "standard deviation" in scores["distance_unit"]
+    line = next(line for line in report_lines(classes_run, scores) if line.startswith("distance"))
+    assert line.endswith("(each at 200 items, in units of each column's standard deviation)")
+
+
+def test_distances_side_by_side_are_of_equal_sizes_and_weigh_all_columns(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    train, held, x = (UNITS * torch.randn(count, 3, generator=generator) for count in (1000, 60, 480))
+    data = Dataset("columns", train, held)
+    scores = measure(data, x, tmp_path)
+    ours, theirs = (scores[f"{part}sliced_wasserstein"]["value"] for part in ("", "held_out_"))
+    # 480 fresh draws taken at once have a third of the distance of 60
+    assert ours > 1.5 * metrics.sliced_wasserstein(x, train, scale="reference").value and ours == pytest.approx(theirs, rel=0.4)
+    wrong = measure(data, x * torch.tensor([1.0, 1.5, 1.0]), tmp_path)  # in the column of the smallest unit
+    assert wrong["sliced_wasserstein"]["value"] > 2 * ours
+    assert "distance_size" not in SampleMetrics(data, tmp_path)(x) and measure(Dataset("alone", train), x, tmp_path)["distance_size"] == 480
+
+
+def test_compare_takes_drawn_held_out_items_and_classes_in_the_shares_of_the_data(classes_run: TrainedRun) -> None:
+    said: list[str] = []
+    found = compare_run(classes_run, CompareSettings(("ddim",), (12,), samples=100), said.append)
+    row, held = found["rows"][0]["distance"], found["held_out"]["distance"]
+    assert max(row["value"], held["value"]) < 0.6  # the head of the held-out part is of class 0 alone; classes in turn read 2
+    assert any("100 items each, in units of each column's" in line for line in said)
+    more = compare_run(classes_run, CompareSettings(("ddim",), (12,), samples=400), said.append)
+    assert any("200 items each" in line for line in said) and more["held_out"]["distance"]["value"] < 0.6
+
+
+def test_likelihoods_are_of_drawn_items(classes_run: TrainedRun) -> None:
+    x, labels = _parts(classes_run, LikelihoodSettings(images=150))["held-out"]
+    assert labels is not None and labels.sum() > 2 and torch.equal(x[:, 2] > 0, labels == 1)
+    whole, _ = _parts(classes_run, LikelihoodSettings(images=200))["held-out"]
+    assert classes_run.data.test is not None and torch.equal(whole, classes_run.data.test)
