@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data import Dataset
+from ..data import Dataset, rows_drawn
 from ..metrics import Estimate
 from ..models.denoiser import Denoiser
 from ..models.measured_moments import LARGEST, measure_moments
@@ -97,7 +97,7 @@ def diagnose(
         if known is not None and meaning is None:
             findings += _ignored_labels(measured, examined)
         if not any(finding.severity == "fault" for finding in findings):
-            findings += _not_learned(learned) or _bad_levels(measured, examined)
+            findings += _not_learned(measured.learned(examined, columns=True)) or _bad_levels(measured, examined)
         findings += check_prior(model, measured)
         if sampling is not None and samples != 0 and not any(finding.severity == "fault" for finding in findings):
             findings += check_steps(model, z_reference, classes, dict(sampling), seed, samples)
@@ -133,7 +133,8 @@ def _parts(data: Dataset | Tensor, seed: int) -> tuple[Tensor, Tensor | None, Te
     order = torch.randperm(len(train), generator=generator)
     held = None if isinstance(data, Tensor) else data.test
     if isinstance(data, Dataset) and held is not None and len(held) >= 32:
-        x, of_x = held[:ITEMS], None if data.test_labels is None else data.test_labels[:ITEMS]
+        rows = rows_drawn(len(held), ITEMS, seed)
+        x, of_x = held[rows], None if data.test_labels is None else data.test_labels[rows]
     else:
         count = min(ITEMS, len(train) // 2)
         x, of_x = train[order[:count]], None if labels is None else labels[order[:count]]
@@ -326,9 +327,12 @@ def _ignored_labels(measured: LevelErrors, model: Denoiser) -> list[Finding]:
 
 def _not_learned(learned: Learned) -> list[Finding]:
     share = learned.share
-    if not significant(learned.excess - HALF * learned.scale):
+    if not (significant(learned.learnable) and significant(learned.excess - HALF * learned.scale)):
         return []
-    text = f"the network has learned {share} of what simple denoisers know of this data (1: linear or nearest neighbours; 0: answers 0)"
+    text = (
+        f"the network has learned {share} of what simple denoisers know of this data "
+        "(1: linear, nearest neighbours or each entry alone; 0: answers 0)"
+    )
     advice = "train longer, try another lr, and see the loss by noise level in loss.png; no other explanation of its output fits better"
     return [Finding("not learned", "fault", text, advice, {"share": share.value, "share_error": share.std_error})]
 

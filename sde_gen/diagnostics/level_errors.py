@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,10 @@ ITEMS, REFERENCE = 256, 2048
 """At most so many items are measured on, and so many others make the best simple denoisers."""
 MOST = 10.0
 """An error counts as at most so many times the zero network's: one item that explodes must not stand for all."""
-LEAST_LEARNABLE = 0.05
+LEAST_LEARNABLE = 0.01
+ATOMS, MOST_COLUMNS, HELD = 512, 1024, 1 << 22
+"""Quantiles that stand for a column's distribution, fewer for many columns; the most columns that are looked at one by one; and the
+numbers held meanwhile."""
 Denoise = Callable[[Tensor, float], Tensor]
 
 
@@ -59,8 +62,9 @@ class Learned:
 class LevelErrors:
     """Measures errors of denoisers on the same noised items, at `LEVELS` half log-SNRs spread evenly over the SDE's range.
 
-    Beside a model's error stand those of two simple denoisers made of other items: the best linear one, and the optimal one of a
-    finite data set (`EmpiricalDenoiser`). At each level the smaller of the two errors is what is known to be learnable.
+    Beside a model's error stand those of simple denoisers made of other items: the best linear one, the optimal one of a finite data
+    set (`EmpiricalDenoiser`) and, where asked for, the optimal one of each entry on its own, as if entries were independent. At each
+    level the smallest of these errors is what is known to be learnable.
 
     model: gives the SDE; its own errors are not measured yet.
     items: (n, *) in normalised units, best not trained on.
@@ -79,17 +83,42 @@ class LevelErrors:
         self.times: list[float] = sde.time_of(self.lambdas).clamp(sde.t_min, sde.t_max).tolist()
         self.moments = Moments.fit(reference)
         groups = self._groups()
-        denoisers = [EmpiricalDenoiser(reference[of_reference], sde).to(items.device) for of_reference, _ in groups]
+        nearest = [_nearest(EmpiricalDenoiser(reference[of_reference], sde).to(items.device)) for of_reference, _ in groups]
+        errors = [self.errors(self.linear_by_class()), self.errors(self._by_group(nearest))]
+        self.best = self.best_with_columns = _smallest(errors)
+        if items[0].numel() <= MOST_COLUMNS:
+            columns = [self._by_column(reference[of_reference]) for of_reference, _ in groups]
+            self.best_with_columns = _smallest([*errors, self.errors(self._by_group(columns))])
 
-        def nearest(x: Tensor, t: float) -> Tensor:
+    def _by_group(self, denoisers: list[Denoise]) -> Denoise:
+        """Each item's denoised state by the denoiser of its group."""
+        groups = self._groups()
+
+        def denoise(x: Tensor, t: float) -> Tensor:
             denoised = torch.empty_like(x)
             for denoiser, (_, mine) in zip(denoisers, groups, strict=True):
-                denoised[mine] = denoiser(x[mine], x.new_full((int(mine.sum()),), t, dtype=torch.float64))
+                denoised[mine] = denoiser(x[mine], t)
             return denoised
 
-        simple = (self.errors(self.linear_by_class()), self.errors(nearest))
-        smaller = (simple[0].mean(1) <= simple[1].mean(1))[:, None]
-        self.best = torch.where(smaller, *simple)
+        return denoise
+
+    def _by_column(self, reference: Tensor) -> Denoise:
+        """E[x_0j | x_tj] of each entry j on its own, of the distribution of that entry in `reference`, which quantiles stand for."""
+        flat = reference.flatten(1)
+        count = min(len(flat), max(32, ATOMS * 64 // max(64, flat.shape[1])))
+        middles = (torch.arange(count, dtype=flat.dtype, device=flat.device) + 0.5) / count
+        atoms = torch.quantile(flat, middles, dim=0).T  # (D, count)
+
+        def denoise(x: Tensor, t: float) -> Tensor:
+            alpha, sigma = self.marginal(t)
+            states, parts = x.flatten(1), []
+            for columns in torch.arange(len(atoms)).split(max(1, HELD // (len(x) * count))):
+                values = atoms[columns]
+                weight = (-((states[:, columns, None] - alpha * values) ** 2) / (2 * sigma**2)).softmax(2)
+                parts.append((weight * values).sum(2))
+            return torch.cat(parts, 1).reshape(x.shape)
+
+        return denoise
 
     def _groups(self) -> list[tuple[Tensor, Tensor]]:
         """Masks of the reference and of the items that belong together: those of one label, or all."""
@@ -105,7 +134,7 @@ class LevelErrors:
         part.__dict__ |= self.__dict__
         part.items, part.lambdas, part.times = self.items[:items], self.lambdas[::every], self.times[::every]
         part.labels = None if self.labels is None else (self.labels[0][:items], self.labels[1])
-        part.best = self.best[::every, :items]
+        part.best, part.best_with_columns = self.best[::every, :items], self.best_with_columns[::every, :items]
         return part
 
     def marginal(self, t: float) -> tuple[float, float]:
@@ -153,8 +182,8 @@ class LevelErrors:
         cond = {} if given is None else {"label": given}
         return lambda x, t: model.denoise(x, t, **cond)
 
-    def learned(self, model: Denoiser) -> Learned:
-        """What `model` has learned.
+    def learned(self, model: Denoiser, columns: bool = False) -> Learned:
+        """What `model` has learned; `columns`: beside what simple denoisers know that look at each entry on its own too.
 
         The unit at each level is the error of a network that answers 0 in the model's place, so that models of different predictions
         are each measured in the units of what they predict. A Denoiser without `scales` of its own is measured as one that predicts
@@ -165,6 +194,19 @@ class LevelErrors:
         times = torch.tensor(self.times, dtype=torch.float64)
         skips = (torch.zeros_like(times) if scales is None else scales(times).skip).tolist()
         skip_at = dict(zip(self.times, skips, strict=True))
-        zero = self.errors(lambda x, t: x * skip_at[t]).mean(1, keepdim=True)
-        part = 1 - (errors / zero).nan_to_num(MOST, MOST).clamp_max(MOST)
-        return Learned(part.mean(0), (1 - (self.best / zero).clamp_max(MOST)).mean(0), (errors.mean(1) / zero[:, 0]).tolist())
+        zeros = self.errors(lambda x, t: x * skip_at[t])
+        zero = zeros.mean(1, keepdim=True)
+        simple = self.best_with_columns if columns else self.best
+        # Each item against its own, so that what is hard for both does not count as doubt.
+        own, best = (zeros / zero - (value / zero).nan_to_num(MOST, MOST).clamp_max(MOST) for value in (errors, simple))
+        return Learned(own.mean(0), best.mean(0), (errors.mean(1) / zero[:, 0]).tolist())
+
+
+def _smallest(errors: Sequence[Tensor]) -> Tensor:
+    """Of errors (levels, n), at each level those of the smallest mean."""
+    every = torch.stack(list(errors))
+    return every[every.mean(2).argmin(0), torch.arange(every.shape[1])]
+
+
+def _nearest(denoiser: EmpiricalDenoiser) -> Denoise:
+    return lambda x, t: denoiser(x, x.new_full((len(x),), t, dtype=torch.float64))
