@@ -2,5 +2,6 @@
 
 finding: what is handed back.
 level_errors: errors of denoisers by noise level on noised items, beside those of the best simple denoisers.
-sampling_checks: where sampling starts, and whether it takes enough steps.
+sampling_checks: where sampling starts, whether it takes enough steps, and whether its values are the data's.
+marginals: samples against data entry by entry.
 """

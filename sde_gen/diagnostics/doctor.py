@@ -19,7 +19,7 @@ from ..models.moments import Moments
 from ..models.score import CLOCKS, PREDICTIONS, ScoreModel
 from .finding import SIGNIFICANCE, Finding, significant, std_error
 from .level_errors import ITEMS, REFERENCE, Learned, LevelErrors
-from .sampling_checks import check_prior, check_steps
+from .sampling_checks import check_prior, check_samples
 
 MUCH = 0.2
 """Another explanation, or other weights, is named where it is better by this share of what can be learned."""
@@ -67,7 +67,8 @@ def diagnose(
     if any(finding.severity == "fault" for finding in findings):
         return findings
     device = next((p.device for p in model.parameters()), x.device)
-    z, z_reference = (part.to(device) if model.normalizer is None else model.normalizer.encode(part.to(device)) for part in (x, reference))
+    encode = (lambda part: part) if model.normalizer is None else model.normalizer.encode
+    z, z_reference = (encode(part.to(device)).float() for part in (x, reference))
     classes = _classes(model)
     known = None
     if classes is not None and labels is not None and of_reference is not None:
@@ -100,7 +101,7 @@ def diagnose(
             findings += _not_learned(measured.learned(examined, columns=True)) or _bad_levels(measured, examined)
         findings += check_prior(model, measured)
         if sampling is not None and samples != 0 and not any(finding.severity == "fault" for finding in findings):
-            findings += check_steps(model, z_reference, classes, dict(sampling), seed, samples)
+            findings += check_samples(model, reference, of_reference, classes, dict(sampling), seed, samples)
     return findings
 
 
@@ -128,6 +129,7 @@ def _parts(data: Dataset | Tensor, seed: int) -> tuple[Tensor, Tensor | None, Te
     """Items to measure on with their labels, and others for reference with theirs."""
     generator = torch.Generator().manual_seed(seed)
     train, labels = (data, None) if isinstance(data, Tensor) else (data.train, data.train_labels)
+    train = train if train.is_floating_point() else train.float()
     if len(train) < 32:
         raise ValueError(f"data has {len(train)} items; at least 32 are needed to measure anything")
     order = torch.randperm(len(train), generator=generator)
@@ -140,7 +142,7 @@ def _parts(data: Dataset | Tensor, seed: int) -> tuple[Tensor, Tensor | None, Te
         x, of_x = train[order[:count]], None if labels is None else labels[order[:count]]
         order = order[count:]
     order = order[:REFERENCE]
-    return x.float(), of_x, train[order].float(), None if labels is None else labels[order]
+    return x, of_x, train[order], None if labels is None else labels[order]
 
 
 def _broken_weights(model: Denoiser, raw: Denoiser | None) -> list[Finding]:

@@ -196,7 +196,7 @@ class LevelErrors:
         skip_at = dict(zip(self.times, skips, strict=True))
         zeros = self.errors(lambda x, t: x * skip_at[t])
         zero = zeros.mean(1, keepdim=True)
-        simple = self.best_with_columns if columns else self.best
+        simple = _smallest([self.best_with_columns, zeros]) if columns else self.best  # those of few items can be worse than none
         # Each item against its own, so that what is hard for both does not count as doubt.
         own, best = (zeros / zero - (value / zero).nan_to_num(MOST, MOST).clamp_max(MOST) for value in (errors, simple))
         return Learned(own.mean(0), best.mean(0), (errors.mean(1) / zero[:, 0]).tolist())

@@ -1,4 +1,4 @@
-"""Checks of sampling: whether the prior that it starts in stands for the data, and whether it takes enough steps."""
+"""Checks of sampling: whether its prior stands for the data, whether it takes enough steps, and whether its values are the data's."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data import draw_labels
 from ..metrics import Estimate, sliced_wasserstein
 from ..models.denoiser import Denoiser
 from ..models.prior import MatchedPrior
-from ..sampling.sample import sample
+from ..sampling.sample import Samples, sample
 from ..solvers import FixedStepSolver, make_solver
 from .finding import SIGNIFICANCE, Finding, std_error
 from .level_errors import LevelErrors
+from .marginals import check_marginals
 
 PRIOR_NATS = 0.02
 """KL of the data at t_max to the prior that counts: by Pinsker's inequality a tenth of the samples could be misplaced."""
@@ -51,13 +53,20 @@ def check_prior(model: Denoiser, measured: LevelErrors) -> list[Finding]:
     return []
 
 
-def check_steps(
-    model: Denoiser, reference: Tensor, classes: int | None, sampling: dict[str, Any], seed: int, samples: int | None
+def check_samples(
+    model: Denoiser,
+    reference: Tensor,
+    labels: Tensor | None,
+    classes: int | None,
+    sampling: dict[str, Any],
+    seed: int,
+    samples: int | None,
 ) -> list[Finding]:
     """Find a solver with too few steps: its samples differ from those of `STEP_FACTOR` times the steps, and lie farther from the data.
+    Where it has enough, find values of the samples that are not the data's (`check_marginals`).
 
-    reference: (m, *) data in normalised units. classes: the number of labels of a conditional model, or None.
-    sampling, samples: see `diagnose`.
+    reference: (m, *) data in its own units. labels: theirs (m,), in whose shares samples are drawn, or None.
+    classes: the number of labels of a conditional model, or None. sampling, samples: see `diagnose`.
     """
     name, steps, grid = sampling.pop("solver", "pc"), sampling.pop("steps", None), sampling.pop("grid", None)
     method = make_solver(name, **sampling) if isinstance(name, str) else name
@@ -66,7 +75,9 @@ def check_steps(
     fixed = isinstance(method, FixedStepSolver)
     count = max(32, min(1000, CALLS // ((steps + many) * (method.calls or 1)))) if samples is None else samples
     shape = (count, *reference.shape[1:])
-    cond = None if classes is None else {"label": torch.arange(count, device=reference.device) % classes}
+    cond = None
+    if classes is not None:
+        cond = {"label": torch.arange(count) % classes if labels is None else draw_labels(labels, count, seed)}
     common: dict[str, Any] = {"cond": cond, "on_failure": "mask", "progress": False, "batch_size": min(count, 256)}
     options = sampling if isinstance(name, str) else {}
     few = sample(model, shape, name, steps, seed, grid=grid, **common, **options)
@@ -78,17 +89,38 @@ def check_steps(
                 "too few solver steps", "fault", text, "more --steps; for an adaptive solver a larger cap or tolerance", {"failed": lost}
             )
         ]
-    if not fixed:
-        return []
+    off = _too_few(model, reference, (name, steps, grid), few, common, options, seed) if fixed else []
+    return off or check_marginals(few.x, reference)
+
+
+def _too_few(
+    model: Denoiser,
+    reference: Tensor,
+    chosen: tuple[Any, int, Any],
+    few: Samples,
+    common: dict[str, Any],
+    options: dict[str, Any],
+    seed: int,
+) -> list[Finding]:
+    """Compare the samples `few`, of `chosen` solver, steps and grid, with those of more steps."""
+    name, steps, grid = chosen
+    many, (count, *shape) = STEP_FACTOR * steps, few.x.shape
     fine = sample(
-        model, shape, name, many, seed + 1, grid=None if grid == "fitted" or isinstance(grid, Tensor) else grid, **common, **options
+        model,
+        (count, *shape),
+        name,
+        many,
+        seed + 1,
+        grid=None if grid == "fitted" or isinstance(grid, Tensor) else grid,
+        **common,
+        **options,
     )
     encode = model.normalizer.encode if model.normalizer is not None else lambda x: x
     a, b = (encode(out.x[~out.failed]).cpu().double().flatten(1) for out in (few, fine))
     if len(b) < 32:
         return []
     distance, null = permuted_distance(a, b, seed)
-    data = reference.cpu().double().flatten(1)[:count]
+    data = encode(reference[:count].to(few.x.device)).cpu().double().flatten(1)
     off = [sliced_wasserstein(part, data, bootstrap=2, seed=seed).value for part in (a, b)]
     if not (distance - null.value > SIGNIFICANCE * null.std_error and off[0] > off[1]):
         return []

@@ -107,7 +107,7 @@ class Moments(nn.Module):
         flat = flat.double()
         mean, variance = flat.mean(0), flat.var(0, unbiased=False)
         shape = data.shape[1:]
-        return cls(mean.reshape(shape), variance=variance.reshape(shape), largest=_largest_axes(flat, mean, variance))
+        return cls(mean.reshape(shape), variance=variance.reshape(shape), largest=_largest_axes(flat, mean))
 
     def denoise(self, x: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
         """E[x_0 | x_t = x] of Gaussian data with these moments, m + alpha C (alpha^2 C + sigma^2)^-1 (x - alpha m).
@@ -174,7 +174,7 @@ class Moments(nn.Module):
         return (float(torch.sqrt(fourth / mean)), float(torch.sqrt(mean))) if float(mean) > 0 else (1.0, 1.0)
 
 
-def _largest_axes(flat: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _largest_axes(flat: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Variances along the largest principal axes (k,), the axes (D, k), and the variance along every direction beside them."""
     count, dim = flat.shape
     generator = torch.Generator().manual_seed(SEED)
@@ -187,6 +187,8 @@ def _largest_axes(flat: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor,
         vectors = torch.linalg.qr(centred.T @ (centred @ vectors)).Q
     _, _, rotation = torch.linalg.svd(centred @ vectors, full_matrices=False)
     vectors = vectors @ rotation.T
-    along = ((flat[judging] - mean) @ vectors).square().mean(0)
-    rest = (variance.sum() - along.sum()).clamp_min(0.0) / (dim - axes)
+    judged = flat[judging] - mean
+    along = (judged @ vectors).square().mean(0)
+    # Of the same items: the total over all of them can be less than what the axes hold here, and the rest would be none.
+    rest = (judged.square().sum(1).mean() - along.sum()).clamp_min(0.0) / (dim - axes)
     return along, vectors, rest

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from toys import TINY_RUN, Command
 
 from sde_gen import SDE, Dataset, ScoreModel, diagnose, load, load_dataset, make_sde, save
-from sde_gen.diagnostics.sampling_checks import permuted_distance
+from sde_gen.diagnostics.marginals import check_marginals
+from sde_gen.diagnostics.sampling_checks import check_samples, permuted_distance
 from sde_gen.exact.mixtures import GaussianData, MixtureData, RingData
 from sde_gen.models.denoiser import Prediction, Wrapper
 from sde_gen.training import TrainSettings, build_model, fit
@@ -40,7 +41,7 @@ def data() -> Dataset:
 def train(data: Dataset, sde: str, prediction: str, labels: bool = False) -> tuple[ScoreModel, ScoreModel]:
     classes = data.classes if labels else None
     model = build_model(data.train, sde, "mlp", prediction, network_options={"width": 48, "depth": 2}, classes=classes)
-    settings = TrainSettings(steps=350, batch=256, lr=3e-3, evaluations=1)
+    settings = TrainSettings(steps=500, batch=256, lr=3e-3, evaluations=1)
     result = fit(model, data.train, settings, data.train_labels if labels else None, held_out=data.test, progress=False)
     return result.model, result.raw
 
@@ -276,6 +277,91 @@ def test_any_denoiser_is_diagnosed_but_for_the_meaning_of_its_output(
     x = ring.sample(1000, 1).float()
     assert names(diagnose(Wrapped(ring.model(make_sde("vp"))), x, sampling=DDIM | {"steps": 2}, samples=800)) == ["too few solver steps"]
     assert names(diagnose(Wrapped(ring.model(make_sde("ve", sigma_max=1.0), "sde")), x)) == ["sigma_max too small"]
+
+
+def columns(count: int, seed: int) -> Tensor:
+    """Seven independent columns of unlike units: two normal, one positive, one with zeros, one even, one of two values, one negative."""
+    z = torch.randn(count, 7, generator=torch.Generator().manual_seed(seed))
+    of = [z[:, 0], z[:, 1] + 100, 1e3 * torch.exp(z[:, 2] / 2), z[:, 3].clamp_min(0), 0.01 * torch.erf(z[:, 4]), (z[:, 5] > 0).float()]
+    return torch.stack([*of, -z[:, 6].abs()], 1)
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_a_network_of_a_table_that_learned_nothing_is_named(few: bool) -> None:
+    """What can be learned lies in each column alone: neither a linear denoiser nor neighbours know of it."""
+    train, held = columns(160 if few else 1500, 0), columns(300, 1)
+    model = build_model(train, "vp", "mlp", network_options={"width": 16, "depth": 1})
+    lost = fit(model, train, TrainSettings(steps=20, batch=64, lr=3.0, evaluations=1), held_out=held, progress=False).model
+    assert names(diagnose(lost, Dataset("columns", train, held))) == ["not learned"]
+
+
+def fields(count: int, size: int, seed: int) -> Tensor:
+    """Smooth random fields, whose largest axes hold nearly all of their variance."""
+    place = torch.arange(size) / size
+    root = torch.exp(-18 * (place[:, None] - place) ** 2)
+    x = root @ torch.randn(count, 1, size, size, generator=torch.Generator().manual_seed(seed)) @ root
+    return 5 + 3 * x / x.std()
+
+
+@pytest.mark.parametrize(("size", "count"), [(33, 300), (32, 120)])
+def test_an_untrained_network_is_named_beyond_the_whole_covariance_and_for_few_items(size: int, count: int) -> None:
+    x = fields(count, size, 0)
+    model = build_model(x, "vp", "mlp", network_options={"width": 8, "depth": 1})
+    assert names(diagnose(model, x)) == ["not learned"]
+    white = torch.randn(count, 1, size, size, generator=torch.Generator().manual_seed(0))
+    assert names(diagnose(build_model(white, "vp", "mlp", network_options={"width": 8, "depth": 1}), white)) == []  # nothing to learn
+
+
+def test_values_unlike_the_datas_are_named_with_their_columns() -> None:
+    data, fresh = columns(2000, 0), columns(500, 2)
+    generator = torch.Generator().manual_seed(3)
+    assert check_marginals(fresh, data) == []
+    blurred = fresh + 0.03 * data.std(0) * torch.randn(500, 7, generator=generator)
+    assert check_marginals(blurred, data) == []  # samples are never exact
+    gaussian = data.mean(0) + data.std(0) * torch.randn(500, 7, generator=generator)
+    (found,) = check_marginals(gaussian, data)
+    assert found.numbers["columns"] == 4 and "column 6: " in found.evidence
+    for column, change, said in (
+        (2, lambda x: x - 1200, "are below 0, 0.0% of the data"),
+        (6, lambda x: -x, "are above 0, 0.0% of the data"),
+        (3, lambda x: torch.where(x == 0, 0.15, x), "are not 0, "),
+        (0, lambda x: x + 0.5, "quantile"),
+        (1, lambda x: 100 + 5 * (x - 100), "are outside the data's range"),
+    ):
+        wrong = fresh.clone()
+        wrong[:, column] = change(wrong[:, column])
+        (found,) = check_marginals(wrong, data)
+        assert f"in 1 of 7 columns; column {column + 1}: " in found.evidence and said in found.evidence, found.evidence
+    few = check_marginals(fresh[:40] * torch.tensor([1.15, 1, 1, 1, 1, 1, 1]), data)
+    assert few == []  # not sure
+
+
+def test_the_samples_of_a_conditional_model_have_the_classes_of_its_data_and_are_of_their_values() -> None:
+    """Sorted items, 95 % of them of one class: by classes in turn a perfect network's values would be unlike the data's."""
+    labels = (torch.arange(1000) >= 950).long()
+    x = 1000 * (6.0 * labels[:, None] + torch.randn(1000, 2, generator=torch.Generator().manual_seed(0)))
+    model = build_model(x, "vp", "mlp", classes=2, prediction="data")
+    assert model.normalizer is not None
+    z, sde = model.normalizer.encode(x).double(), model.sde
+    laws = [(z[labels == k].mean(0), z[labels == k].var(0)) for k in (0, 1)]
+    means, variances = (torch.stack(part) for part in zip(*laws, strict=True))
+    scale = model.data_std
+
+    class Known(nn.Module):
+        classes = 2
+
+        def forward(self, x: Tensor, c: Tensor, label: Tensor | None = None) -> Tensor:
+            alpha, sigma = (value.reshape(-1, 1) for value in sde.marginal(sde.time_of(c.double())))
+            assert label is not None and scale is not None
+            state = x.double() * torch.sqrt(alpha**2 * scale**2 + sigma**2)  # its input comes at unit variance
+            gain = alpha * variances[label] / (alpha**2 * variances[label] + sigma**2)
+            return (means[label] + gain * (state - alpha * means[label])).to(x)
+
+    data = Dataset("classes", x, x[::3], labels, labels[::3], classes=2)
+    exact = model.with_network(Known())
+    assert names(diagnose(exact, data, sampling={"solver": "dpm", "steps": 15}, samples=400)) == []
+    wrong = replace(data, train=x.abs(), test=x[::3].abs())  # values that the model does not have
+    assert "values unlike the data's" in names(check_samples(exact, wrong.train, labels, 2, {"solver": "dpm", "steps": 15}, 0, 400))
 
 
 def test_refuses_what_it_cannot_measure(plain: tuple[ScoreModel, ScoreModel]) -> None:
