@@ -16,6 +16,9 @@ CHANCE = 0.05
 """Of new data: the share that is as near to a training item as the nearest 5 % of held-out data are."""
 SURE = 2.0
 """Standard errors beyond which a share of memorised samples is warned of."""
+FAR = {"neighbour_ratio": 1.5, "frechet_distance": 10.0, "sliced_wasserstein": 3.0}
+"""Times what held-out data have, by two standard errors at least, beyond which samples stray from the data (the Frechet distance is a
+square)."""
 LARGE = 0.1
 """Of a likelihood: the solver's own estimate of its error beyond which the number says little."""
 DISTANCES = {"frechet_distance": "Fréchet distance", "sliced_wasserstein": "sliced Wasserstein distance"}
@@ -102,7 +105,10 @@ def _of_training(run: SavedRun) -> list[str]:
     skipped = run.metrics.get("training", {}).get("skipped", 0)
     if skipped:
         lines.append(f"{skipped} training steps were skipped because their loss or gradients were not finite")
-    return lines + warnings_of_losses(run.loss_summary())
+    summary = run.loss_summary()
+    if not summary:
+        lines.append("there is no loss by noise level: nothing tells whether the network has learned")
+    return lines + warnings_of_losses(summary)
 
 
 def _of_data(run: SavedRun) -> list[str]:
@@ -122,10 +128,27 @@ def _of_solvers(run: SavedRun) -> list[str]:
         if copied and number(copied["value"]) > CHANCE + SURE * number(copied["std_error"]):
             share = f"{number(copied['value']):.3f} ± {number(copied['std_error']):.3f}"
             lines.append(f"{name}: {share} of the samples are nearer to a training item than 95 % of held-out ones are (chance: {CHANCE})")
+        ratio = scores.get("neighbour_ratio")
+        if ratio and number(ratio["value"]) - SURE * number(ratio["std_error"]) > FAR["neighbour_ratio"]:
+            value = f"{number(ratio['value']):.2f} ± {number(ratio['std_error']):.2f}"
+            lines.append(f"{name}: the samples are {value} times as far from the training data as held-out data: noisy, blurred or astray")
         for key, label in DISTANCES.items():
+            lines += _far(name, label, scores.get(key), scores.get(f"held_out_{key}"), FAR[key])
             if key in scores and not math.isfinite(number(scores[key]["value"])):
                 lines.append(f"{name}: the {label} is not finite")
     return lines
+
+
+def _far(name: str, label: str, ours: dict[str, Any] | None, held_out: dict[str, Any] | None, most: float) -> list[str]:
+    """Warn of a distance of samples that is more than `most` times that of as many held-out items, beyond the errors of both."""
+    if ours is None or held_out is None:
+        return []
+    (value, error), (least, of_least) = ((number(one["value"]), number(one["std_error"])) for one in (ours, held_out))
+    if not value - most * least > SURE * math.hypot(error, most * of_least):
+        return []
+    return [
+        f"{name}: the {label} to the training data, {value:.3g} ± {error:.2g}, is far above held-out data's, {least:.3g} ± {of_least:.2g}"
+    ]
 
 
 def _of_comparison(run: SavedRun) -> list[str]:
