@@ -41,7 +41,7 @@ def data() -> Dataset:
 def train(data: Dataset, sde: str, prediction: str, labels: bool = False) -> tuple[ScoreModel, ScoreModel]:
     classes = data.classes if labels else None
     model = build_model(data.train, sde, "mlp", prediction, network_options={"width": 48, "depth": 2}, classes=classes)
-    settings = TrainSettings(steps=500, batch=256, lr=3e-3, evaluations=1)
+    settings = TrainSettings(steps=350, batch=256, lr=3e-3, evaluations=1)
     result = fit(model, data.train, settings, data.train_labels if labels else None, held_out=data.test, progress=False)
     return result.model, result.raw
 
@@ -135,8 +135,8 @@ def test_wrong_time_scale(data: Dataset, conditional: tuple[ScoreModel, ScoreMod
     assert names(found) == ["wrong time scale"] and said in found[0].evidence
 
 
-def test_a_network_given_time_in_the_place_of_the_log_snr(data: Dataset, plain: tuple[ScoreModel, ScoreModel]) -> None:
-    model = plain[0]
+def test_a_network_given_time_in_the_place_of_the_log_snr(data: Dataset, conditional: tuple[ScoreModel, ScoreModel]) -> None:
+    model = conditional[0]
     settings = model.settings() | {"clock": "time"}
     wrong = ScoreModel(model.network, model.sde, **settings, normalizer=model.normalizer, moments=model.moments)
     found = diagnose(wrong, data)
