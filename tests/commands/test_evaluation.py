@@ -148,7 +148,7 @@ def test_distances_side_by_side_are_of_equal_sizes_and_weigh_all_columns(tmp_pat
     ours, theirs = (scores[f"{part}sliced_wasserstein"]["value"] for part in ("", "held_out_"))
     # 480 fresh draws taken at once have a third of the distance of 60
     assert ours > 1.5 * metrics.sliced_wasserstein(x, train, scale="reference").value and ours == pytest.approx(theirs, rel=0.4)
-    wrong = measure(data, x * torch.tensor([1.0, 1.5, 1.0]), tmp_path)  # in the column of the smallest unit
+    wrong = measure(data, x * torch.tensor([1.0, 4.0, 1.0]), tmp_path)  # in the column of the smallest unit
     assert wrong["sliced_wasserstein"]["value"] > 2 * ours
     assert "distance_size" not in SampleMetrics(data, tmp_path)(x) and measure(Dataset("alone", train), x, tmp_path)["distance_size"] == 480
 
