@@ -74,7 +74,7 @@ def _write_history(directory: Path, model: ScoreModel, data: Dataset, config: Ru
     samples = None if most >= MOST_ITEMS else most
     linear = extra["linear"] | {"best": best_level_loss(model, data.train, levels, of_labels, samples)}
     per_call = seconds_per_call(model, data.shape, LEAST)
-    affordable = max(SECONDS, SHARE * float(extra["seconds"])) / (per_call * 2 * len(levels))
+    affordable = max(SECONDS, SHARE * float(extra.get("seconds", 0.0))) / (per_call * 2 * len(levels))
     count = max(LEAST, min(MOST_ITEMS, int(affordable)))
     of_held_out = data.test_labels if config.data.labels else None
     items = measure_levels(model, data.train, data.test, config.training.seed, of_labels, of_held_out, count)

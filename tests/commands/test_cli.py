@@ -176,7 +176,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "missing directory": (["--data", "mnist", "--data-root", "nowhere"], "nowhere"),
     "one item": (["--set", "data.limit=1"], "data.limit"),
     "labels of data without any": (["--data", "checkerboard", "--labels"], "no labels"),
-    "size of data without files": (["--image-size", "8"], "data 'digits' takes no size and no label_column"),
+    "size of data without files": (["--image-size", "8"], "data 'digits' takes no size, no label_column, no axes"),
     "root of data without files": (["--data-root", "mine"], "data.root is for mnist, fashion_mnist, cifar10"),
     "key of data": (["--set", "data.path=x"], "unknown key data.path; choose from name, root, limit"),
     "section as a word": (["--set", "sde=ve"], "sde: Input should be a valid dictionary or instance of SDEConfig, got 've'"),
@@ -220,7 +220,7 @@ def test_bad_input_is_one_line_and_exit_code_2_before_any_work(fault: str, comma
 
 BAD_OF_OTHERS: dict[str, tuple[list[str], str]] = {
     "no command": ([], "the following arguments are required: COMMAND"),
-    "unknown command": (["train"], "invalid choice: 'train' (choose from 'run', 'likelihood', 'compare'"),
+    "unknown command": (["train"], "invalid choice: 'train' (choose from 'run', 'sample', 'likelihood'"),
     "images": (["likelihood", "--images", "0"], "images must be a whole number of at least 1, got 0"),
     "draws": (["likelihood", "--draws", "x"], "argument --draws: invalid int value: 'x'"),
     "dequantization": (

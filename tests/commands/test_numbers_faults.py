@@ -108,16 +108,17 @@ def numbers(estimate: metrics.Estimate) -> dict[str, float]:
 def test_a_run_measures_and_shows_what_it_sampled(drawn: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = {"seed": 7, "batch": 5, "grid": "karras", "solver": "pc", "options": {"corrections": 2}}
     run = run_of(images(), tmp_path, **asked)
-    sampled, film = watched(monkeypatch, evaluation, "sample_together"), watched(monkeypatch, evaluation, "sample")
+    sampled, calls = watched(monkeypatch, evaluation, "_sample"), watched(monkeypatch, evaluation, "sample")
     scores = sample_run(run, progress=False)
     ((_, options),) = sampled
-    (_, shape, cond), settings = sampled[0][0], {"solver": "pc", "steps": 4, "grid": "karras", "corrections": 2, "seed": 7}
+    (_, shape, cond, _), settings = sampled[0][0], {"solver": "pc", "steps": 4, "grid": "karras", "corrections": 2, "seed": 7}
     assert options == settings | {"batch_size": 5, "progress": False} and shape == (24, 1, 4, 4)
     assert len(cond["label"]) == 24 and set(cond["label"].tolist()) == set(range(CLASSES))
     x = sde_gen.sample(run.model, shape, cond=cond, progress=False, **settings).x
     torch.testing.assert_close(drawn["samples"][0], x, rtol=1e-4, atol=1e-3)
     assert drawn["samples"][1] == tmp_path / "solvers" / "pc" / "samples.png" and drawn["samples"][3] == (0.0, 15.0)
-    ((_, of_film),) = film
+    *parts, (_, of_film) = calls
+    assert [given[1][0] for given, _ in parts] == [5, 19] and [options.get("index_offset", 0) for _, options in parts] == [0, 5]
     assert len(of_film["cond"]["label"]) == 24 and of_film["seed"] == 7 and drawn["film"][3][-1] == "denoised"
     torch.testing.assert_close(drawn["film"][0][-1], x, rtol=1e-4, atol=1e-3)
 

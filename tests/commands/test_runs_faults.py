@@ -59,7 +59,15 @@ class StandIn:
         history = [{"step": 3, "seconds": 0.1, "loss": 0.5}]
         state = ({"generator": torch.arange(4)}, {"step": 3, "seconds": 1.5, "history": history})
         result = SimpleNamespace(
-            model=self.averaged, raw=model, steps=3, seconds=1.5, skipped=1, linear={"levels": [0.0]}, state=lambda: state, history=history
+            model=self.averaged,
+            raw=model,
+            steps=3,
+            seconds=1.5,
+            skipped=1,
+            linear={"levels": [0.0]},
+            state=lambda: state,
+            history=history,
+            trainer=SimpleNamespace(affordable=lambda calls, wanted: wanted, allowance=60.0),
         )
         rest["on_log"](history[0])
         rest["on_evaluate"](3, result)
