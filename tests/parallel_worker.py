@@ -137,7 +137,7 @@ def measures() -> dict[str, Callable[[bool], Any]]:
     def measured(together: bool) -> Any:
         run = tiny_run()
         sample_metrics = SampleMetrics(run.data, run.directory)
-        return numbers({**sample_metrics(run.data.train[:21] + 0.5), **sample_metrics.of_held_out})
+        return numbers({**sample_metrics(run.data.train[:21] + 0.5), **sample_metrics.of_held_out(20)})
 
     def compared(together: bool) -> Any:
         rows = compare_run(tiny_run(), CompareSettings(("ddim", "ancestral"), (3,), 21), lambda line: None).get("rows", [])
