@@ -41,6 +41,19 @@ class Prediction:
     variance_fraction: Tensor | None = None
 
 
+def check_prediction(found: Any, x: Tensor, model: nn.Module) -> Prediction:
+    """`found` where it is what `predict` must return for the state x; else TypeError or ValueError, naming the model's class."""
+    name = type(model).__name__
+    if not isinstance(found, Prediction):
+        raise TypeError(f"{name}.predict must return a Prediction(denoised, ...), got {type(found).__name__}")
+    if not isinstance(found.denoised, Tensor) or found.denoised.shape != x.shape or found.denoised.dtype != x.dtype:
+        kind = (
+            f"{tuple(found.denoised.shape)} {found.denoised.dtype}" if isinstance(found.denoised, Tensor) else type(found.denoised).__name__
+        )
+        raise ValueError(f"{name}.predict gave {kind} as denoised where the state is {tuple(x.shape)} {x.dtype}")
+    return found
+
+
 class PlannedTime(float):
     """A time, with what each model has worked out for it before a solver's loop.
 
@@ -87,6 +100,14 @@ class Denoiser(nn.Module, metaclass=_Complete):
 
     Raises TypeError for an sde that is none; ValueError for another prior, or "matched" with neither moments nor data_std.
     """
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        views = [name for name in ("denoise", "score", "noise", "velocity") if name in vars(cls)]
+        if views:
+            raise TypeError(
+                f"{cls.__name__} overrides {', '.join(views)}, which solvers do not ask: override predict, from which they follow"
+            )
 
     sde: SDE
     normalizer: UnitMap | None

@@ -77,7 +77,7 @@ def memory_by_level(
         axes.plot(at, value, color=colour, linewidth=1.8, marker="o", markersize=3.5, label=label)
         axes.fill_between(at, value - width, value + width, color=colour, alpha=0.25, linewidth=0)
     if best is not None:
-        axes.plot(at, np.asarray(best)[order], color=PURPLE, linewidth=1.8, linestyle=(0, (1, 1)), label="training data known by heart")
+        axes.plot(at, np.asarray(best)[order], color=PURPLE, linewidth=1.8, linestyle=(0, (1, 1)), label="training data memorised")
     fig.style(axes, "", "← noise       half log-SNR  λ = log(α/σ)       data →", "error / zero predictor's error")
     axes.set_ylim(bottom=0)
     fig.legend(axes)

@@ -39,7 +39,7 @@ def plot_loss(
     optional "level_loss": the loss at each}, in the order of training. The last entry with "level_loss" is bold; of the earlier ones
     up to four are faint. baselines: {"levels": lambda, optional "zero": loss of the network that answers 0, optional "linear": loss of
     the optimal linear denoiser, the exact one for Gaussian data, optional "best": the least that any network can have on the training
-    data, 0 where it knows them by heart and cut off at the other curves' lowest}, interpolated in lambda. Without "zero" the losses are
+    data, 0 where it has memorised them and cut off at the other curves' lowest}, interpolated in lambda. Without "zero" the losses are
     taken to be in units of it, which those of a noise prediction are (E[eps^2] = 1). A loss that is not finite is marked in red.
 
     Raises ValueError for an empty history, an entry without "step" or "loss", or lists whose lengths differ.

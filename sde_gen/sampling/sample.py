@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -85,7 +86,7 @@ def sample(
     step_hook: StepHook | None = None,
     on_failure: str = "raise",
     progress: bool = True,
-    grid: str | Tensor | None = None,
+    grid: str | Tensor | np.ndarray | Sequence[float] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     graph: bool = False,
@@ -101,7 +102,8 @@ def sample(
     seed, index_offset: sample i's noise is a function of (seed, index_offset + i) alone, whatever the batch.
     x_init: where the run starts, in the place of a draw of the prior, (N, *data shape).
     x_init_units: "normalised" says that x_init is the state at t_start; "data" that it is data in their own units, of which the state
-        alpha(t_start) encode(x_init) is made.
+        alpha(t_start) encode(x_init) is made. No noise is added: from a t_start above t_min that is a start for the flow's own states
+        (x_init + noise of sigma(t_start) is what an edit of x_init starts from; see `mix`).
     t_start, t_end: from and to which time. None: from t_max to t_min, the data.
     cond: conditions for the network by name, tensors or arrays whose first dimension is N.
     final: what is returned of the state x at the end.
@@ -122,8 +124,11 @@ def sample(
     Raises ValueError or TypeError for bad arguments; SolverError for samples that are not finite, grew absurdly (see `GROWTH`) or did
     not finish within the step cap of an adaptive solver.
     """
+    if not isinstance(model, Denoiser):
+        raise TypeError(f"model must be a Denoiser such as ScoreModel (sde_gen.load reads one from a path), got {type(model).__name__}")
     count, data_shape = _check_shape(shape)
-    plan = _plan(model, solver, steps, grid, t_start, t_end, final, cond, solver_options)
+    times = grid if grid is None or isinstance(grid, str | Tensor) else torch.as_tensor(grid, dtype=torch.float64)
+    plan = _plan(model, solver, steps, times, t_start, t_end, final, cond, solver_options)
     _check_choices(trajectory, on_failure, x_init_units)
     check_seed(seed)
     batch_size = count if batch_size is None else batch_size

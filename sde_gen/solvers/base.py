@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.denoiser import Denoiser, Prediction
+from ..models.denoiser import Denoiser, Prediction, check_prediction
 from ..models.measured_moments import moments_of
 from ..models.moments import Moments
 from ..randomness import NoiseStream
@@ -81,9 +81,10 @@ class Run:
         """What the model predicts at x, counted, with the conditions of the samples `which` (None: all of the batch)."""
         if which is None:
             self.nfe += self.model.cost
-            return self.model.predict(x, t, **self.cond)
+            return check_prediction(self.model.predict(x, t, **self.cond), x, self.model)
         self.nfe[which] += self.model.cost
-        return self.model.predict(x, t, **{name: value[which] for name, value in self.cond.items()})
+        cond = {name: value[which] for name, value in self.cond.items()}
+        return check_prediction(self.model.predict(x, t, **cond), x, self.model)
 
     def observe(self, s: float, x: Tensor, denoised: Tensor) -> bool:
         """Show the state at the end of a step; True asks the solver to stop."""
@@ -178,6 +179,8 @@ def run_updates(run: Run, x: Tensor, updates: list[Update], history: tuple[Tenso
         seen = history
         if update.t is not None:
             prediction = model.predict(x, planned[update.t], **cond)
+            if not calls:
+                check_prediction(prediction, x, model)
             denoised, fraction = prediction.denoised, prediction.variance_fraction
             calls += model.cost
             seen = (denoised if update.view is None else seen_as(x, denoised, *update.view), *history)

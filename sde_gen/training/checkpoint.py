@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -38,6 +39,15 @@ def _name_of(registry: dict[str, Any], value: object) -> str | None:
     return next((name for name, kind in registry.items() if type(value) is kind), None)
 
 
+def _check_rebuilt(what: str, kind: type, settings: Any, attribute: str) -> None:
+    """CheckpointError where `kind(**settings)` cannot be called, as `load` will."""
+    try:
+        inspect.signature(kind).bind(**settings)
+    except TypeError as error:
+        hint = f"give it an attribute `{attribute}`, the dict of its constructor's arguments"
+        raise CheckpointError(f"cannot save this {what}: load could not rebuild {kind.__name__}(**{attribute}): {error}; {hint}") from error
+
+
 def describe(model: ScoreModel) -> dict[str, Any]:
     """All that rebuilds `model` but its numbers, JSON-able.
 
@@ -56,6 +66,10 @@ def describe(model: ScoreModel) -> dict[str, Any]:
             raise CheckpointError(
                 f"cannot save a {what} that is a function: register it, sde_gen.models.score.{what.upper()}S['name'] = it"
             )
+    if _name_of(NETWORKS, network) is not None and not isinstance(network, Network):
+        _check_rebuilt("network", type(network), getattr(network, "options", {}), "options")
+    if _name_of(SDES, model.sde) is not None:
+        _check_rebuilt("SDE", type(model.sde), model.sde.settings, "settings")
     about = {"name": _name_of(NETWORKS, network), "class": type(network).__name__, "options": getattr(network, "options", {})}
     if isinstance(network, Network):
         about |= {"shape": list(network.shape), "classes": network.classes, "out_channels": network.out_channels}

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from types import FrameType
 from typing import Any
 
@@ -15,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import parallel
-from ..data import Normalizer, Source, as_items
+from ..data import Dataset, Normalizer, Source, as_items, check_labels
 from ..models.moments import Moments
 from ..models.score import ScoreModel
-from ..networks import MOST_TOKENS, affordable_options, make_network
+from ..networks import MOST_TOKENS, Network, affordable_options, make_network
 from ..progress import bar as progress_bar
 from ..sdes import SDE, make_sde
 from .checkpoint import CheckpointError, State
@@ -60,6 +61,8 @@ def build_model(
     over more positions than pays, the nearest ones that do not are taken (`affordable_options`).
     """
     process = make_sde(sde, **(sde_settings or {})) if isinstance(sde, str) else sde
+    if not float(process.half_log_snr(process.t_min)) > float(process.half_log_snr(process.t_max)):
+        raise ValueError(f"{process!r} runs backwards: log(alpha/sigma) must fall from t = 0, the data, to t = 1, the noise")
     units = Normalizer.fit(data, normalizer)
     z = units.encode(data)
     if isinstance(network, str):
@@ -241,7 +244,22 @@ def train(
     1 make the network conditional. `device` None: CUDA where present, else the CPU. Raises ValueError for data or settings that
     cannot be trained on.
     """
+    if isinstance(data, Dataset):
+        raise TypeError("train takes the items of a data set: train(data.train, labels=data.train_labels, ...)")
+    if not isinstance(network, str | nn.Module):
+        kind = f"the class {network.__name__}: make one, {network.__name__}(...)" if isinstance(network, type) else type(network).__name__
+        raise TypeError(f"network must be a name or a torch.nn.Module, got {kind}")
+    unknown = sorted(set(settings) - {field.name for field in fields(TrainSettings)})
+    if unknown:
+        known = ", ".join(field.name for field in fields(TrainSettings) if field.name != "steps")
+        raise TypeError(f"train has no setting {', '.join(unknown)}; it takes {known}")
     x = as_items(data)
+    if labels is not None:
+        # A network of the user's own may take labels of any kind.
+        ours = isinstance(network, str | Network)
+        labels = check_labels(labels, len(x)) if ours else torch.as_tensor(labels)
+        if len(labels) != len(x):
+            raise ValueError(f"labels must have one entry for each of the {len(x)} items, got {len(labels)}")
     if x.ndim < 2 or x.shape[0] < 2:
         raise ValueError(f"data must be (N, *) with at least two samples, got shape {tuple(x.shape)}")
     chosen = TrainSettings(steps=steps, **settings)

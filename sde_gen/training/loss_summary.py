@@ -21,7 +21,7 @@ SURE = 3.0
 SMALL = 0.01
 """Losses over the zero network's that differ by no more are taken for equal, however sure the difference."""
 HARDLY, MOSTLY = 0.1, 0.5
-"""Of the way from the loss on held-out data to that of a network that knows the training data by heart."""
+"""Of the way from the loss on held-out data to that of a network that has memorised the training data."""
 
 
 @torch.no_grad()
@@ -75,7 +75,7 @@ def summarise_losses(
         rows = [k for k, level in enumerate(levels) if low <= level < high]
         if rows:
             own, best, error = (_mean(values, rows) for values in (loss, linear["linear"], errors))
-            heart = f", known by heart {_mean(linear['best'], rows):.2f}" if "best" in linear else ""
+            heart = f", memorised {_mean(linear['best'], rows):.2f}" if "best" in linear else ""
             parts.append(f"{name} {own:.2f} (best linear {best:.2f}{heart}): {_learning(own, best, error)}")
     lines = [f"learning  error over a zero network's, {'; '.join(parts)}"]
     memory = _memory(levels, linear)
@@ -107,7 +107,7 @@ def _learning(own: float, best: float, error: float) -> str:
 
 
 def _memory(levels: Sequence[float], linear: Mapping[str, Sequence[float]]) -> str:
-    """Of the range in which the network is nearest to knowing the training data by heart."""
+    """Of the range in which the network is nearest to having memorised the training data."""
     if "held_out" not in linear or "training" not in linear:
         return ""
     train, held, best = linear["training"], linear["held_out"], linear.get("best") or [0.0] * len(levels)
@@ -123,9 +123,9 @@ def _memory(levels: Sequence[float], linear: Mapping[str, Sequence[float]]) -> s
             share = (b - a) / (b - least)
             found.append((share if b - a > SURE * error else 0.0, name, a, b, least))
     if not found:
-        return "no noise level where knowing the training data by heart would show"
+        return "no noise level where memorising the training data would show"
     share, name, a, b, least = max(found)
-    numbers = f"{a:.2f} on training data, {b:.2f} on held-out data, {least:.2f} if it were known by heart"
+    numbers = f"{a:.2f} on training data, {b:.2f} on held-out data, {least:.2f} if it were memorised"
     verdict = "memorises" if share > MOSTLY else "memorises in part" if share > HARDLY else "does not memorise"
     return f"{verdict} ({name}: {numbers})"
 

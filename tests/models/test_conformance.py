@@ -298,3 +298,29 @@ def test_two_threads_sample_one_model() -> None:
         thread.join()
     for steps in (20, 21, 22, 23):
         assert torch.equal(found[steps], sde_gen.sample(base(), (COUNT, 2), "dpm", steps, progress=False).x)
+
+
+@pytest.mark.parametrize("solver", ["em", "ode", "angle", "torchsde"])
+def test_a_prediction_that_is_none_is_named(solver: str) -> None:
+    class OneRow(Wrapper):
+        same_law = True
+
+        def predict(self, x: Tensor, t: Tensor | float, **cond: Tensor) -> Prediction:
+            return Prediction(self.model.denoise(x, t, **cond)[:1])
+
+    class Bare(OneRow):
+        def predict(self, x: Tensor, t: Tensor | float, **cond: Tensor) -> Prediction:
+            return x  # type: ignore[return-value]
+
+    with pytest.raises(ValueError, match=r"OneRow.predict gave \(1, 2\) torch.float64 as denoised where the state is \(5, 2\)"):
+        sde_gen.sample(OneRow(base()), (COUNT, 2), solver, dtype=torch.float64, progress=False)
+    with pytest.raises(TypeError, match=r"Bare.predict must return a Prediction\(denoised, ...\), got Tensor"):
+        sde_gen.sample(Bare(base()), (COUNT, 2), solver, progress=False)
+    with pytest.raises(TypeError, match="overrides denoise, which solvers do not ask: override predict"):
+
+        class View(Wrapper):
+            def denoise(self, x: Tensor, t: Tensor | float, **cond: Tensor) -> Tensor:
+                return x
+
+    with pytest.raises(TypeError, match="model must be a Denoiser such as ScoreModel"):
+        sde_gen.sample(nn.Linear(2, 2), (COUNT, 2), solver)  # type: ignore[arg-type]

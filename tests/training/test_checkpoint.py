@@ -223,3 +223,18 @@ def test_a_damaged_checkpoint_is_one_clear_line(fault: str, tmp_path: Path) -> N
     with pytest.raises(CheckpointError) as caught:
         sde_gen.load(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_load_could_not_rebuild_is_said_by_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Needs(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.layer = nn.Linear(width, 3)
+
+        def forward(self, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+            return self.layer(x)
+
+    monkeypatch.setitem(NETWORKS, "needs", Needs)
+    with pytest.raises(CheckpointError, match=r"could not rebuild Needs\(\*\*options\): missing .*'width'; give it an attribute `options`"):
+        sde_gen.save(ScoreModel(Needs(3), make_sde("vp")), tmp_path / "checkpoint")
+    assert list(tmp_path.iterdir()) == []

@@ -161,3 +161,22 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
 def test_bad_data(data: torch.Tensor) -> None:
     with pytest.raises(ValueError):
         sde_gen.train(data, steps=1, network="mlp", device="cpu", progress=False)
+
+
+def test_train_names_what_it_cannot_take() -> None:
+    class Backwards(sde_gen.SDE):
+        def marginal(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return t, 1 - t
+
+    x, labels = torch.randn(20, 2), torch.arange(20) % 2
+    for arguments, error, message in (
+        ({"data": sde_gen.load_dataset("moons")}, TypeError, r"train\(data.train, labels=data.train_labels"),
+        ({"network": torch.nn.Linear}, TypeError, r"got the class Linear: make one, Linear\(...\)"),
+        ({"labels": labels - 1}, ValueError, r"labels span -1..0"),
+        ({"labels": labels[:5]}, ValueError, r"one label for each item"),
+        ({"learning_rate": 1.0}, TypeError, "train has no setting learning_rate; it takes batch, .*lr"),
+        ({"sde": Backwards()}, ValueError, "runs backwards"),
+    ):
+        with pytest.raises(error, match=message):
+            sde_gen.train(**{"data": x, "network": "mlp", "steps": 1, "progress": False, **arguments})
+    sde_gen.train(x, network="mlp", labels=labels.numpy(), steps=1, progress=False, network_options={"width": 8, "depth": 1})

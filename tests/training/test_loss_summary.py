@@ -24,14 +24,14 @@ def summary_of(loss: list[float], train: list[float], held: list[float]) -> list
 def test_each_range_gets_its_verdict() -> None:
     line, memory = summary_of([0.6, 0.51, 1.0], [0.6, 0.5, 1.0], [0.6, 0.51, 1.0])
     assert (
-        "small noise 0.60 (best linear 0.80, known by heart 0.00): learning, better than linear" in line
-        and "middle 0.51 (best linear 0.50, known by heart 0.10): learning, as good as linear" in line
+        "small noise 0.60 (best linear 0.80, memorised 0.00): learning, better than linear" in line
+        and "middle 0.51 (best linear 0.50, memorised 0.10): learning, as good as linear" in line
     )
-    assert line.endswith("large noise 1.00 (best linear 1.00, known by heart 0.98): like zero, which no linear denoiser betters here")
+    assert line.endswith("large noise 1.00 (best linear 1.00, memorised 0.98): like zero, which no linear denoiser betters here")
     assert memory.startswith("memory    does not memorise (") and memory.endswith("nearest-neighbour ratio 0.90")
     line, _ = summary_of([1.0, 0.7, 1.5], [1.0, 0.7, 1.5], [1.0, 0.7, 1.5])
     assert (
-        "small noise 1.00 (best linear 0.80, known by heart 0.00): no better than zero" in line
+        "small noise 1.00 (best linear 0.80, memorised 0.00): no better than zero" in line
         and "not yet as good as linear" in line
         and "worse than zero" in line
     )
