@@ -20,6 +20,7 @@ from .. import parallel, report, threads
 from ..data import DATASETS, SOURCES, Dataset, download, load_dataset
 from ..data.dataset import subset
 from ..data.write import DataDescription
+from ..devices import find_device
 from ..locks import held
 from ..models.score import ScoreModel
 from ..networks import summary
@@ -69,12 +70,9 @@ def default_directory(config: RunConfig) -> Path:
 def choose_device(name: str | None) -> torch.device:
     """The device `name`, or CUDA where present and else the CPU; ConfigError for one that is not here."""
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise ConfigError(f"unknown device {name!r}; try cpu, cuda or cuda:0") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {name!r} was asked for, and PyTorch sees no CUDA device here; leave --device out or use cpu")
-    return device
+        return find_device(name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def config_of_run(directory: Path) -> RunConfig:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..data import Normalizer
+from ..devices import find_device
 from ..models.moments import Moments
 from ..models.score import ScoreModel
 from ..networks import NETWORKS, Network, make_network
@@ -219,10 +220,11 @@ def load(
     network, sde: what the weights are loaded into and the process that the model runs along, for a checkpoint of classes that are not
         registered (see `register_network` and `register_sde`); None: as the checkpoint says.
 
-    Where the newest version is damaged, the one before it is loaded, with a warning. Nothing is unpickled or executed. Raises
-    CheckpointError, one line, for a checkpoint that is missing, damaged, of another shape than its description says, or of classes that
-    are neither registered nor given.
+    Where the newest version is damaged, the one before it is loaded, with a warning. Nothing is unpickled or executed.
+    Raises ValueError for a device that is not here; CheckpointError, one line, for a checkpoint that is missing, damaged, of another
+    shape than its description says, or of classes that are neither registered nor given.
     """
+    device = find_device(device)
     path = checkpoint_of(path)
     version = open_checkpoint(path)
     description = _read_description(version)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .. import parallel
 from ..data import Dataset, Normalizer, Source, as_items, check_labels
+from ..devices import find_device
 from ..models.moments import Moments
 from ..models.score import ScoreModel
 from ..networks import MOST_TOKENS, Network, affordable_options, make_network
@@ -253,6 +254,7 @@ def train(
     if unknown:
         known = ", ".join(field.name for field in fields(TrainSettings) if field.name != "steps")
         raise TypeError(f"train has no setting {', '.join(unknown)}; it takes {known}")
+    where = find_device(device)
     x = as_items(data)
     if labels is not None:
         # A network of the user's own may take labels of any kind.
@@ -265,5 +267,4 @@ def train(
     chosen = TrainSettings(steps=steps, **settings)
     classes = None if labels is None else int(labels.max()) + 1
     model = build_model(x, sde, network, prediction, prior, normalizer, sde_settings, network_options, classes, chosen.seed, variance)
-    where = device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
     return fit(model, x, chosen, labels, levels=levels, device=where, progress=progress).model

@@ -1,4 +1,4 @@
-"""A loss that means something: by noise level, over that of a network that answers nothing."""
+"""A loss that means something: by noise level, over that of the zero network."""
 
 from __future__ import annotations
 

@@ -238,3 +238,12 @@ def test_what_load_could_not_rebuild_is_said_by_save(tmp_path: Path, monkeypatch
     with pytest.raises(CheckpointError, match=r"could not rebuild Needs\(\*\*options\): missing .*'width'; give it an attribute `options`"):
         sde_gen.save(ScoreModel(Needs(3), make_sde("vp")), tmp_path / "checkpoint")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_device_that_is_not_here_is_not_the_checkpoints_fault(tmp_path: Path) -> None:
+    sde_gen.save(model(), tmp_path / "checkpoint")
+    with pytest.raises(ValueError, match="unknown device 'gpu'"):
+        sde_gen.load(tmp_path / "checkpoint", device="gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device 'cuda' was asked for, and PyTorch sees no CUDA device here"):
+            sde_gen.load(tmp_path / "checkpoint", device="cuda")

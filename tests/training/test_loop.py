@@ -176,6 +176,7 @@ def test_train_names_what_it_cannot_take() -> None:
         ({"labels": labels[:5]}, ValueError, r"one label for each item"),
         ({"learning_rate": 1.0}, TypeError, "train has no setting learning_rate; it takes batch, .*lr"),
         ({"sde": Backwards()}, ValueError, "runs backwards"),
+        ({"device": "gpu"}, ValueError, "unknown device 'gpu'; try cpu, cuda or cuda:0"),
     ):
         with pytest.raises(error, match=message):
             sde_gen.train(**{"data": x, "network": "mlp", "steps": 1, "progress": False, **arguments})
