@@ -1,5 +1,9 @@
 """Shared by all tests."""
 
+import os
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before PyTorch: two threads beside another busy process would mostly spin
+
 from pathlib import Path
 from typing import Any
 

@@ -119,17 +119,17 @@ def test_a_run_says_records_and_keeps_its_threads(sde_gen_command: Command, tmp_
     before = torch.get_num_threads()
     command = ("run", "--data", "gaussians8", *TINY_RUN, "--out", "here")
     try:
-        code, out, err = sde_gen_command(*command, "--threads", "1")
-        assert (code, err) == (0, []) and torch.get_num_threads() == 1 and not [line for line in out if line.startswith("threads")]
+        code, out, err = sde_gen_command(*command, "--threads", "2")
+        assert (code, err) == (0, []) and torch.get_num_threads() == 2 and not [line for line in out if line.startswith("threads")]
         found = json.loads((tmp_path / "here" / "metrics.json").read_text())
-        assert found["training"]["environment"]["threads"] == found["solvers"]["pc"]["environment"]["threads"] == 1
-        monkeypatch.setattr("sde_gen.threads.choose.__defaults__", (None, lambda: 2))
+        assert found["training"]["environment"]["threads"] == found["solvers"]["pc"]["environment"]["threads"] == 2
+        monkeypatch.setattr("sde_gen.threads.choose.__defaults__", (None, lambda: 1))
         code, out, err = sde_gen_command(*command, "--train-steps", "20")
         said = [line for line in out if line.startswith("threads")]
-        assert (code, err, torch.get_num_threads()) == (0, [], 1), err
-        assert [line[:19] for line in said][-1] == "threads   1, as the"
+        assert (code, err, torch.get_num_threads()) == (0, [], 2), err
+        assert [line[:19] for line in said] == ["threads   1 of 2 co", "threads   2, as the"]
         found = json.loads((tmp_path / "here" / "metrics.json").read_text())
-        assert found["training"]["environment"]["threads"] == 1
+        assert found["training"]["environment"]["threads"] == 2
         code, out, err = sde_gen_command(*command, "--threads", "0")
         assert (code, err) == (2, ["sde-gen: --threads must be at least 1, got 0"])
     finally:
