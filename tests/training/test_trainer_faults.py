@@ -253,7 +253,7 @@ def test_train_hands_on_all_that_it_is_given(monkeypatch: pytest.MonkeyPatch) ->
     model = seen["model"]
     assert made == "averaged" and seen["settings"] == TrainSettings(steps=3, seed=4, objective="hybrid")
     assert torch.equal(torch.as_tensor(seen["labels"]), LABELS) and torch.equal(seen["data"], DATA)
-    assert (seen["levels"], seen["device"], seen["progress"]) == (256, "cpu", False)
+    assert (seen["levels"], seen["device"], seen["progress"]) == (256, torch.device("cpu"), False)
     assert (model.prediction, model.prior_name, model.variance, model.network.classes) == ("v", "matched", "learned_range", 4)
     assert model.sde.settings["sigma_max"] == 7 and model.normalizer.kind == "identity" and model.network.out_channels == 4
     assert model.data_std == pytest.approx(float(DATA.double().square().mean().sqrt()))
