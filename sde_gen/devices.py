@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 
 
@@ -14,3 +18,22 @@ def find_device(device: torch.device | str | None) -> torch.device:
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {str(device)!r} was asked for, and PyTorch sees no CUDA device here; leave it out or use cpu")
     return found
+
+
+@contextlib.contextmanager
+def float32_products(tf32: bool) -> Iterator[None]:
+    """In here a GPU works products and convolutions of float32 with factors of 10 bits of mantissa (TF32), or in full; the setting is
+    PyTorch's own, for the whole process, and afterwards it is what it was."""
+    backends: Any = torch.backends
+    value: bool | str = tf32
+    places, name = (backends.cuda.matmul, backends.cudnn), "allow_tf32"
+    if hasattr(backends.cuda.matmul, "fp32_precision"):  # from PyTorch 2.9 on, which refuses to answer where both names were used
+        places, name, value = (backends.cuda.matmul, backends.cudnn.conv), "fp32_precision", "tf32" if tf32 else "ieee"
+    before = [getattr(place, name) for place in places]
+    try:
+        for place in places:
+            setattr(place, name, value)
+        yield
+    finally:
+        for place, was in zip(places, before, strict=True):
+            setattr(place, name, was)

@@ -34,7 +34,8 @@ def rank() -> int:
 @contextlib.contextmanager
 def processes(device: torch.device) -> Iterator[torch.device]:
     """The process group that torchrun asks for (none without torchrun), gloo on the CPU and NCCL on CUDA; gives this process's
-    device. Warnings are left to the first process.
+    device. Where a host has fewer cards than processes they share them, and gloo, since NCCL needs a card for each. Warnings are left
+    to the first process.
 
     No process leaves before all are done, and gloo's threads end with the group: one that lets go of its last tensor when the
     interpreter is ending already brings the process down (github.com/pytorch/pytorch/issues/190489). After `fully_shard` PyTorch
@@ -46,13 +47,15 @@ def processes(device: torch.device) -> Iterator[torch.device]:
     # DistributedDataParallel imports this; with a group there already, its functions would keep that group, as a default, for ever.
     import torch.distributed.nn
 
+    of_cuda = ""
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        cards = torch.cuda.device_count()
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % cards)
         torch.cuda.set_device(device)
+        of_cuda = ",cuda:nccl" if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= cards else ",cuda:gloo"
     store, own, size = next(dist.rendezvous("env://", timeout=PATIENCE))
     store = dist.PrefixStore(f"sde_gen/{next(_groups)}", store)  # a second group must not meet at the addresses of the first
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=own, world_size=size, timeout=PATIENCE)
+    dist.init_process_group(f"cpu:gloo{of_cuda}" if of_cuda else "gloo", store=store, rank=own, world_size=size, timeout=PATIENCE)
     try:
         with warnings.catch_warnings():
             if rank() > 0:

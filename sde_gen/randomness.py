@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_CHUNK = 4096
-"""Numbers drawn ahead for each sample: many small draws in one call, one large draw at a time."""
+_CHUNK, _CHUNK_OF_DEVICE = 4096, 1 << 15
+"""Numbers drawn ahead for each sample, on the CPU and on other devices: many small draws in one call, one large draw at a time. On a
+device a call is some sixty kernels, whose start would cost as much as a network's call if each draw had them to itself."""
 _MASK = (1 << 64) - 1
 
 
@@ -57,7 +58,7 @@ class NoiseStream:
         self.dtype, self.device = dtype, device
         self.size = math.prod(shape)
         self._width = torch.float64 if dtype == torch.float64 else torch.float32
-        self._ahead = max(1, min(64, _CHUNK // max(1, self.size)))
+        self._ahead = max(1, min(64, (_CHUNK if device.type == "cpu" else _CHUNK_OF_DEVICE) // max(1, self.size)))
         self._drawn = torch.empty(0, 0)
         self._buffer: tuple[Tensor, ...] = ()
         self._used = self._ahead

@@ -114,7 +114,7 @@ class RunConfig(_Section):
         del data["relative_to"]
         data["name"] = self.data.name if self.data.name in DATASETS else os.path.abspath(self.data.location)
         data["root"] = None if self.data.root_location is None else os.path.abspath(self.data.root_location)
-        for name in ("micro_batch", "workers", "shard"):  # how, not what
+        for name in ("micro_batch", "workers", "shard", "compile", "channels_last"):  # how, not what
             del found["training"][name]
         return found
 

@@ -2,7 +2,7 @@
 by noise level and what it says, checkpoints and the state that a training goes on from."""
 
 from .checkpoint import State, load, read_extra, read_state, save, save_fitted
-from .ema import power_average
+from .ema import PowerAverage
 from .loop import Interrupted, build_model, fit, train
 from .objective import Objective
 from .settings import DECAYS, OBJECTIVES, SHARDINGS, TrainSettings, check_processes
@@ -17,6 +17,7 @@ __all__ = [
     "CheckpointError",
     "Interrupted",
     "Objective",
+    "PowerAverage",
     "State",
     "TrainResult",
     "TrainSettings",
@@ -26,7 +27,6 @@ __all__ = [
     "check_processes",
     "fit",
     "load",
-    "power_average",
     "read_extra",
     "read_state",
     "save",

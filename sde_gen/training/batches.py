@@ -21,10 +21,11 @@ def read_batches(
     x: the data: a tensor in normalised units, or a source in the data's own, whose items `encode` brings into normalised ones.
     """
     rows = parallel.share(settings.batch)
-    order = (index[rows] for index in batch_order(x.shape[0], settings.batch, settings.seed, step))
-    if isinstance(x, Tensor) and not settings.workers:
+    in_memory = isinstance(x, Tensor) and not settings.workers
+    place = device if in_memory else torch.device("cpu")
+    order = (index[rows] for index in batch_order(x.shape[0], settings.batch, settings.seed, step, place))
+    if in_memory:
         for index in order:
-            index = index.to(device)
             yield index, x[index]
         return
     loader = DataLoader(
@@ -37,7 +38,7 @@ def read_batches(
     )
     for index, items in loader:
         items = items.to(device, non_blocking=True)
-        yield index.to(device), encode(items) if isinstance(x, Source) else items
+        yield index.to(device, non_blocking=True), encode(items) if isinstance(x, Source) else items
 
 
 class _Numbered(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
@@ -50,18 +51,19 @@ class _Numbered(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         return index, self.source[index]
 
 
-def batch_order(count: int, batch: int, seed: int, skip: int = 0) -> Iterator[Tensor]:
-    """The indices of endless batches, without the first `skip` of them.
+def batch_order(count: int, batch: int, seed: int, skip: int = 0, device: torch.device | str = "cpu") -> Iterator[Tensor]:
+    """The indices of endless batches on `device`, without the first `skip` of them.
 
-    Each pass over the data has its own random order, and batches run on across passes.
+    Each pass over the data has its own random order, and batches run on across passes. A whole pass goes to the device at a time:
+    with a transfer for each batch, the loop would wait for the device each time.
     """
     generator = torch.Generator().manual_seed(seed)
     passes, start = divmod(skip * batch, count)
     for _ in range(passes):
         torch.randperm(count, generator=generator)
-    left = torch.randperm(count, generator=generator)[start:]
+    left = torch.randperm(count, generator=generator)[start:].to(device)
     while True:
         while len(left) < batch:
-            left = torch.cat((left, torch.randperm(count, generator=generator)))
+            left = torch.cat((left, torch.randperm(count, generator=generator).to(device)))
         yield left[:batch]
         left = left[batch:]

@@ -37,7 +37,7 @@ class TrainSettings:
     decay: how the learning rate falls to zero at the end: "constant" (not at all), "linear" or "cosine".
     weight_decay: AdamW's.
     clip: the gradient's norm is capped at this number.
-    ema_width: the relative width of the average of the weights (see `power_average`).
+    ema_width: the relative width of the average of the weights (see `PowerAverage`).
     objective: "dsm" is denoising score matching in continuous time, with `weighting` and `times` (see `dsm_loss`). "simple", "vlb" and
         "hybrid" are those of the discrete view (see `chain_loss`), with `chain_steps` and `indices`.
     chain_steps: the length of the SDE's chain; None takes its own, or 1000.
@@ -45,6 +45,9 @@ class TrainSettings:
     weighting: a name in WEIGHTINGS. "edm" is the weighting of that name, and goes with any prediction.
     times: a name in TIME_SAMPLERS.
     bfloat16: True runs the network under autocast to bfloat16.
+    compile: True trains through torch.compile, which costs some minutes at the start and needs a C++ or CUDA compiler.
+    channels_last: True lays images and volumes out with their channels last, which convolutions in bfloat16 on a GPU prefer.
+    tf32: True lets a GPU round float32 factors of products and convolutions to 10 bits of mantissa while it trains.
     max_seconds: training ends after this time, and the decay follows it; None sets no limit.
     evaluations: the loss by noise level is measured so many times.
     seed: seeds the weights, the order of the data, the times and the noise.
@@ -68,6 +71,9 @@ class TrainSettings:
     weighting: str = DEFAULT_WEIGHTING
     times: str = DEFAULT_TIMES
     bfloat16: bool = False
+    compile: bool = False
+    channels_last: bool = False
+    tf32: bool = True
     max_seconds: float | None = None
     evaluations: int = 8
     seed: int = 0

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .. import parallel
+from ..devices import float32_products
 from ..models.score import ScoreModel
-from .ema import power_average
+from .ema import PowerAverage
+from .settings import TrainSettings
 
 
 class Placement:
@@ -25,34 +27,38 @@ class Placement:
 
     model: the model around the network that a loss is to be asked of; its backward pass averages the gradients over the processes.
     network: the network whose parameters are trained; the given model's own or, in shares, a copy of it.
-    average: the average of its weights, which `update_parameters(network)` keeps up to date.
+    average: the average of its weights, which `update(network)` keeps up to date.
     averaged: the whole network of averaged weights; like the given model's own network it holds them, where they lie in shares, only
         inside `whole_networks`.
     """
 
-    def __init__(self, model: ScoreModel, ema_width: float, sharded: bool, device: torch.device) -> None:
+    def __init__(self, model: ScoreModel, settings: TrainSettings, device: torch.device) -> None:
         network = model.network
         assert isinstance(network, nn.Module)
-        self.sharded, self.device = sharded, device
-        self.average = power_average(network, ema_width)
+        self.sharded, self.device, self.tf32 = settings.shard is not None, device, settings.tf32
+        if settings.channels_last:
+            put_channels_last(network)
+        self.average = PowerAverage(network, settings.ema_width)
         self.network: nn.Module = network
         self.averaged: nn.Module = self.average.module
         self.model = model
         self.waiting: tuple[tuple[nn.Module, nn.Module], ...] = ()  # whole networks, which wait on the host, with those in shares
-        if sharded:
+        if self.sharded:
             self.network, self.averaged = copy.deepcopy(network), copy.deepcopy(network)
             self.waiting = ((network.cpu(), self.network), (self.averaged.cpu(), self.average.module))
             shard(self.network, device)
             shard(self.average.module, device)
-            self.model = model.with_network(self.network)
-        elif parallel.world() > 1:
-            ids = [device] if device.type == "cuda" else None
-            self.model = model.with_network(DistributedDataParallel(network, device_ids=ids))
+        asked: Any = torch.compile(self.network) if settings.compile else self.network
+        if parallel.world() > 1 and not self.sharded:
+            asked = DistributedDataParallel(asked, device_ids=[device] if device.type == "cuda" else None)
+        if asked is not network:
+            self.model = model.with_network(asked)
 
     @contextlib.contextmanager
-    def quiet(self) -> Iterator[None]:
-        """In here PyTorch does not warn of writing into what a network in shares returns, which nothing here does."""
-        with warnings.catch_warnings():
+    def running(self) -> Iterator[None]:
+        """In here float32 on a GPU has the precision that the settings ask for, and PyTorch does not warn of writing into what a network
+        in shares returns, which nothing here does."""
+        with float32_products(self.tf32), warnings.catch_warnings():
             if self.sharded:
                 warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
             yield
@@ -62,7 +68,7 @@ class Placement:
         """Forward and backward pass of one part of a batch happen in here; after the last part the processes' gradients are averaged."""
         network: Any = self.model.network
         if self.sharded:
-            network.set_requires_gradient_sync(last)
+            self.network.set_requires_gradient_sync(last)  # type: ignore[operator]
         with network.no_sync() if isinstance(network, DistributedDataParallel) and not last else contextlib.nullcontext():
             yield
 
@@ -79,6 +85,14 @@ class Placement:
         yield
         for plain, _ in self.waiting:
             plain.to(self.device if last else "cpu")
+
+
+def put_channels_last(network: nn.Module) -> None:
+    """Lay the weights of the network's convolutions of images and volumes out with their channels last, the network's own tensors."""
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for parameter in network.parameters():
+        if parameter.ndim in layouts:
+            parameter.data = parameter.data.contiguous(memory_format=layouts[parameter.ndim])
 
 
 def shard(network: nn.Module, device: torch.device) -> None:

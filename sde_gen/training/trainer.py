@@ -99,6 +99,8 @@ class Trainer:
         assert normalizer is not None
         self.encode = lambda x: normalizer.encode(x).float()  # data that need float64 need it in their own units alone
         self.x = self.encode(data.to(self.device)) if isinstance(data, Tensor) else data
+        if settings.channels_last and data.ndim not in (4, 5):
+            raise ValueError(f"channels_last is for images and volumes, (N, C, H, W) or (N, C, D, H, W), got data {tuple(data.shape)}")
         self.label = None if labels is None else labels.to(self.device)
         items, of_items = (data, labels) if held_out is None else (held_out, None if labels is None else held_out_labels)
         rows = rows_drawn(len(items), MOST_SAMPLES, settings.seed)
@@ -107,7 +109,7 @@ class Trainer:
         cond = {} if of_items is None else {"label": of_items[rows]}
         self.validation = Validation.prepare(model, held, moments, cond, settings.seed)
         self.objective = Objective(settings, model, levels)
-        self.placement = Placement(model, settings.ema_width, settings.shard is not None, self.device)
+        self.placement = Placement(model, settings, self.device)
         self.network, self.average = self.placement.network, self.placement.average
         self.result = TrainResult(model.with_network(self.placement.averaged).eval().requires_grad_(False), model, self)
         self.result.linear = {"levels": self.validation.levels, "linear": self.validation.linear}
@@ -132,7 +134,7 @@ class Trainer:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """The steps happen in here: torch's global generator, which dropout uses, is this training's own meanwhile."""
-        with torch.random.fork_rng(devices=[] if self.device.type == "cpu" else [self.device]), self.placement.quiet():
+        with torch.random.fork_rng(devices=[] if self.device.type == "cpu" else [self.device]), self.placement.running():
             torch.manual_seed(self.settings.seed + (self.rank + self.step if self.rank else 0))
             if self.random is not None:
                 torch.set_rng_state(self.random)
@@ -200,8 +202,8 @@ class Trainer:
         """One step: a batch, its noise, the loss and its gradients, clipped, go into the weights and their average.
 
         Each process computes its share of the batch, in parts that fit the memory. Returns the new entry of the history where one is
-        due. Raises TrainingError where training cannot go on; AbandonedStep where `stop` is true in any process between two parts, and
-        all that changes from step to step is then as before this one.
+        due. Raises TrainingError where training cannot go on or the network cannot be compiled; AbandonedStep where `stop` is true in
+        any process between two parts, and all that changes from step to step is then as before this one.
         """
         began = time.monotonic()
         before = self.generator.get_state(), torch.get_rng_state()
@@ -211,6 +213,11 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             self.generator.set_state(before[0])
             torch.set_rng_state(before[1])
+            raise
+        except RuntimeError as error:
+            if self.settings.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                reason = str(error).strip().splitlines()[0][:200]
+                raise TrainingError(f"the network cannot be compiled here (leave training.compile out): {reason}") from error
             raise
         self.timed, self.spent = self.timed + 1, self.spent + time.monotonic() - began
         return entry
@@ -240,7 +247,7 @@ class Trainer:
         finite = bool(torch.isfinite(norm))
         if finite:
             self.optimizer.step()
-            self.average.update_parameters(placement.network)
+            self.average.update(placement.network)
         self.optimizer.zero_grad(set_to_none=True)
         return self._record(loss, finite)
 
@@ -371,7 +378,7 @@ class Trainer:
         """
         if self.placement.sharded and not self.of_others:
             raise ValueError("the state of a training in shares is put together for on_checkpoint alone: ask for it there")
-        tensors = {"generator": self.generator.get_state(), "random": torch.get_rng_state(), "averaged": self.average.n_averaged}
+        tensors = {"generator": self.generator.get_state(), "random": torch.get_rng_state(), "averaged": torch.tensor(self.average.updates)}
         tensors |= self.of_others
         tensors |= {} if self.placement.sharded else self._optimizer_state()
         tensors |= {f"objective.{name}": value for name, value in self.objective.state_dict().items()}
@@ -397,13 +404,16 @@ class Trainer:
             of.setdefault(part, {})[rest] = value
         load_whole(self.network, of["network"])
         load_whole(self.average.module, of["ema"])
-        self.average.n_averaged.copy_(tensors["averaged"])
+        self.average.updates = int(tensors["averaged"])
         of_parameters: dict[int, dict[str, Tensor]] = {}
         for key, value in of.get("optimizer", {}).items():
             number, _, name = key.partition(".")
-            value = value if name == "step" else in_shares(value, self.parameters[int(number)])
-            if name != "step" and value.shape != self.parameters[int(number)].shape:  # the optimiser itself does not look
-                raise ValueError(f"{key} of shape {tuple(value.shape)} for a parameter of {tuple(self.parameters[int(number)].shape)}")
+            if name != "step":
+                parameter = self.parameters[int(number)]
+                value = in_shares(value, parameter)
+                if value.shape != parameter.shape:  # the optimiser itself does not look
+                    raise ValueError(f"{key} of shape {tuple(value.shape)} for a parameter of {tuple(parameter.shape)}")
+                value = torch.empty_like(parameter).copy_(value)  # nor at the order in memory, in which its kernel goes
             of_parameters.setdefault(int(number), {})[name] = value
         self.optimizer.load_state_dict({"state": of_parameters, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.objective.load_state_dict(of.get("objective", {}))

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from sde_gen.training.ema import power_average, power_exponent
+from sde_gen.training.ema import PowerAverage, power_exponent
 
 
 def profile(width: float, steps: int) -> torch.Tensor:
@@ -27,12 +27,12 @@ def test_profile_has_the_width_asked_for(width: float) -> None:
 
 def test_average_follows_the_profile_and_is_right_from_the_first_step() -> None:
     network = nn.Linear(3, 2).double()
-    average = power_average(network, 0.1)
+    average = PowerAverage(network, 0.1)
     seen = []
     for step in range(30):
         with torch.no_grad():
             network.weight.copy_(torch.full((2, 3), float(step**2)))
-        average.update_parameters(network)
+        average.update(network)
         seen.append(float(step**2))
         expected = float((profile(0.1, step + 1) * torch.tensor(seen, dtype=torch.float64)).sum())
         assert float(average.module.weight.detach()[0, 0]) == pytest.approx(expected, rel=1e-9, abs=1e-9)
@@ -40,10 +40,10 @@ def test_average_follows_the_profile_and_is_right_from_the_first_step() -> None:
 
 def test_buffers_are_those_of_the_network() -> None:
     network = nn.BatchNorm1d(4)
-    average = power_average(network)
+    average = PowerAverage(network)
     for _ in range(5):
         network(torch.randn(8, 4, generator=torch.Generator().manual_seed(0)) + 3)
-        average.update_parameters(network)
+        average.update(network)
     assert torch.equal(average.module.running_mean, network.running_mean)
     assert torch.equal(average.module.num_batches_tracked, network.num_batches_tracked)
 
@@ -51,4 +51,4 @@ def test_buffers_are_those_of_the_network() -> None:
 @pytest.mark.parametrize("width", [0.0, -1.0, 0.3, float("nan")])
 def test_bad_width(width: float) -> None:
     with pytest.raises(ValueError, match=r"width must be above 0 and below 0.28"):
-        power_average(nn.Linear(1, 1), width)
+        PowerAverage(nn.Linear(1, 1), width)

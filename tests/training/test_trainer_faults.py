@@ -157,7 +157,7 @@ def test_a_state_holds_everything() -> None:
     assert 40 <= again.before < 60 and again.result.seconds == again.before and again.result.steps == 9
     assert again.result.skipped == 2 and again.recent == made.recent and again.result.history == made.result.history
     assert torch.equal(again.generator.get_state(), made.generator.get_state()) and torch.equal(again.random, tensors["random"])
-    assert int(again.average.n_averaged) == 3 and int(made.objective.indices.seen.sum()) == 3 * BATCH
+    assert again.average.updates == 3 and int(made.objective.indices.seen.sum()) == 3 * BATCH
     for one, other in zip(again.objective.buffers(), made.objective.buffers(), strict=True):
         assert torch.equal(one, other)
     for one, other in ((again.network, made.network), (again.average.module, made.average.module)):
@@ -273,7 +273,7 @@ def test_ten_bad_steps_in_a_row_are_left_out_and_eleven_end_the_training(monkeyp
             made.advance()
             now = [*made.network.parameters(), *made.average.module.parameters()]
             assert all(torch.equal(one, other) for one, other in zip(before, now, strict=True)) == bad
-        assert made.result.skipped == 20 and int(made.average.n_averaged) == made.taken == 2
+        assert made.result.skipped == 20 and made.average.updates == made.taken == 2
         with pytest.raises(sde_gen.training.TrainingError, match="11 steps in a row"):
             made.advance()
 
