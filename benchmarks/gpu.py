@@ -103,7 +103,7 @@ FULL = Size(
 )
 TOY = Size(
     digits={"width": 8, "multipliers": [1], "attention": []},
-    images={"width": 8, "multipliers": [1, 1], "attention": [1]},
+    images={"patch": 4, "width": 8, "multipliers": [1, 1], "attention": [1]},
     diffusers={"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4},
     batch=2,
     train_batch=4,
@@ -206,6 +206,7 @@ def tests(bench: Bench) -> None:
         (bench.out / "tests.log").write_text(done.stdout[-200_000:] + done.stderr[-20_000:], encoding="utf-8")
         if not bench.cuda:
             bench.say("collected", code=done.returncode)
+            assert done.returncode == 0, done.stdout
             return
         suite = ElementTree.parse(xml).getroot()[0]
         failed = [case for case in suite.iter("testcase") if case.find("failure") is not None or case.find("error") is not None]
@@ -452,7 +453,7 @@ def throughput(bench: Bench, who: str, name: str, make: Callable[[], Any], flops
         bench.wait()
         first = time.perf_counter() - began
         once = bench.time(step)
-        many = max(1, min(100, int(500 / once)))
+        many = 1 if bench.size is TOY else max(1, min(100, int(500 / once)))
         rate = bench.size.train_batch * many / (1e-3 * bench.time(lambda: [step() for _ in range(many)]))
         waited = waits(step, bench.cuda)
         size = getattr(step, "parameters", size)
@@ -610,8 +611,7 @@ def processes(bench: Bench) -> None:
                 timeout=limit,
             )
             if done.returncode:
-                bench.say(f"{count} processes", failed=(done.stdout + done.stderr)[-1500:])
-                return
+                raise RuntimeError(f"{count} processes: {(done.stdout + done.stderr)[-3000:]}")
             found[count] = torch.load(file, weights_only=True)
             bench.say(f"{count} processes", seconds=time.monotonic() - began, backend=found[count].pop("backend"))
     apart = {name: float((found[2][name].double() - found[1][name].double()).abs().max()) for name in found[1]}
@@ -650,8 +650,8 @@ PHASES: dict[str, Callable[[Bench], None]] = {
 }
 
 
-def start(name: str, arguments: argparse.Namespace, limit: float) -> None:
-    """A phase in a process of its own."""
+def start(name: str, arguments: argparse.Namespace, limit: float) -> bool:
+    """A phase in a process of its own; whether it came to its end."""
     command = [
         sys.executable,
         __file__,
@@ -675,6 +675,7 @@ def start(name: str, arguments: argparse.Namespace, limit: float) -> None:
         print(f"{name:9} {why}", flush=True)
         with (arguments.out / "gpu.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"phase": name, "what": "ended early", "reason": why}) + "\n")
+    return why is None
 
 
 def main() -> int:
@@ -714,9 +715,7 @@ def main() -> int:
         return 0
     chosen = [name for name in PHASES if name in arguments.phases.split(",")]
     factor = arguments.seconds / sum(LIMITS[name] for name in chosen)
-    for name in chosen:
-        start(name, arguments, LIMITS[name] * factor)
-    return 0
+    return 0 if all([start(name, arguments, LIMITS[name] * factor) for name in chosen]) else 1
 
 
 if __name__ == "__main__":
