@@ -715,7 +715,8 @@ def main() -> int:
         return 0
     chosen = [name for name in PHASES if name in arguments.phases.split(",")]
     factor = arguments.seconds / sum(LIMITS[name] for name in chosen)
-    return 0 if all([start(name, arguments, LIMITS[name] * factor) for name in chosen]) else 1
+    ended = [start(name, arguments, LIMITS[name] * factor) for name in chosen]
+    return 0 if all(ended) else 1
 
 
 if __name__ == "__main__":
