@@ -45,6 +45,7 @@ from torch import Tensor, nn
 
 import sde_gen
 from sde_gen import metrics, parallel
+from sde_gen.commands.config import read_config, resolve
 from sde_gen.data.source import array_source
 from sde_gen.devices import float32_products
 from sde_gen.likelihood.bits_per_dim import bits_per_dim
@@ -79,8 +80,8 @@ class Size:
     steps: int
     likelihoods: int
     matrix: int
-    cifar: dict[str, Any]
-    cifar_batch: int
+    cifar: dict[str, Any] | None
+    cifar_batch: int | None
     samples: int
     test_images: int
 
@@ -96,8 +97,8 @@ FULL = Size(
     steps=300,
     likelihoods=512,
     matrix=8192,
-    cifar={"width": 96, "multipliers": [1, 2, 2], "blocks": 2, "attention": [1]},
-    cifar_batch=256,
+    cifar=None,
+    cifar_batch=None,
     samples=5000,
     test_images=256,
 )
@@ -525,18 +526,13 @@ def cifar(bench: Bench) -> None:
         labels, test_labels = torch.arange(64) % 10, torch.arange(192) % 10
     assert test is not None and labels is not None
     bench.say("data", read_seconds=time.monotonic() - began, items=len(train))
-    model = build_model(train, network="unet", normalizer="range", network_options=bench.size.cifar, classes=10)
-    limit = 2.0 if bench.size is TOY else max(10.0, bench.left - 70)  # what comes after the training takes the rest
-    settings = TrainSettings(
-        steps=1_000_000,
-        max_seconds=limit,
-        batch=bench.size.cifar_batch,
-        lr=1e-3,
-        warmup=500,
-        bfloat16=True,
-        channels_last=bench.cuda,
-        evaluations=4,
+    config = resolve(read_config(HERE.parent / "experiments" / "configs" / "cifar10.yaml"))
+    options, chosen = bench.size.cifar or config.model.options, config.model
+    model = build_model(
+        train, config.sde.name, chosen.network, chosen.prediction, normalizer=chosen.normalizer, network_options=options, classes=10
     )
+    limit = 2.0 if bench.size is TOY else max(10.0, bench.left - 70)  # what comes after the training takes the rest
+    settings = replace(config.training, max_seconds=limit, batch=bench.size.cifar_batch or config.training.batch, evaluations=4)
     result = fit(model, train, settings, labels, test, 256, bench.device, False, held_out_labels=test_labels)
     entry = result.history[-1]
     bench.say(
@@ -560,10 +556,10 @@ def cifar(bench: Bench) -> None:
     picture_samples(x[rows], bench.out / "cifar10-gpu.png", value_range=(0.0, 255.0))
     began = time.monotonic()
     count = min(bench.size.test_images, len(test))
-    chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:count]
-    cond = None if test_labels is None else {"label": test_labels[chosen].to(bench.device)}
+    rows = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:count]
+    cond = None if test_labels is None else {"label": test_labels[rows].to(bench.device)}
     found = bits_per_dim(
-        result.model, test[chosen].long().to(bench.device), 256, "truncated_normal", cond=cond, rtol=1e-3, atol=1e-3, batch_size=128
+        result.model, test[rows].long().to(bench.device), 256, "truncated_normal", cond=cond, rtol=1e-3, atol=1e-3, batch_size=128
     )
     bench.say(
         f"bits/dim of {count} test images",
@@ -577,7 +573,9 @@ def cifar(bench: Bench) -> None:
         fitting.wait()
     if (folder / "features.safetensors").exists():
         net = FeatureNet.load(folder / "features.safetensors").to(bench.device)
-        samples, held_out, training_images = (net.features(images) for images in (x, test, train[:10_000]))
+        rows_of = {len(of): torch.randperm(len(of), generator=torch.Generator().manual_seed(0))[:10_000] for of in (test, train)}
+        held_out, training_images = (net.features(of[rows_of[len(of)]]) for of in (test, train))  # archives lie sorted by class
+        samples = net.features(x)
         both = min(len(samples), len(held_out))
         for label, features in (("samples", samples[:both]), ("held-out images", held_out[:both])):
             distance = metrics.frechet_distance(features, training_images, bootstrap=20)
