@@ -243,7 +243,7 @@ def test_the_step_cap_marks_its_samples_and_spares_the_others(watched, device):
     options = {"cond": {"index": torch.arange(5)}, "device": device} | ({"trajectory": "states"} if watched else {})
     free = draw(model, (5, 2), **options)
     shown = len(free.times) if watched else 0
-    attempts = (free.nfe - shown) / 2
+    attempts = (free.nfe.cpu() - shown) / 2
     cap = int(attempts[[0, 1, 3, 4]].max()) + 1
     assert attempts[bad] > cap and not free.failed.any()
     masked = draw(model, (5, 2), steps=cap, on_failure="mask", **options)

@@ -138,7 +138,8 @@ def test_calls_are_counted_for_each_sample(device):
             cond = {"index": torch.arange(count)}
             out = sample(model, (count, 2), "ode", x_init=x, cond=cond, final=final, progress=False, step_hook=hook)
             assert torch.equal(out.nfe, network.calls)
-            assert hook is not None or len(out.nfe.unique()) > 1
+            # Elsewhere than on the CPU samples that have arrived are put aside at every fourth attempt alone.
+            assert hook is not None or device.type != "cpu" or len(out.nfe.unique()) > 1
 
 
 @pytest.mark.parametrize("name, watched", [("vp", False), ("ve", False), ("vp", True)])
@@ -156,7 +157,7 @@ def test_the_step_cap_marks_its_samples_and_spares_the_others(name, watched, dev
     options |= {"trajectory": "states"} if watched else {}
     free = sample(model, (5, 2), "ode", **options)
     others = 3 + (len(free.times) if watched else 0)  # calls that are not a stage of a step
-    attempts = (free.nfe - others) / 6
+    attempts = (free.nfe.cpu() - others) / 6
     cap = int(attempts[[0, 1, 3, 4]].max()) + 1
     assert attempts[bad] > cap and not free.failed.any()
     masked = sample(model, (5, 2), "ode", steps=cap, on_failure="mask", **options)
