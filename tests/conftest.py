@@ -21,6 +21,24 @@ torch.set_num_threads(1)
 _features: dict[str, FeatureNet] = {}
 
 
+@pytest.fixture(params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where the states of a test lie: the CPU, and CUDA where there is a card. `-m device` picks the tests that take it, `-k cuda` their
+    runs on a card and those of test_cuda.py."""
+    return torch.device(request.param)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "device: runs on the CPU and, where there is a card, on CUDA")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "device" in getattr(item, "fixturenames", ()):
+            item.add_marker("device")
+
+
 def _features_of(dataset: Any, directory: Path) -> FeatureNet:
     """As `cached_features`, fitted once for all directories."""
     key = features._key(dataset, 0)

@@ -70,8 +70,8 @@ class ToyEuler(Solver):
 class CountingNetwork:
     """Counts the calls of every sample, which the condition `index` names."""
 
-    def __init__(self, network: Callable[..., Tensor], count: int) -> None:
-        self.network, self.calls = network, torch.zeros(count, dtype=torch.int64)
+    def __init__(self, network: Callable[..., Tensor], count: int, device: torch.device | str = "cpu") -> None:
+        self.network, self.calls = network, torch.zeros(count, dtype=torch.int64, device=device)
 
     def __call__(self, x: Tensor, c: Tensor, *, index: Tensor, **cond: Any) -> Tensor:
         self.calls[index] += 1

@@ -99,7 +99,7 @@ class Normalizer(nn.Module):
         scale = torch.where(low == high, torch.ones_like(scale), scale)
         shape = (-1, *[1] * (data.ndim - 2))
         dtype = torch.float64 if needs_float64(data, found) else torch.float32
-        return cls(shift.reshape(shape), scale.reshape(shape), kind, dtype)
+        return cls(shift.reshape(shape), scale.reshape(shape), kind, dtype).to(data.device)
 
     def encode(self, x: Tensor) -> Tensor:
         """z = (x - shift) / scale for (..., C, *spatial) or (..., D) in the data's units: float64 for float64 x, else float32."""

@@ -120,8 +120,10 @@ class ReverseKernel:
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """(B, count, D) draws."""
-        chosen = torch.multinomial(self.weights, count, replacement=True, generator=generator)
-        noise = torch.randn(*chosen.shape, self.x_t.shape[1], dtype=self.x_t.dtype, generator=generator)
+        # Drawn where the generator is: the same on every device.
+        device = generator.device
+        chosen = torch.multinomial(self.weights.to(device), count, replacement=True, generator=generator).to(self.x_t.device)
+        noise = torch.randn(*chosen.shape, self.x_t.shape[1], dtype=self.x_t.dtype, generator=generator, device=device).to(self.x_t)
         return self.pull * self.x_t[:, None] + self.reach * self.centres[chosen] + math.sqrt(self.variance) * noise
 
 
@@ -146,7 +148,7 @@ def reverse_kernel(model: Denoiser, x_t: Tensor, t: float, s: float) -> ReverseK
     times = torch.tensor([s, t], dtype=torch.float64)
     (alpha_s, alpha_t), (sigma_s, sigma_t) = (value.tolist() for value in sde.marginal(times))
     x = x_t.double().flatten(1)
-    weights = torch.softmax(network.logits(x, times[1].expand(len(x))), dim=1)
+    weights = torch.softmax(network.logits(x, times[1].expand(len(x)).to(x.device)), dim=1)
     ratio = alpha_t / alpha_s
     shrink = (sigma_s / sigma_t) ** 2
     variance = sigma_s**2 * (1 - ratio**2 * shrink)
@@ -183,13 +185,13 @@ def best_loss(model: Denoiser, data: Tensor, times: Tensor, draws: int = 256, se
     """
     assert model.normalizer is not None
     generator = torch.Generator().manual_seed(seed)
-    z = model.normalizer.encode(data)[torch.randint(len(data), (draws,), generator=generator)]
-    noise = torch.randn(z.shape, generator=generator, dtype=z.dtype)
+    z = model.normalizer.encode(data)[torch.randint(len(data), (draws,), generator=generator).to(data.device)]
+    noise = torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z)
     losses = []
     for t in times.tolist():
         alpha, sigma = (float(value) for value in model.sde.marginal(torch.tensor(t, dtype=torch.float64)))
         losses.append(
-            (model.noise(alpha * z + sigma * noise, torch.full((draws,), t, dtype=torch.float64)) - noise).double().square().mean()
+            (model.noise(alpha * z + sigma * noise, z.new_full((draws,), t, dtype=torch.float64)) - noise).double().square().mean()
         )
     return torch.stack(losses)
 

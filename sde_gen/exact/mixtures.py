@@ -2,13 +2,15 @@
 
 `MixtureData` is a mixture of Gaussians, `GaussianData` one Gaussian, of which the flow and all linear samplers are known too.
 Everything is worked out in float64 from alpha(t) and sigma(t) alone. States x are (B, *data shape), and results come back in the dtype
-of x. Times are a number, a scalar tensor or (B,).
+of x. Times are a number, a scalar tensor or (B,). `to` moves a distribution to the device of the states.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
+from typing import Self
 
 import numpy as np
 import torch
@@ -41,11 +43,17 @@ class MixtureData:
     def dim(self) -> int:
         return self.means.shape[1]
 
+    def to(self, device: torch.device | str) -> Self:
+        """The same distribution on another device."""
+        twin = copy.copy(self)
+        vars(twin).update({name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)})
+        return twin
+
     def sample(self, count: int, seed: int = 0) -> Tensor:
-        """(count, *data shape) float64 draws of the data."""
+        """(count, *data shape) float64 draws of the data, the same on every device."""
         generator = torch.Generator().manual_seed(seed)
-        k = torch.multinomial(self.log_weights.exp(), count, replacement=True, generator=generator)
-        z = torch.randn(count, self.dim, dtype=torch.float64, generator=generator) * self.eigenvalues[k].sqrt()
+        k = torch.multinomial(self.log_weights.exp().cpu(), count, replacement=True, generator=generator).to(self.means.device)
+        z = torch.randn(count, self.dim, dtype=torch.float64, generator=generator).to(self.means) * self.eigenvalues[k].sqrt()
         return (self.means[k] + torch.einsum("bij,bj->bi", self.eigenvectors[k], z)).reshape(count, *self.shape)
 
     def moments(self, sde: SDE | None = None, t: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -57,7 +65,7 @@ class MixtureData:
         if sde is None:
             return mean, covariance
         alpha, sigma = marginal(sde, t)
-        return alpha * mean, alpha**2 * covariance + sigma**2 * torch.eye(self.dim, dtype=torch.float64)
+        return alpha * mean, alpha**2 * covariance + sigma**2 * torch.eye(self.dim).to(mean)
 
     def log_prob(self, x: Tensor, sde: SDE | None = None, t: Time = 0.0) -> Tensor:
         """log p_t(x) in nats, or the data's own log-density where `sde` is None: (B, *) gives (B,)."""
@@ -136,13 +144,13 @@ class GaussianData(MixtureData):
 
     def affine(self, sde: SDE, t: Time) -> tuple[Tensor, Tensor]:
         """K (*, D, D) and k (*, D) of the denoiser E[x_0 | x_t = x] = K x + k, for t of shape (*)."""
-        alpha, sigma = (value[..., None] for value in marginal(sde, t))
+        alpha, sigma = (value[..., None].to(self.e) for value in marginal(sde, t))
         gain = self.v @ torch.diag_embed(alpha * self.e / (alpha**2 * self.e + sigma**2)) @ self.v.T
         return gain, self.mean - alpha * (gain @ self.mean)
 
     def posterior_variance(self, sde: SDE, t: Tensor) -> Tensor:
         """The mean over dimensions of Var[x_0 | x_t], which is the least denoising error; shape of `t`."""
-        alpha, sigma = (value[..., None] for value in marginal(sde, t))
+        alpha, sigma = (value[..., None].to(self.e) for value in marginal(sde, t))
         return (self.e * sigma**2 / (alpha**2 * self.e + sigma**2)).mean(-1)
 
     def flow_map(self, x: Tensor, sde: SDE, t: float, s: float) -> Tensor:
@@ -156,14 +164,14 @@ class GaussianData(MixtureData):
         """The exact mean (D,) and covariance (D, D) after x <- a x + sum_j b_j D_j + c z along `updates`, with no Monte Carlo.
 
         mean, covariance: those of x before the first update. The denoiser is affine, so that (x, D_0, D_1, ...) stays jointly Gaussian:
-        its moments are carried.
+        its moments are carried, on the CPU.
         """
         d, depth = self.dim, max(len(update.b) for update in updates)
         eye, size = np.eye(d), d * (depth + 1)
         m, c = np.zeros(size), np.zeros((size, size))  # of x and the predictions remembered
-        m[:d], c[:d, :d] = mean.numpy(), covariance.numpy()
+        m[:d], c[:d, :d] = mean.cpu().numpy(), covariance.cpu().numpy()
         times = torch.tensor([math.nan if update.t is None else update.t for update in updates], dtype=torch.float64)
-        gains, offsets = (value.numpy() for value in self.affine(sde, times))
+        gains, offsets = (value.cpu().numpy() for value in self.affine(sde, times))
         for update, gain, offset in zip(updates, gains, offsets, strict=True):
             # Insert the new prediction behind x, act on (x, D_0, D_1, ...), then forget it or the oldest.
             fresh = update.t is not None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.integers import check_levels, short
 from ..models.denoiser import Denoiser
@@ -127,11 +127,13 @@ def bits_per_dim(
             log_p, ok = log_p.double(), torch.isfinite(log_p)
             for column in (variances, solver, calls):
                 column.append(torch.zeros(count))
-        weights.append(log_p.double() - log_q)
+        weights.append(log_p.double().cpu() - log_q.cpu())  # the model need not be where the images are
         good.append(ok)
-    return _collect(
-        torch.stack(weights), torch.stack(variances), torch.stack(solver), torch.stack(calls), torch.stack(good), dim, importance
-    )
+
+    def stacked(column: list[Tensor]) -> Tensor:
+        return torch.stack(column).cpu()
+
+    return _collect(stacked(weights), stacked(variances), stacked(solver), stacked(calls), stacked(good), dim, importance)
 
 
 def _collect(weights: Tensor, variances: Tensor, solver: Tensor, calls: Tensor, good: Tensor, dim: int, importance: bool) -> BitsPerDim:
@@ -139,7 +141,7 @@ def _collect(weights: Tensor, variances: Tensor, solver: Tensor, calls: Tensor, 
     used = good.all(0)
     if not bool(used.any()):
         raise ValueError("no log-likelihood converged")
-    weights, variances, solver = (value[:, used].double().cpu() for value in (weights, variances, solver))
+    weights, variances, solver = (value[:, used].double() for value in (weights, variances, solver))
     count, unit = weights.shape[1], 1 / (dim * math.log(2))
     shares = torch.softmax(weights, 0) if importance else torch.full_like(weights, 1 / draws)
     each = -unit * (torch.logsumexp(weights, 0) - math.log(draws) if importance else weights.mean(0))
@@ -161,7 +163,7 @@ def _collect(weights: Tensor, variances: Tensor, solver: Tensor, calls: Tensor, 
         dequantisation=of_draws,
         test_set=math.sqrt(max(0.0, total**2 - parts)) if count > 1 else math.nan,
         solver=unit * float((shares * solver).sum(0).mean()),
-        each=everyone.masked_scatter(used.cpu(), each),
+        each=everyone.masked_scatter(used, each),
         nfe=float(calls.mean()),
         converged=float(good.double().mean()),
         bound="importance-weighted" if importance else "variational",
@@ -187,7 +189,8 @@ def matching_time(model: Denoiser, shape: torch.Size, scale: float) -> tuple[flo
     which is another where the model has no such time."""
     stretch = 1.0
     if model.normalizer is not None:
-        ones = torch.ones(1, *shape, dtype=torch.float64)
+        shift = next(model.normalizer.buffers(), None) if isinstance(model.normalizer, nn.Module) else None
+        ones = torch.ones(1, *shape, dtype=torch.float64, device=None if shift is None else shift.device)
         widths = model.normalizer.decode(ones) - model.normalizer.decode(torch.zeros_like(ones))
         if float(widths.max() / widths.min()) > 1 + 1e-6:
             raise ValueError("truncated_normal needs one scale for all channels: the noise of one time is to fill every bin alike")

@@ -22,18 +22,18 @@ def network(x: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("betas", BETAS)
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-11), (torch.float32, 1e-6)])
-def test_the_index_and_the_continuous_entry_point_agree(betas, dtype, tolerance):
+def test_the_index_and_the_continuous_entry_point_agree(betas, dtype, tolerance, device):
     """Ho et al.'s own lines, from betas and the index alone, against `ScoreModel` at the time of the index, at every grid point."""
     steps = 60
-    beta = BETAS[betas](steps)
+    beta = BETAS[betas](steps).to(device)
     abar = torch.cumprod(1 - beta, 0)
     sde = make_sde("ddpm", betas=betas, steps=steps)
     model = ScoreModel(network, sde, prediction="noise", clock="index")
     chain = chain_of(sde)
     view = ChainView(model, chain)
-    x = torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
     for i in range(steps):
-        eps = network(x, torch.full((4,), float(i), dtype=torch.float64))
+        eps = network(x, torch.full((4,), float(i), dtype=torch.float64, device=device))
         x_0 = (x - torch.sqrt(1 - abar[i]) * eps) / torch.sqrt(abar[i])
         mean = (x - beta[i] / torch.sqrt(1 - abar[i]) * eps) / torch.sqrt(1 - beta[i])
         scale = float(x_0.abs().max())
@@ -48,16 +48,16 @@ def test_the_index_and_the_continuous_entry_point_agree(betas, dtype, tolerance)
             torch.testing.assert_close(view.reverse(state, i)[0].double(), mean, rtol=10 * tolerance, atol=10 * tolerance * max(1.0, scale))
 
 
-def test_posterior_mean_prediction_is_the_posterior_mean():
+def test_posterior_mean_prediction_is_the_posterior_mean(device):
     sde = make_sde("ddpm", steps=50)
     chain = chain_of(sde)
-    exact = DATA.model(sde)
+    exact = DATA.to(device).model(sde)
 
     def mean_network(x: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
         return ChainView(exact, chain).reverse(x, i.round().long())[0]
 
     model = ScoreModel(mean_network, sde, prediction="posterior_mean", clock="index")
-    x = torch.randn(3, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = torch.randn(3, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(device)
     for i in (0, 1, 20, 49):
         t = float(chain.time(i))
         torch.testing.assert_close(model.denoise(x, t), exact.denoise(x, t), rtol=1e-8, atol=1e-8)
@@ -74,7 +74,7 @@ def test_what_needs_a_chain_says_so(clock, prediction):
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned"])
-def test_the_views_steps_are_the_ancestral_solver(variance):
+def test_the_views_steps_are_the_ancestral_solver(variance, device):
     """The same chain walked by index with the same noise, the final denoising being the step at index 0."""
 
     class Net(nn.Module):
@@ -86,10 +86,10 @@ def test_the_views_steps_are_the_ancestral_solver(variance):
     model = ScoreModel(Net(), sde, clock="half_log_snr", variance="learned_range" if variance == "learned" else None)
     chain = chain_of(sde, 12)
     view = ChainView(model, chain)
-    common = {"seed": 4, "dtype": torch.float64, "variance": variance}
+    common = {"seed": 4, "dtype": torch.float64, "variance": variance, "device": device}
     out = sample(model, (3, 2), "ancestral", grid=chain.times.flip(0), **common)
     assert out.nfe.tolist() == [12] * 3
-    noise = NoiseStream(4, 0, 3, (2,), torch.float64, torch.device("cpu"))
+    noise = NoiseStream(4, 0, 3, (2,), torch.float64, device)
     state = model.prior.from_noise(noise.draw())
     for i in range(11, 0, -1):
         state = view.step(state, i, noise.draw(), variance)

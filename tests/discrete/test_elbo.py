@@ -1,5 +1,6 @@
 """The bound: its terms against independent forms, its value where that is known exactly, its errors against the true spread."""
 
+import copy
 import functools
 import math
 
@@ -57,20 +58,21 @@ def exact_chain(sde, chain, variance="fixed_small"):
 @every_sde
 @pytest.mark.parametrize("terms", ["all", 4])
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
-def test_the_bound_of_gaussian_data(name, terms, variance):
+def test_the_bound_of_gaussian_data(name, terms, variance, device):
     sde = SDES[name]
     for grid in ("time", "half_log_snr"):
         chain = DiscreteChain.from_sde(sde, 25, grid)
-        found = elbo(DATA.model(sde), DATA.sample(1500), chain, variance=variance, terms=terms)
+        data = DATA.to(device)
+        found = elbo(data.model(sde), data.sample(1500), chain, variance=variance, terms=terms)
         assert abs(found.value - exact_chain(sde, chain, variance)) < 4 * found.std_error < 1.0
         assert found.unit == "nats/dim" and found.nfe == (25 if terms == "all" else 5)
 
 
 @every_sde
-def test_the_continuous_bound_of_gaussian_data(name):
-    sde = SDES[name]
+def test_the_continuous_bound_of_gaussian_data(name, device):
+    sde, data = SDES[name], DATA.to(device)
     for t_min in (None, 0.3):
-        found = elbo_continuous(DATA.model(sde), DATA.sample(1500), t_min=t_min, samples=16)
+        found = elbo_continuous(data.model(sde), data.sample(1500), t_min=t_min, samples=16)
         assert abs(found.value - exact_continuous(sde, sde.t_min if t_min is None else t_min)) < 4 * found.std_error < 0.5
         assert found.nfe == 17
 
@@ -113,20 +115,21 @@ class Coins:
         return drawn.reshape(count, 2, 3, 1)
 
     @classmethod
-    def model(cls, sde, **options):
-        levels = torch.stack([cls.normalizer.encode(torch.full((2, 1, 1), float(v), dtype=torch.float64)) for v in range(4)], -1)
+    def model(cls, sde, device="cpu", **options):
+        levels = torch.stack([cls.normalizer.encode(torch.full((2, 1, 1), float(v), dtype=torch.float64)) for v in range(4)], -1).to(device)
+        log_probabilities = torch.log(cls.probabilities).to(device)
 
         def network(x, t):
             alpha, sigma = (value.reshape(-1, 1, 1, 1, 1) for value in sde.marginal(t.double()))
-            logits = torch.log(cls.probabilities) - 0.5 * ((x.double()[..., None] - alpha * levels) / sigma) ** 2
+            logits = log_probabilities - 0.5 * ((x.double()[..., None] - alpha * levels) / sigma) ** 2
             return (logits.softmax(-1) * levels).sum(-1).to(x.dtype)
 
-        return ScoreModel(network, sde, prediction="data", normalizer=cls.normalizer, **options)
+        return ScoreModel(network, sde, prediction="data", normalizer=copy.deepcopy(cls.normalizer), **options).to(device)
 
 
 @pytest.mark.parametrize("name", ["vp", "cosine", "subvp"])
-def test_the_continuous_bound_of_discrete_data_is_its_entropy(name):
-    found = elbo_continuous(Coins.model(SDES[name]), Coins.sample(400), 4, samples=100)
+def test_the_continuous_bound_of_discrete_data_is_its_entropy(name, device):
+    found = elbo_continuous(Coins.model(SDES[name], device), Coins.sample(400).to(device), 4, samples=100)
     assert found.unit == "bits/dim" and found.std_error < 0.03
     # I(x_0; x_t_min) by the I-MMSE relation, and the value is read off x at t_min without error: nothing else is lost. The images'
     # own share is -log2 of their probability, in expectation over the noise: what is left is the noise of the estimate.
@@ -250,8 +253,8 @@ def chain_bound(*arguments, **options):
 
 @pytest.mark.parametrize("bound", [chain_bound, functools.partial(chain_bound, rao_blackwell=False), None])
 @pytest.mark.parametrize("terms", ["all", 2])
-def test_an_image_has_its_own_noise(bound, terms):
-    x, model = Coins.sample(7), Coins.model(VP)
+def test_an_image_has_its_own_noise(bound, terms, device):
+    x, model = Coins.sample(7).to(device), Coins.model(VP, device)
 
     def run(images, **options):
         if bound is None:

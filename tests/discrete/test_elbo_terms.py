@@ -18,8 +18,8 @@ every_sde = pytest.mark.parametrize("name", SDES)
 VARIANCES = ("fixed_small", "fixed_large", "learned")
 
 
-def normal(*shape, seed=0):
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+def normal(*shape, seed=0, device="cpu"):
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
 def test_bins_hold_all_the_mass():
@@ -49,15 +49,15 @@ def test_bins_in_the_tails(dtype):
 
 @every_sde
 @pytest.mark.parametrize("variance", VARIANCES)
-def test_a_step_is_the_kl_of_its_gaussians(name, variance):
+def test_a_step_is_the_kl_of_its_gaussians(name, variance, device):
     chain = DiscreteChain.from_sde(SDES[name], 20)
-    x_0, guess, x_i = normal(6, 2, 3), normal(6, 2, 3, seed=1), normal(6, 2, 3, seed=2)
-    fraction = torch.rand(6, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) if variance == "learned" else None
-    i = torch.tensor([1, 2, 5, 11, 18, 19])
+    x_0, guess, x_i = (normal(6, 2, 3, seed=seed, device=device) for seed in range(3))
+    fraction = torch.special.ndtr(normal(6, 2, 3, seed=3, device=device)) if variance == "learned" else None
+    i = torch.tensor([1, 2, 5, 11, 18, 19], device=device)
     mean_q, of_q = chain.posterior(x_0, x_i, i)
     mean_p, _ = chain.posterior(guess, x_i, i)
     of_p = chain.variance(i, variance, fraction)
-    of_p = of_p if variance == "learned" else of_p.reshape(6, 1, 1)
+    of_p = of_p if variance == "learned" else of_p.reshape(6, 1, 1).to(device)
     wanted = kl_divergence(Normal(mean_q, of_q.sqrt().expand_as(mean_q)), Normal(mean_p, of_p.sqrt().expand_as(mean_p))).flatten(1).sum(1)
     torch.testing.assert_close(step_kl(chain, x_0, guess, i, variance, fraction), wanted, rtol=1e-9, atol=1e-10)
 

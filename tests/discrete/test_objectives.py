@@ -25,16 +25,16 @@ class TwoHeads(nn.Module):
         return torch.cat([self.mean * torch.tanh(x), self.spread + 0.1 * torch.tanh(x)], dim=1)
 
 
-def two_heads() -> ScoreModel:
-    return ScoreModel(TwoHeads(), VP, prediction="data", variance="learned_range", normalizer=None)
+def two_heads(device: torch.device) -> ScoreModel:
+    return ScoreModel(TwoHeads(), VP, prediction="data", variance="learned_range", normalizer=None).to(device)
 
 
 @pytest.mark.parametrize("name", ["vp", "ve", "cosine"])
-def test_simple_is_the_continuous_loss_at_the_chains_times(name):
-    sde = make_sde(name)
-    model, chain = DATA.model(sde), chain_of(sde, 40)
-    i = torch.tensor([0, 7, 20, 39])
-    x = DATA.sample(4)
+def test_simple_is_the_continuous_loss_at_the_chains_times(name, device):
+    sde, data = make_sde(name), DATA.to(device)
+    model, chain = data.model(sde), chain_of(sde, 40)
+    i = torch.tensor([0, 7, 20, 39], device=device)
+    x = data.sample(4)
     torch.testing.assert_close(
         chain_loss(model, x, chain, indices=i, seed=3), dsm_loss(model, x, "simple", chain.time(i), seed=3), rtol=1e-9, atol=1e-12
     )
@@ -42,15 +42,15 @@ def test_simple_is_the_continuous_loss_at_the_chains_times(name):
 
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("whole_numbers", [False, True])
-def test_the_mean_of_vlb_is_the_bound_without_its_end(learned, whole_numbers):
+def test_the_mean_of_vlb_is_the_bound_without_its_end(learned, whole_numbers, device):
     chain = chain_of(VP, 25)
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 5, (400, 2), generator=generator)
+    images = torch.randint(0, 5, (400, 2), generator=generator).to(device)
     levels = 5 if whole_numbers else None
     normalizer = Normalizer.fit(images.double(), "standard")
     network = TwoHeads() if learned else lambda x, c: 0.7 * torch.tanh(x)
     model = ScoreModel(network, VP, prediction="data", variance="learned_range" if learned else None, normalizer=normalizer)
-    model = model.double()
+    model = model.double().to(device)
     values = images if whole_numbers else images.double()
     found = elbo(
         model, values, chain, levels, variance="learned" if learned else "fixed_small", decoder="step" if learned else "noise", draws=4
@@ -65,9 +65,9 @@ def test_the_mean_of_vlb_is_the_bound_without_its_end(learned, whole_numbers):
     assert difference < 4 * (found.noise**2 * 5) ** 0.5 + 1e-3 * abs(wanted), (float(drawn.mean()), wanted)
 
 
-def test_hybrid_trains_the_mean_by_simple_and_the_variance_by_the_bound():
-    model, chain = two_heads(), chain_of(VP, 30)
-    x, i = DATA.sample(64), torch.arange(64) % 30
+def test_hybrid_trains_the_mean_by_simple_and_the_variance_by_the_bound(device):
+    model, chain = two_heads(device), chain_of(VP, 30)
+    x, i = DATA.sample(64).to(device), torch.arange(64) % 30
     gradients = {}
     for objective in OBJECTIVES:
         model.zero_grad()

@@ -9,44 +9,49 @@ from sde_gen.exact import empirical
 from sde_gen.exact.empirical import best_level_loss, best_loss, empirical_score, gaussian_gap, reverse_kernel
 from sde_gen.training.validation import Validation
 
+CPU = torch.device("cpu")
 
-def points(count: int = 40, shape: tuple[int, ...] = (3,)) -> torch.Tensor:
-    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 + 1
+
+def normal(*shape: int, seed: int, device: torch.device = CPU) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device)
+
+
+def points(count: int = 40, shape: tuple[int, ...] = (3,), device: torch.device = CPU) -> torch.Tensor:
+    return normal(count, *shape, seed=0, device=device) * 2 + 1
 
 
 @pytest.mark.parametrize("name", all_sdes())
-def test_the_score_is_that_of_a_mixture_of_points(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_score_is_that_of_a_mixture_of_points(name: str, monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
     sde = all_sdes()[name]
-    data = points()
+    data = points(device=device)
     model = empirical_score(data, sde)
     monkeypatch.setattr(empirical, "CHUNK", 5 * 7)  # in pieces of 7
     z = model.normalizer.encode(data)
     for share in (0.05, 0.5, 0.95):
         t = sde.t_min + share * (sde.t_max - sde.t_min)
         alpha, sigma = (float(v) for v in sde.marginal(torch.tensor(t, dtype=torch.float64)))
-        x = (alpha * z[:5] + sigma * torch.randn(5, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)).requires_grad_()
+        x = (alpha * z[:5] + sigma * normal(5, 3, seed=1, device=device)).requires_grad_()
         density = torch.logsumexp(-((x[:, None] - alpha * z) ** 2).sum(2) / (2 * sigma**2), dim=1)
         (expected,) = torch.autograd.grad(density.sum(), x)
         torch.testing.assert_close(model.score(x, t).detach(), expected, rtol=1e-6, atol=1e-6 / sigma)
 
 
-def test_samples_are_the_data_points() -> None:
-    data = points(20, (1, 2, 2)).float()
-    out = sample(empirical_score(data, make_sde("vp")), (64, 1, 2, 2), "ode", rtol=1e-5, atol=1e-5, progress=False)
+def test_samples_are_the_data_points(device: torch.device) -> None:
+    data = points(20, (1, 2, 2), device).float()
+    out = sample(empirical_score(data, make_sde("vp")), (64, 1, 2, 2), "ode", rtol=1e-5, atol=1e-5, progress=False, device=device)
     nearest = torch.cdist(out.x.flatten(1), data.flatten(1)).amin(1)
     assert float(nearest.quantile(0.95)) < 0.02
     assert len(torch.cdist(out.x.flatten(1), data.flatten(1)).argmin(1).unique()) > 12
 
 
-def test_the_reverse_kernel_obeys_bayes_rule() -> None:
+def test_the_reverse_kernel_obeys_bayes_rule(device: torch.device) -> None:
     sde = make_sde("subvp")
-    model = empirical_score(points(), sde, Normalizer(torch.zeros(3), torch.ones(3)))
-    x_t = torch.randn(4, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    x_s = torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    model = empirical_score(points(device=device), sde, Normalizer(torch.zeros(3), torch.ones(3)).to(device))
+    x_t, x_s = normal(4, 3, seed=2, device=device), normal(4, 6, 3, seed=3, device=device)
     s, t = 0.3, 0.5
     (alpha_s, alpha_t), (sigma_s, sigma_t) = sde.marginal(torch.tensor([s, t], dtype=torch.float64))
     ratio = alpha_t / alpha_s
-    z = points()
+    z = points(device=device)
 
     def log_normal(x: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
         return -0.5 * ((x - mean) ** 2).sum(-1) / variance - 1.5 * torch.log(2 * math.pi * variance)
@@ -59,11 +64,11 @@ def test_the_reverse_kernel_obeys_bayes_rule() -> None:
     torch.testing.assert_close(reverse_kernel(model, x_t, t, s).log_prob(x_s), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_the_moments_are_those_of_the_draws_and_short_steps_are_gaussian() -> None:
+def test_the_moments_are_those_of_the_draws_and_short_steps_are_gaussian(device: torch.device) -> None:
     sde = make_sde("vp")
-    data = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
-    model = empirical_score(data, sde, Normalizer(torch.zeros(1), torch.ones(1)))
-    x_t = torch.tensor([[0.1], [-0.4]], dtype=torch.float64)
+    data = torch.tensor([[-1.0], [1.0]], dtype=torch.float64, device=device)
+    model = empirical_score(data, sde, Normalizer(torch.zeros(1), torch.ones(1)).to(device))
+    x_t = torch.tensor([[0.1], [-0.4]], dtype=torch.float64, device=device)
     long = reverse_kernel(model, x_t, 0.5, 0.1)
     draws = long.sample(40_000, torch.Generator().manual_seed(0))
     mean, covariance = long.moments()
@@ -73,9 +78,9 @@ def test_the_moments_are_those_of_the_draws_and_short_steps_are_gaussian() -> No
     assert gaps[0] > 0.3 and gaps[-1] < 0.01 and gaps == sorted(gaps, reverse=True)
 
 
-def test_the_best_loss_is_zero_in_clear_data_and_the_datas_variance_in_noise() -> None:
+def test_the_best_loss_is_zero_in_clear_data_and_the_datas_variance_in_noise(device: torch.device) -> None:
     sde = make_sde("vp")
-    data = points(30, (4,)).float()
+    data = points(30, (4,), device).float()
     model = empirical_score(data, sde)
     losses = best_loss(model, data, torch.tensor([sde.t_min, 0.5, sde.t_max]))
     assert float(losses[0]) < 1e-6 < float(losses[1])
@@ -134,8 +139,8 @@ def test_the_best_loss_by_level_against_a_sum_by_hand(monkeypatch: pytest.Monkey
         assert found[k] == pytest.approx(error / zero, rel=1e-6, abs=1e-12)
 
 
-def test_no_network_is_better_than_the_best_and_a_class_helps() -> None:
-    sde, data = make_sde("vp"), points(60, (4,))
+def test_no_network_is_better_than_the_best_and_a_class_helps(device: torch.device) -> None:
+    sde, data = make_sde("vp"), points(60, (4,), device)
     labels = (data[:, 0] > 1).long()
     best = empirical_score(data, sde)
     assert best.normalizer is not None

@@ -43,12 +43,12 @@ def ramped(steps):
 
 def error(found):
     assert bool(found.converged.all())
-    return float((found.y - REFERENCE).abs().max())
+    return float((found.y.cpu() - REFERENCE).abs().max())
 
 
-def test_the_order_with_fixed_steps_is_one_more_than_that_of_the_predictions():
+def test_the_order_with_fixed_steps_is_one_more_than_that_of_the_predictions(device):
     steps = [60, 90, 135, 200, 300]
-    errors = [error(solve(grid=ramped(n))) for n in steps]
+    errors = [error(solve(START.to(device), grid=ramped(n))) for n in steps]
     assert fitted_order(steps, errors) == pytest.approx(ORDER + 1, abs=0.3)
     assert errors[-1] < 1e-9
 
@@ -61,9 +61,9 @@ def test_even_steps_begin_with_low_orders_whose_error_stays():
     )
 
 
-def test_errors_follow_the_tolerance_and_calls_their_root():
+def test_errors_follow_the_tolerance_and_calls_their_root(device):
     tolerances = [10.0**-k for k in range(3, 11)]
-    found = [solve(tolerance=tolerance) for tolerance in tolerances]
+    found = [solve(START.to(device), tolerance=tolerance) for tolerance in tolerances]
     errors = [error(one) for one in found]
     assert 0.75 < -fitted_order(tolerances, errors) < 1.25
     for tolerance, one, off in zip(tolerances, found, errors, strict=True):
@@ -72,15 +72,15 @@ def test_errors_follow_the_tolerance_and_calls_their_root():
     assert all(b < 1.6 * a for a, b in pairwise(calls)) and calls[0] < 30 and calls[-1] < 300
 
 
-def test_an_answer_does_not_depend_on_the_others():
-    stiff = torch.tensor([[1.0, 1.0]], dtype=torch.float64)
+def test_an_answer_does_not_depend_on_the_others(device):
+    start, stiff = START.to(device), torch.tensor([[1.0, 1.0]], dtype=torch.float64, device=device)
 
     def slope(y, u, rows, evaluation):
         rate = torch.where(rows == 2, -100.0, 0.0)[:, None]
         return pendulum(y, u, rows, evaluation) + rate * (y - 1)
 
-    whole = solve(torch.cat((START[:2], stiff, START[2:])), 1e-6, slope=slope)
-    alone = [solve(START[k : k + 1], 1e-6) for k in range(4)]
+    whole = solve(torch.cat((start[:2], stiff, start[2:])), 1e-6, slope=slope)
+    alone = [solve(start[k : k + 1], 1e-6) for k in range(4)]
     for k, place in enumerate((0, 1, 3, 4)):
         torch.testing.assert_close(whole.y[place], alone[k].y[0], rtol=0, atol=1e-12)
         torch.testing.assert_close(whole.errors[place], alone[k].errors[0], rtol=1e-6, atol=1e-16)
@@ -168,14 +168,14 @@ def test_gradients_are_those_of_the_steps_taken(grid):
 
 
 @pytest.mark.parametrize("after", [-1.0, 2.0])
-def test_a_lost_sample_leaves_the_gradients_of_the_rest(after):
-    gain = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+def test_a_lost_sample_leaves_the_gradients_of_the_rest(after, device):
+    gain = torch.tensor(0.7, dtype=torch.float64, device=device, requires_grad=True)
 
     def slope(y, u, rows, evaluation):
         return gain * pendulum(y, u, rows, evaluation) * torch.where((rows == 1) & (u > after), math.nan, 1.0)[:, None]
 
-    rest = [0, 2, 3]
-    y, clean = START.clone().requires_grad_(), START[rest].clone().requires_grad_()
+    rest = torch.tensor([0, 2, 3], device=device)
+    y, clean = START.clone().to(device).requires_grad_(), START.to(device)[rest].clone().requires_grad_()
     found = solve(y, 1e-6, slope=slope)
     assert found.converged.tolist() == [True, False, True, True]
     got = torch.autograd.grad(found.y[rest].sum(), (y, gain))

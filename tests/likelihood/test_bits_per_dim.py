@@ -41,13 +41,13 @@ class Box:
         mass = log_mass(low, high)
         return (torch.exp(log_normal(low) - mass) - torch.exp(log_normal(high) - mass)) / sigma
 
-    def model(self, sde, shape, normalizer=None):
+    def model(self, sde, shape, normalizer=None, device="cpu"):
         def network(x, t):
             alpha, sigma = (value.reshape(-1, *[1] * len(shape)).to(x) for value in marginal(sde, t))
             return self.score(x / alpha, sigma / alpha) / alpha
 
         moments = Moments(torch.zeros(shape), variance=torch.full(shape, 1 / 3))
-        return ScoreModel(network, sde, prediction="score", prior="matched", moments=moments, normalizer=normalizer)
+        return ScoreModel(network, sde, prediction="score", prior="matched", moments=moments, normalizer=normalizer).to(device)
 
 
 def atoms(weights, shape=(), spread=1e-3):
@@ -106,12 +106,12 @@ def test_every_bin_is_filled_evenly():
 
 @pytest.mark.parametrize("name", SDES)
 @pytest.mark.parametrize("levels", [17, 256])
-def test_uniform_data_is_the_blurred_box(levels, name):
+def test_uniform_data_is_the_blurred_box(levels, name, device):
     sde, shape = SDES[name], (2, 1, 2)
     half = levels / 2
     normalizer = Normalizer(torch.full((2, 1, 1), half - 0.5), torch.full((2, 1, 1), half))
-    shown, box = images(levels, 40, shape, dtype=torch.int64), Box()
-    found = bits_per_dim(box.model(sde, shape, normalizer), shown, levels)
+    shown, box = images(levels, 40, shape, dtype=torch.int64).to(device), Box()
+    found = bits_per_dim(box.model(sde, shape, normalizer, device), shown, levels)
     alpha, sigma = marginal(sde, sde.t_min)
 
     def density(u):
@@ -149,10 +149,10 @@ TWO = torch.tensor([[0.1, 0.3], [0.15, 0.05], [0.25, 0.15]])
 
 @pytest.mark.parametrize("name", SDES)
 @pytest.mark.parametrize("weights", [ONE, TWO], ids=["1-D", "2-D"])
-def test_truncated_normal_noise_bounds_the_discrete_probability_tightly(weights, name):
+def test_truncated_normal_noise_bounds_the_discrete_probability_tightly(weights, name, device):
     sde, data = SDES[name], atoms(weights)
     shown = torch.cartesian_prod(*[torch.arange(k) for k in weights.shape]).reshape(weights.numel(), -1).repeat(6, 1)
-    found = bits_per_dim(data.model(sde), shown, max(weights.shape), "truncated_normal")
+    found = bits_per_dim(data.to(device).model(sde), shown.to(device), max(weights.shape), "truncated_normal")
     t = float(sde.time_of(math.log(3 / 0.5)))
     exact = -log_probability(data, shown, sde, t) / (data.dim * math.log(2))
     # The density at that time is the noise's own shape in each bin, so that nothing is lost but what solver and neighbours make.
@@ -182,13 +182,13 @@ def test_bounds_are_bounds_and_more_draws_tighten_the_weighted_one(dequantizatio
     assert (found.bound, tight.bound) == ("variational", "importance-weighted")
 
 
-def test_truncated_normal_noise_follows_scale_and_normalizer():
+def test_truncated_normal_noise_follows_scale_and_normalizer(device):
     """The same data in other units and in other bins has the same bits."""
-    data = atoms(ONE)
+    data = atoms(ONE).to(device)
     plain = data.model(VP)
-    shown = torch.arange(4)[:, None].repeat(10, 1)
+    shown = torch.arange(4, device=device)[:, None].repeat(10, 1)
     expected = bits_per_dim(plain, shown, 4, "truncated_normal").each
-    normalizer = Normalizer(torch.tensor([-3.0]), torch.tensor([5.0]))  # x = 5 z - 3: value v is x = 5 v - 3
+    normalizer = Normalizer(torch.tensor([-3.0]), torch.tensor([5.0])).to(device)  # x = 5 z - 3: value v is x = 5 v - 3
     moved = ScoreModel(plain.network, VP, prediction="score", prior="matched", moments=plain.moments, normalizer=normalizer)
     found = bits_per_dim(moved, shown, 4, "truncated_normal", scale=5.0, shift=-3.0).each
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
@@ -273,11 +273,29 @@ def test_the_printed_line():
     assert re.fullmatch(line, str(found)) and str(found).startswith(f"{found.value:.3f} +- {found.std_error:.3f}")
 
 
-def test_images_that_do_not_converge_are_left_out_and_counted():
-    shown = images(4, 20)
+def test_the_images_need_not_be_where_the_model_is(device):
+    class Linear(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.tensor([0.3, 0.6], dtype=torch.float64))
+
+        def forward(self, x, c):
+            return self.weight * x
+
+    model = ScoreModel(Linear(), VP, "data", data_std=1.0, prior="matched", normalizer=Normalizer(torch.zeros(2), torch.ones(2)))
+    shown = images(4, 10, (2,))
+    for kind in ("uniform", "truncated_normal"):
+        here = bits_per_dim(model.to("cpu"), shown, 4, kind, draws=2)
+        there = bits_per_dim(model.to(device), shown, 4, kind, draws=2)
+        torch.testing.assert_close(there.each, here.each, rtol=1e-6, atol=1e-6)
+        assert there.std_error == pytest.approx(here.std_error) and there.nfe == here.nfe
+
+
+def test_images_that_do_not_converge_are_left_out_and_counted(device):
+    shown = images(4, 20).to(device)
 
     def holes(u):
-        return torch.where(torch.arange(20) == 7, math.nan, bumpy(u))
+        return torch.where(torch.arange(20, device=device) == 7, math.nan, bumpy(u))
 
     found, whole = bits_per_dim(holes, shown), bits_per_dim(bumpy, shown)
     rest = torch.arange(20) != 7

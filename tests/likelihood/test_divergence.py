@@ -33,29 +33,32 @@ class Unbatchable(torch.autograd.Function):
         return 3 * x**2 * grad
 
 
-def network(shape, seed=0):
+CPU = torch.device("cpu")
+
+
+def network(shape, seed=0, device=CPU):
     """Couples every element of a sample, and no two samples."""
     dim = math.prod(shape)
-    mixing = torch.randn(dim, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    mixing = torch.randn(dim, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(device)
     return lambda x: (torch.tanh(x.flatten(1) @ mixing) + 0.2 * x.flatten(1) ** 2).reshape(x.shape)
 
 
-def points(shape, count=3):
-    return torch.randn(count, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5)).requires_grad_()
+def points(shape, count=3, device=CPU):
+    return torch.randn(count, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5)).to(device).requires_grad_()
 
 
-def symmetric(dim):
-    matrix = torch.randn(dim, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+def symmetric(dim, device=CPU):
+    matrix = torch.randn(dim, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(9)).to(device)
     return matrix + matrix.T
 
 
 def made(kind, x, probes=2, probe="rademacher", keep=False, seed=0):
-    noise = NoiseStream(seed, 0, len(x), (probes, x[0].numel()), x.dtype, torch.device("cpu"))
+    noise = NoiseStream(seed, 0, len(x), (probes, x[0].numel()), x.dtype, x.device)
     return DIVERGENCES[kind](noise, probes, probe, keep)
 
 
 def trace(rule, denoise, x, matrix, evaluation=0, rows=None):
-    rows = torch.arange(len(x)) if rows is None else rows
+    rows = torch.arange(len(x), device=x.device) if rows is None else rows
     return rule.trace(denoise(x), x, lambda v: ((v @ matrix) * v).sum(2), rows, evaluation)
 
 
@@ -66,9 +69,9 @@ def autograd_trace(denoise, x):
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 21])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_exact_is_the_trace(shape, chunk, monkeypatch):
+def test_exact_is_the_trace(shape, chunk, monkeypatch, device):
     monkeypatch.setattr(sde_gen.likelihood.divergence, "_CHUNK", chunk)
-    x, matrix, denoise = points(shape), symmetric(math.prod(shape)), network(shape)
+    x, matrix, denoise = points(shape, device=device), symmetric(math.prod(shape), device), network(shape, device=device)
     found = trace(made("exact", x), denoise, x, matrix)
     assert found.shape == (3, 1) and found.dtype == torch.float64
     torch.testing.assert_close(found[:, 0], autograd_trace(denoise, x) - matrix.trace(), rtol=1e-12, atol=1e-12)
@@ -109,8 +112,8 @@ def test_exact_in_float32():
 @pytest.mark.parametrize("probe", ["rademacher", "gaussian"])
 @pytest.mark.parametrize("shape", SHAPES)
 @RANDOM
-def test_random_traces_are_quadratic_forms_of_the_probes(kind, shape, probe):
-    x, matrix, denoise = points(shape), symmetric(math.prod(shape)), network(shape)
+def test_random_traces_are_quadratic_forms_of_the_probes(kind, shape, probe, device):
+    x, matrix, denoise = points(shape, device=device), symmetric(math.prod(shape), device), network(shape, device=device)
     rule = made(kind, x, 3, probe)
     found = trace(rule, denoise, x, matrix)
     vectors = rule.vectors(0)
@@ -124,8 +127,8 @@ def test_random_traces_are_quadratic_forms_of_the_probes(kind, shape, probe):
 
 @pytest.mark.parametrize("probe", ["rademacher", "gaussian"])
 @RANDOM
-def test_random_traces_are_unbiased(kind, probe):
-    x, matrix, denoise = points((4,), 1), symmetric(4), network((4,))
+def test_random_traces_are_unbiased(kind, probe, device):
+    x, matrix, denoise = points((4,), 1, device), symmetric(4, device), network((4,), device=device)
     many = x.detach().expand(4000, -1).clone().requires_grad_()
     found = trace(made(kind, many, 1, probe), denoise, many, matrix)[:, 0].detach()
     exact = autograd_trace(denoise, x)[0] - matrix.trace()

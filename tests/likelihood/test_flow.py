@@ -50,7 +50,7 @@ def draw(data, sde, count, seed=1):
     """From that density."""
     alpha, sigma = marginal(sde, sde.t_min)
     x = data.sample(count, seed)
-    return x + sigma / alpha * torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return x + sigma / alpha * torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(x)
 
 
 MIXTURE = family(2)
@@ -59,22 +59,22 @@ X = draw(MIXTURE, VP, 12)
 
 @every_dtype
 @every_sde
-def test_gaussian_data(name, dtype):
-    sde = SDES[name]
-    x = draw(GAUSSIAN, sde, 64).to(dtype)
-    found = log_likelihood(GAUSSIAN.model(sde), x)
+def test_gaussian_data(name, dtype, device):
+    sde, data = SDES[name], GAUSSIAN.to(device)
+    x = draw(data, sde, 64).to(dtype)
+    found = log_likelihood(data.model(sde), x)
     tolerance = 1e-3 if dtype == torch.float32 else 1e-6
-    assert float((found.log_prob - blurred(GAUSSIAN, x, sde)).abs().max()) / 2 < tolerance
+    assert float((found.log_prob - blurred(data, x, sde)).abs().max()) / 2 < tolerance
     assert found.log_prob.dtype == found.std_error.dtype == found.solver_error.dtype == found.latent.dtype == dtype
     assert found.nfe.dtype == torch.int64 and bool(found.converged.all()) and bool((found.std_error == 0).all())
-    latent = GAUSSIAN.flow_map(x.double() * marginal(sde, sde.t_min)[0], sde, sde.t_min, sde.t_max)
+    latent = data.flow_map(x.double() * marginal(sde, sde.t_min)[0], sde, sde.t_min, sde.t_max)
     torch.testing.assert_close(found.latent, latent.to(dtype), rtol=1e-3, atol=1e-3)
 
 
 @every_dtype
 @pytest.mark.parametrize("std", [0.02, 1.0, 30.0])
-def test_ve_up_to_fifty_standard_deviations(std, dtype):
-    data = GaussianData(std * torch.tensor([0.7, -0.4]), std**2 * GAUSSIAN.covariance)
+def test_ve_up_to_fifty_standard_deviations(std, dtype, device):
+    data = GaussianData(std * torch.tensor([0.7, -0.4]), std**2 * GAUSSIAN.covariance).to(device)
     sde = make_sde("ve", sigma_min=0.01 * std, sigma_max=50 * std)
     x = draw(data, sde, 32).to(dtype)
     off = (log_likelihood(data.model(sde), x).log_prob - blurred(data, x, sde)).abs().max() / 2
@@ -145,19 +145,19 @@ def test_any_rank_and_a_normalizer_for_each_channel(name, shape):
 
 @every_divergence
 @pytest.mark.parametrize("options", [{}, {"steps": 12}])
-def test_batches_and_mates_do_not_matter(divergence, options):
+def test_batches_and_mates_do_not_matter(divergence, options, device):
     options = {"divergence": divergence, **options}
-    model = MIXTURE.model(VP)
-    whole = log_likelihood(model, X, **options)
-    parts = log_likelihood(model, X, batch_size=8, **options)
-    alone = log_likelihood(model, X[7:8], index_offset=7, **options)
+    model, x = MIXTURE.to(device).model(VP), X.to(device)
+    whole = log_likelihood(model, x, **options)
+    parts = log_likelihood(model, x, batch_size=8, **options)
+    alone = log_likelihood(model, x[7:8], index_offset=7, **options)
     for name in ("log_prob", "std_error", "solver_error", "latent"):
         torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(getattr(alone, name), getattr(whole, name)[7:8], rtol=1e-5, atol=1e-5)
     assert torch.equal(parts.nfe, whole.nfe) and torch.equal(alone.nfe, whole.nfe[7:8])
     if divergence != "exact":
         runs = [{}, {"index_offset": 1}, {"seed": 1}]  # in two dimensions Rademacher's vectors are too much alike to tell
-        first, moved, other = (log_likelihood(model, X, probe="gaussian", **options, **run).log_prob for run in runs)
+        first, moved, other = (log_likelihood(model, x, probe="gaussian", **options, **run).log_prob for run in runs)
         assert not bool((moved == first).any() | (other == first).any())
 
 
@@ -221,12 +221,13 @@ def test_a_bad_sample_harms_no_other_and_is_warned_of(kind, divergence, monkeypa
 
 
 @every_divergence
-def test_calls_are_counted_really(divergence):
-    network = CountingNetwork(MIXTURE.score(VP), 12)
-    model = ScoreModel(network, VP, prediction="score", prior="matched", moments=MIXTURE.model(VP).moments)
-    found = log_likelihood(model, X, divergence, batch_size=5, cond={"index": torch.arange(12)})
+def test_calls_are_counted_really(divergence, device):
+    data, x = MIXTURE.to(device), X.to(device)
+    network = CountingNetwork(data.score(VP), 12, device)
+    model = ScoreModel(network, VP, prediction="score", prior="matched", moments=data.model(VP).moments)
+    found = log_likelihood(model, x, divergence, batch_size=5, cond={"index": torch.arange(12)})
     assert torch.equal(found.nfe, network.calls)
-    assert log_likelihood(MIXTURE.model(VP), X, divergence, steps=9).nfe.tolist() == [10] * 12
+    assert log_likelihood(data.model(VP), x, divergence, steps=9).nfe.tolist() == [10] * 12
 
 
 @every_divergence
@@ -293,9 +294,9 @@ class Small(torch.nn.Module):
     # Adaptive steps change with x: a difference quotient is right to tolerance/eps alone.
     + [("hutchinson", {"rtol": 1e-5, "atol": 1e-5}, 1e-2, 2e-2)],
 )
-def test_gradients_by_finite_differences(divergence, options, eps, tolerance):
-    network, x = Small(), X[:2]
-    model = ScoreModel(network, VP, prior="matched", moments=Moments(torch.zeros(2), covariance=0.5 * torch.eye(2)))
+def test_gradients_by_finite_differences(divergence, options, eps, tolerance, device):
+    network, x = Small(), X[:2].to(device)
+    model = ScoreModel(network, VP, prior="matched", moments=Moments(torch.zeros(2), covariance=0.5 * torch.eye(2))).to(device)
     options = {"divergence": divergence, "batch_size": 1 if "steps" in options else None, **options}
     asked = x.clone().requires_grad_()
     found = log_likelihood(model, asked, **options).log_prob
@@ -309,19 +310,19 @@ def test_gradients_by_finite_differences(divergence, options, eps, tolerance):
         return out
 
     torch.testing.assert_close(found, value(), rtol=1e-12, atol=1e-12)
-    for axis, move in enumerate(eps * torch.eye(2, dtype=torch.float64)):
+    for axis, move in enumerate(eps * torch.eye(2, dtype=torch.float64, device=device)):
         torch.testing.assert_close(by_x[:, axis], (value(move) - value(-move)) / (2 * eps), rtol=tolerance, atol=tolerance)
     numeric = (value(change=eps) - value(change=-eps)).sum() / (2 * eps)
     torch.testing.assert_close(by_weight[0, 1], numeric, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", ["vp", "ve"])
-def test_the_gradient_is_the_score_of_the_blurred_data(name):
-    sde = SDES[name]
-    x = draw(MIXTURE, sde, 3).requires_grad_()
-    (gradient,) = torch.autograd.grad(log_likelihood(MIXTURE.model(sde), x, rtol=1e-6, atol=1e-6).log_prob.sum(), x)
+def test_the_gradient_is_the_score_of_the_blurred_data(name, device):
+    sde, data = SDES[name], MIXTURE.to(device)
+    x = draw(data, sde, 3).requires_grad_()
+    (gradient,) = torch.autograd.grad(log_likelihood(data.model(sde), x, rtol=1e-6, atol=1e-6).log_prob.sum(), x)
     alpha, _ = marginal(sde, sde.t_min)
-    expected = alpha * MIXTURE.score_at(alpha * x.detach(), sde, sde.t_min)
+    expected = alpha * data.score_at(alpha * x.detach(), sde, sde.t_min)
     torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=0.05)
 
 
@@ -356,8 +357,8 @@ def test_a_prior_that_fits_is_not_warned_of():
     log_likelihood(GAUSSIAN.model(VP, prior="sde"), X)
 
 
-def test_a_network_in_float32_and_data_in_float64():
-    network = Small(torch.float32)
+def test_a_network_in_float32_and_data_in_float64(device):
+    network = Small(torch.float32).to(device)
     model = ScoreModel(network, VP, prior="matched", data_std=1.0)
     found = log_likelihood(model, X)
     assert found.log_prob.dtype == torch.float64

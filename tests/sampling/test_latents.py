@@ -12,19 +12,19 @@ TIGHT = {"rtol": 1e-8, "atol": 1e-8, "progress": False}
 
 
 @pytest.mark.parametrize("name", SDES)
-def test_latents_of_gaussian_data_are_its_flow_map_and_lead_back(name):
-    sde = SDES[name]
-    model, x = DATA.model(sde), DATA.sample(16)
+def test_latents_of_gaussian_data_are_its_flow_map_and_lead_back(name, device):
+    sde, data = SDES[name], DATA.to(device)
+    model, x = data.model(sde), data.sample(16)
     z = sde_gen.encode(model, x, **TIGHT)
-    exact = DATA.flow_map(float(sde.marginal(torch.tensor(sde.t_min))[0]) * x, sde, sde.t_min, sde.t_max)
+    exact = data.flow_map(float(sde.marginal(torch.tensor(sde.t_min))[0]) * x, sde, sde.t_min, sde.t_max)
     torch.testing.assert_close(z, exact, rtol=0, atol=1e-5 * float(exact.abs().max()))
     back = sde_gen.sample(model, x.shape, "ode", x_init=z, final="raw", **TIGHT).x
     torch.testing.assert_close(back, x, rtol=0, atol=1e-5)
 
 
-def test_a_multistep_solver_encodes_too():
-    sde = SDES["vp"]
-    model, x = DATA.model(sde), DATA.sample(16)
+def test_a_multistep_solver_encodes_too(device):
+    sde, data = SDES["vp"], DATA.to(device)
+    model, x = data.model(sde), data.sample(16)
     z = sde_gen.encode(model, x, "dpm", steps=100, progress=False)
     torch.testing.assert_close(z, sde_gen.encode(model, x, **TIGHT), rtol=0, atol=1e-3)
 
@@ -42,8 +42,8 @@ def test_ddim_inversion_along_a_chain_leads_back_as_one_over_n(name):
     assert errors[1] < errors[0] / 2.5 and errors[1] < 0.05, errors
 
 
-def test_interpolation_joins_the_two_and_stays_on_the_data():
-    ring = RingData(4, std=0.1)
+def test_interpolation_joins_the_two_and_stays_on_the_data(device):
+    ring = RingData(4, std=0.1).to(device)
     model, data = ring.model(SDES["vp"]), ring.sample(16)
     a, b = data[:8], data[8:]
     path = sde_gen.interpolate(model, a, b, 5, **TIGHT)
@@ -53,8 +53,8 @@ def test_interpolation_joins_the_two_and_stays_on_the_data():
     assert bool(torch.isfinite(path).all())
 
 
-def test_mixing_keeps_the_ends_at_small_depth_and_forgets_them_at_large_depth():
-    ring = RingData(4, std=0.1)
+def test_mixing_keeps_the_ends_at_small_depth_and_forgets_them_at_large_depth(device):
+    ring = RingData(4, std=0.1).to(device)
     sde = SDES["vp"]
     model, data = ring.model(sde), ring.sample(64)
     a, b = data[:32], data[32:]

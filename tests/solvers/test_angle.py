@@ -34,12 +34,12 @@ def test_the_signal_fraction_is_the_cosine_of_the_angle():
 
 @pytest.mark.parametrize("name", SDES)
 @pytest.mark.parametrize("steps", [1, 2, 3, 8])
-def test_isotropic_gaussian_data_are_exact_at_any_number_of_steps(name, steps):
+def test_isotropic_gaussian_data_are_exact_at_any_number_of_steps(name, steps, device):
     # The prediction is linear in the signal fraction of the data's own standard deviation.
-    data, sde = GaussianData(torch.tensor([0.3, -0.2]), 0.49 * torch.eye(2)), SDES[name]
+    data, sde = GaussianData(torch.tensor([0.3, -0.2]), 0.49 * torch.eye(2)).to(device), SDES[name]
     model = data.model(sde)
-    out = draw(model, 32, steps)
-    x = model.prior.from_noise(NoiseStream(0, 0, 32, (2,), torch.float64, torch.device("cpu")).draw())
+    out = draw(model, 32, steps, device=device)
+    x = model.prior.from_noise(NoiseStream(0, 0, 32, (2,), torch.float64, device).draw())
     torch.testing.assert_close(out.x, data.flow_map(x, sde, sde.t_max, sde.t_min), rtol=0, atol=1e-6)
     assert out.nfe.tolist() == [steps] * 32
 
@@ -68,17 +68,17 @@ def test_it_beats_the_textbook_methods(steps):
 
 
 @pytest.mark.parametrize("name", SDES)
-def test_moments_are_measured_where_the_model_has_none(name):
-    sde = SDES[name]
-    known = RING.model(sde)
+def test_moments_are_measured_where_the_model_has_none(name, device):
+    sde, ring = SDES[name], RING.to(device)
+    known = ring.model(sde)
     bare = ScoreModel(known.network, sde, prediction="score")
-    found = moments_of(bare, torch.zeros(3, 2, dtype=torch.float64))
-    mean, covariance = RING.moments()
+    found = moments_of(bare, torch.zeros(3, 2, dtype=torch.float64, device=device))
+    mean, covariance = ring.moments()
     torch.testing.assert_close(found.mean, mean, rtol=0, atol=0.01)
     matrix = found.eigenvectors @ torch.diag(found.eigenvalues) @ found.eigenvectors.T
     torch.testing.assert_close(matrix, covariance, rtol=0, atol=0.02 * float(covariance.diagonal().mean()))
-    assert moments_of(bare, torch.zeros(9, 2, dtype=torch.float64)) is found, "once for a model"
-    x = known.prior.from_noise(NoiseStream(3, 0, 32, (2,), torch.float64, torch.device("cpu")).draw())
+    assert moments_of(bare, torch.zeros(9, 2, dtype=torch.float64, device=device)) is found, "once for a model"
+    x = known.prior.from_noise(NoiseStream(3, 0, 32, (2,), torch.float64, device).draw())
     torch.testing.assert_close(draw(bare, 32, 40, x_init=x).x, draw(known, 32, 40, x_init=x).x, rtol=0, atol=2e-3)
 
 

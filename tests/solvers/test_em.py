@@ -113,11 +113,11 @@ _PAIRS = [pair for k, pair in enumerate(_PAIRS) if k % 5 in (0, 2)]  # every SDE
 
 
 @pytest.mark.parametrize("solver, name", _PAIRS)
-def test_eight_gaussians(solver, name):
+def test_eight_gaussians(solver, name, device):
     """4,000 samples: every mode gets its eighth, and has its own width and place."""
-    sde, data, count = SDES[name], RingData(), 4000
+    sde, data, count = SDES[name], RingData().to(device), 4000
     steps = {"em": 100, "ode": None}.get(solver, 60)
-    x = sample(data.model(sde, prior="sde"), (count, 2), solver, steps=steps, seed=1, progress=False).x.double()
+    x = sample(data.model(sde, prior="sde"), (count, 2), solver, steps=steps, seed=1, progress=False, device=device).x.double()
     distance, mode = torch.cdist(x, data.means).min(1)
     share = torch.bincount(mode, minlength=8) / count
     assert ((share - 0.125).abs() < 0.02).all(), share

@@ -24,8 +24,8 @@ def flow(model, x, start, end, **options):
     return sample(model, x.shape, "ode", x_init=x, t_start=start, t_end=end, final="state", progress=False, dtype=x.dtype, **options)
 
 
-def prior_draws(model, count: int) -> torch.Tensor:
-    return model.prior.from_noise(torch.randn(count, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(5)))
+def prior_draws(model, count: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    return model.prior.from_noise(torch.randn(count, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(5)).to(device))
 
 
 def test_the_tableau_has_order_five_with_a_fourth_order_estimate():
@@ -71,10 +71,11 @@ def test_against_solve_ivp(name, tolerance):
 
 
 @pytest.mark.parametrize("name, shape", [*((name, (1, 2, 3)) for name in SDES), ("vp", (2,))])
-def test_gaussian_flow_map_both_ways(name, shape):
+def test_gaussian_flow_map_both_ways(name, shape, device):
     sde, size = SDES[name], int(np.prod(shape))
     factor = torch.randn(size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    data = GaussianData(torch.linspace(-1, 1, size).reshape(shape), factor @ factor.T / size + 0.05 * torch.eye(size, dtype=torch.float64))
+    covariance = factor @ factor.T / size + 0.05 * torch.eye(size, dtype=torch.float64)
+    data = GaussianData(torch.linspace(-1, 1, size).reshape(shape), covariance).to(device)
     model = data.model(sde)
     x = data.sample(6)
     for start, end in ((sde.t_min, sde.t_max), (0.3, 0.7)):
@@ -85,10 +86,10 @@ def test_gaussian_flow_map_both_ways(name, shape):
 
 
 @every
-def test_encode_then_sample_returns(name):
-    sde = SDES[name]
-    model = RingData(std=0.3).model(sde)
-    x = RingData(std=0.3).sample(32)
+def test_encode_then_sample_returns(name, device):
+    sde, data = SDES[name], RingData(std=0.3).to(device)
+    model = data.model(sde)
+    x = data.sample(32)
     up = flow(model, x, sde.t_min, sde.t_max, rtol=1e-7, atol=1e-7)
     back = flow(model, up.x, sde.t_max, sde.t_min, rtol=1e-7, atol=1e-7)
     torch.testing.assert_close(back.x, x, rtol=0, atol=1e-5)
@@ -111,10 +112,10 @@ def test_error_falls_with_the_tolerance(name):
 
 @every
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-5), (torch.float32, 1e-4)])
-def test_a_sample_in_a_batch_is_what_it_is_alone(name, dtype, tolerance):
+def test_a_sample_in_a_batch_is_what_it_is_alone(name, dtype, tolerance, device):
     sde = SDES[name]
-    model = MIXTURE.model(sde)
-    x = prior_draws(model, 8)
+    model = MIXTURE.to(device).model(sde)
+    x = prior_draws(model, 8, device)
     x[3] *= 4  # a neighbour with another scale and so other steps
     x = x.to(dtype)
     together = flow(model, x, sde.t_max, sde.t_min)
@@ -125,42 +126,43 @@ def test_a_sample_in_a_batch_is_what_it_is_alone(name, dtype, tolerance):
             assert together.nfe[i] == alone.nfe[0]
 
 
-def test_calls_are_counted_for_each_sample():
+def test_calls_are_counted_for_each_sample(device):
     sde, count = make_sde("vp"), 12
-    network = CountingNetwork(MIXTURE.score(sde), count)
+    network = CountingNetwork(MIXTURE.to(device).score(sde), count, device)
     model = ScoreModel(network, sde, prediction="score")
     for final in ("state", "denoise"):
         for hook in (None, lambda step, t, x: None):
             network.calls.zero_()
-            x = prior_draws(model, count)
+            x = prior_draws(model, count, device)
             x[0] *= 30
             cond = {"index": torch.arange(count)}
             out = sample(model, (count, 2), "ode", x_init=x, cond=cond, final=final, progress=False, step_hook=hook)
             assert torch.equal(out.nfe, network.calls)
-            assert hook is not None or len(out.nfe.unique()) > 1
+            # Elsewhere than on the CPU samples that have arrived are put aside at every fourth attempt alone.
+            assert hook is not None or device.type != "cpu" or len(out.nfe.unique()) > 1
 
 
 @pytest.mark.parametrize("name, watched", [("vp", False), ("ve", False), ("vp", True)])
-def test_the_step_cap_marks_its_samples_and_spares_the_others(name, watched):
+def test_the_step_cap_marks_its_samples_and_spares_the_others(name, watched, device):
     """One sample's field is rough, so that it alone needs many steps."""
     sde, bad = SDES[name], 2
-    plain = MIXTURE.score(sde)
+    plain = MIXTURE.to(device).score(sde)
 
     def network(x, c, index):
         wave = torch.sin(150 * torch.cos(1.2 * c))[:, None] / sde.marginal(c)[1][:, None]
         return plain(x, c) + torch.where((index == bad)[:, None], wave, 0.0)
 
     model = ScoreModel(network, sde, prediction="score", prior="sde")
-    options = {"cond": {"index": torch.arange(5)}, "progress": False, "dtype": torch.float64}
+    options = {"cond": {"index": torch.arange(5)}, "progress": False, "dtype": torch.float64, "device": device}
     options |= {"trajectory": "states"} if watched else {}
     free = sample(model, (5, 2), "ode", **options)
     others = 3 + (len(free.times) if watched else 0)  # calls that are not a stage of a step
-    attempts = (free.nfe - others) / 6
+    attempts = (free.nfe.cpu() - others) / 6
     cap = int(attempts[[0, 1, 3, 4]].max()) + 1
     assert attempts[bad] > cap and not free.failed.any()
     masked = sample(model, (5, 2), "ode", steps=cap, on_failure="mask", **options)
     assert masked.failed.tolist() == [False, False, True, False, False]
-    torch.testing.assert_close(masked.x[~masked.failed], free.x[~masked.failed], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(masked.x[~masked.failed], free.x[~masked.failed], rtol=1e-10, atol=1e-10)
     assert masked.nfe[bad] <= 6 * (cap + WATCHED) + others
     with pytest.raises(SolverError, match="step cap") as caught:
         sample(model, (5, 2), "ode", steps=cap, **options)
@@ -179,16 +181,16 @@ def test_a_field_that_breaks_ends_and_spares_the_others(value, below):
     assert torch.equal(out.x[[0, 2, 3]], good.x[[0, 2, 3]]) and (out.nfe < 1000).all()
 
 
-def test_a_watched_run_reaches_the_same_place():
+def test_a_watched_run_reaches_the_same_place(device):
     sde = make_sde("subvp")
-    model = MIXTURE.model(sde)
-    x = prior_draws(model, 4)
+    model = MIXTURE.to(device).model(sde)
+    x = prior_draws(model, 4, device)
     plain = flow(model, x, sde.t_max, sde.t_min, rtol=1e-8, atol=1e-8)
     watched = flow(model, x, sde.t_max, sde.t_min, rtol=1e-8, atol=1e-8, trajectory="states")
     torch.testing.assert_close(plain.x, watched.x, rtol=0, atol=1e-6)
-    torch.testing.assert_close(watched.trajectory[-1], watched.x)
+    torch.testing.assert_close(watched.trajectory[-1], watched.x.cpu())
     exact = flow(model, x, sde.t_max, float(watched.times[11]), rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(watched.trajectory[11], exact.x, rtol=0, atol=1e-6)
+    torch.testing.assert_close(watched.trajectory[11], exact.x.cpu(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("data_std", [0.3, 4.0])

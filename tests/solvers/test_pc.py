@@ -95,38 +95,39 @@ def test_what_cannot_predict_is_refused(predictor):
 
 
 @pytest.mark.parametrize("name", SDES)
-def test_the_normed_corrector_by_hand(name):
+def test_the_normed_corrector_by_hand(name, device):
     """One step from t with corrector "langevin" and a predictor that leaves the state alone."""
-    sde, snr = SDES[name], 0.2
-    model, t = DATA.model(sde), 0.4
+    sde, data, snr = SDES[name], DATA.to(device), 0.2
+    model, t = data.model(sde), 0.4
     times = torch.tensor([t, 0.5 * (t + sde.t_min)], dtype=torch.float64)
     (update, *_) = PredictorCorrector("em", snr=snr, corrector="langevin").plan(sde, times)
-    x = DATA.sample(6) + 1.0
-    z = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    x = data.sample(6) + 1.0
+    z = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).to(device)
     noise = type("Given", (), {"draw": lambda self: z})()
-    out = run_updates(Run(model, noise, torch.zeros(6, dtype=torch.int64)), x, [update])
-    score = DATA.score_at(x, sde, t)
+    out = run_updates(Run(model, noise, torch.zeros(6, dtype=torch.int64, device=device)), x, [update])
+    score = data.score_at(x, sde, t)
     e = 2 * (snr * z.norm(dim=1) / score.norm(dim=1)) ** 2
     exact = x + e[:, None] * score + torch.sqrt(2 * e)[:, None] * z
     torch.testing.assert_close(out, exact, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", ["vp", "ve"])
-def test_all_correctors_sample_the_data(name):
+def test_all_correctors_sample_the_data(name, device):
     # In many dimensions, where |z|/|score| varies little from sample to sample: its bias of the variance is 4/D + snr^2.
-    data = GaussianData(torch.full((256,), 0.3), 0.5 * torch.eye(256))
+    data = GaussianData(torch.full((256,), 0.3), 0.5 * torch.eye(256)).to(device)
     model = data.model(SDES[name])
     mean, covariance = data.moments(SDES[name], SDES[name].t_min)
     for corrector in ("ald", "langevin", "none"):
-        out = sample(model, (60, 256), "pc", steps=150, corrector=corrector, dtype=torch.float64, progress=False, final="state")
+        options = {"corrector": corrector, "dtype": torch.float64, "device": device, "progress": False, "final": "state"}
+        out = sample(model, (60, 256), "pc", steps=150, **options)
         assert float((out.x.mean(0) - mean).square().mean().sqrt()) < 0.11
         assert float(out.x.var(0).mean()) == pytest.approx(float(covariance.diagonal().mean()), rel=0.07)
         assert (out.nfe == (150 if corrector == "none" else 300)).all()
 
 
-def test_the_normed_corrector_knows_no_neighbours():
-    data = GaussianData(torch.full((LEAST_DIMENSIONS,), 0.3), torch.eye(LEAST_DIMENSIONS))
-    settings = {"steps": 20, "corrector": "langevin", "dtype": torch.float64, "progress": False}
+def test_the_normed_corrector_knows_no_neighbours(device):
+    data = GaussianData(torch.full((LEAST_DIMENSIONS,), 0.3), torch.eye(LEAST_DIMENSIONS)).to(device)
+    settings = {"steps": 20, "corrector": "langevin", "dtype": torch.float64, "progress": False, "device": device}
     model, shape = data.model(make_sde("vp")), (LEAST_DIMENSIONS,)
     whole = sample(model, (7, *shape), "pc", **settings).x
     torch.testing.assert_close(sample(model, (7, *shape), "pc", batch_size=2, **settings).x, whole, rtol=1e-9, atol=1e-9)

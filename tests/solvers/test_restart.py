@@ -14,10 +14,10 @@ DATA = RingData(5, std=0.3)
 SDE = make_sde("ve", sigma_min=0.01, sigma_max=20.0)
 
 
-def recorded():
+def recorded(device: torch.device):
     """A source of draws that gives the same ones each time it is made."""
     generator = torch.Generator().manual_seed(4)
-    return lambda: torch.randn(16, 2, dtype=torch.float64, generator=generator)
+    return lambda: torch.randn(16, 2, dtype=torch.float64, generator=generator).to(device)
 
 
 def levels_of(count: int, first: float, last: float) -> list[float]:
@@ -45,17 +45,18 @@ def algorithm_1(denoise, x: Tensor, levels: list[float], draw, n_restart: int, r
 
 
 @pytest.mark.parametrize("rho_min", [0.05, 0.1, 0.13, 0.2])
-def test_it_is_the_papers_algorithm(rho_min):
-    x = 20 * torch.randn(16, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+def test_it_is_the_papers_algorithm(rho_min, device):
+    data = DATA.to(device)
+    x = 20 * torch.randn(16, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).to(device)
     solver = make_solver("restart", rho_min=rho_min, rho_max=1.5, rounds=2, inner=3)
-    noise = type("Given", (), {"draw": staticmethod(recorded())})()
-    run = Run(DATA.model(SDE), noise, torch.zeros(16, dtype=torch.int64))
+    noise = type("Given", (), {"draw": staticmethod(recorded(device))})()
+    run = Run(data.model(SDE), noise, torch.zeros(16, dtype=torch.int64, device=device))
     ours = run_updates(run, x, solver.plan(SDE, make_grid(SDE, "karras", SDE.t_max, SDE.t_min, 14)))
 
     def denoise(x: Tensor, level: float) -> Tensor:
-        return DATA.denoise_at(x, SDE, SDE.time_of(-math.log(level)))
+        return data.denoise_at(x, SDE, SDE.time_of(-math.log(level)))
 
-    paper = algorithm_1(denoise, x, levels_of(15, 20.0, 0.01), recorded(), 4, 2, rho_min, 1.5)
+    paper = algorithm_1(denoise, x, levels_of(15, 20.0, 0.01), recorded(device), 4, 2, rho_min, 1.5)
     torch.testing.assert_close(ours, paper, rtol=1e-9, atol=1e-9)
     assert run.nfe[0] == 2 * (14 + 2 * 3)
 

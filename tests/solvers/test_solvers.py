@@ -50,8 +50,8 @@ def tolerance(solver) -> float:
     return 0.025 if (solver.order or solver.weak_order) is not None else 0.04
 
 
-def run_of(model, count: int, shape=(2,), dtype=torch.float64, **kwargs) -> Run:
-    return Run(model, NoiseStream(0, 0, count, shape, dtype, CPU), torch.zeros(count, dtype=torch.int64), **kwargs)
+def run_of(model, count: int, shape=(2,), dtype=torch.float64, device=CPU, **kwargs) -> Run:
+    return Run(model, NoiseStream(0, 0, count, shape, dtype, device), torch.zeros(count, dtype=torch.int64, device=device), **kwargs)
 
 
 # Annealed Langevin dynamics of fixed snr does not converge to the data as the grid is refined: see test_langevin.py.
@@ -71,15 +71,16 @@ def test_gaussian_data_keep_mean_and_covariance(name, method):
 
 
 @pytest.mark.parametrize("method", TABLES)
-def test_the_loop_does_what_the_table_says(method):
+def test_the_loop_does_what_the_table_says(method, device):
     """Samples of the real loop have the moments of the recursion, coarse grid and all; deterministic ones to rounding."""
     sde, count, steps = make_sde("vp"), 8000, 12
-    model, solver = DATA.model(sde), TABLES[method]
-    out = sample(model, (count, 2), solver, steps=steps, final="state", dtype=torch.float64, progress=False)
+    model, solver = DATA.to(device).model(sde), TABLES[method]
+    out = sample(model, (count, 2), solver, steps=steps, final="state", dtype=torch.float64, progress=False, device=device)
+    x = out.x.cpu()
     updates = solver.plan(sde, make_grid(sde, solver.default_grid, sde.t_max, sde.t_min, steps))
     mean, covariance = DATA.run_moments(updates, sde, *DATA.moments(sde, sde.t_max))
-    torch.testing.assert_close(out.x.mean(0), mean, rtol=0, atol=4 * float(covariance.max()) ** 0.5 / count**0.5)
-    torch.testing.assert_close(out.x.T.cov(), covariance, rtol=0, atol=6 * float(covariance.max()) / count**0.5)
+    torch.testing.assert_close(x.mean(0), mean, rtol=0, atol=4 * float(covariance.max()) ** 0.5 / count**0.5)
+    torch.testing.assert_close(x.T.cov(), covariance, rtol=0, atol=6 * float(covariance.max()) / count**0.5)
 
 
 @pytest.mark.parametrize("method, name", pairs(WEAK))
@@ -232,24 +233,24 @@ def test_unregistered_solvers_follow_the_flow(name, solver):
 class Scripted:
     """Noise that is 1, 2, 3, ... and counts its draws."""
 
-    def __init__(self) -> None:
-        self.draws = 0
+    def __init__(self, device: torch.device) -> None:
+        self.draws, self.device = 0, device
 
     def draw(self) -> torch.Tensor:
         self.draws += 1
-        return torch.full((2, 1), float(self.draws), dtype=torch.float64)
+        return torch.full((2, 1), float(self.draws), dtype=torch.float64, device=self.device)
 
 
-def scripted_run(observer=None) -> tuple[Run, Scripted]:
+def scripted_run(observer=None, device=CPU) -> tuple[Run, Scripted]:
     """D(x, t) = x + t."""
     model = ScoreModel(lambda x, c: x + c[:, None], make_sde("vp"), prediction="data")
-    noise = Scripted()
-    return Run(model, noise, torch.zeros(2, dtype=torch.int64), observer=observer), noise
+    noise = Scripted(device)
+    return Run(model, noise, torch.zeros(2, dtype=torch.int64, device=device), observer=observer), noise
 
 
-def test_updates_by_hand():
-    run, noise = scripted_run()
-    x = torch.tensor([[1.0], [10.0]], dtype=torch.float64)
+def test_updates_by_hand(device):
+    run, noise = scripted_run(device=device)
+    x = torch.tensor([[1.0], [10.0]], dtype=torch.float64, device=device)
     before = x.clone()
     updates = [
         Update(t=0.5, a=2.0, b=(3.0,), c=0.1, s=0.4),  # D = x + .5

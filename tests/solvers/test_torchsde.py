@@ -31,11 +31,11 @@ def states(sde, count: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name, grid", zip(SDES, itertools.cycle(GRIDS), strict=False))
-def test_euler_is_em_sample_for_sample(name, grid):
-    model = MIXTURE.model(SDES[name])
-    ours = draw(model, (8, 2), "em", steps=40, grid=grid, trajectory="states", seed=3)
+def test_euler_is_em_sample_for_sample(name, grid, device):
+    model = MIXTURE.to(device).model(SDES[name])
+    ours = draw(model, (8, 2), "em", steps=40, grid=grid, trajectory="states", seed=3, device=device)
     for method in ("euler", "milstein"):  # the noise is additive
-        theirs = draw(model, (8, 2), method=method, steps=40, grid=grid, trajectory="states", seed=3)
+        theirs = draw(model, (8, 2), method=method, steps=40, grid=grid, trajectory="states", seed=3, device=device)
         scale = float(ours.trajectory.abs().max())
         torch.testing.assert_close(theirs.trajectory, ours.trajectory, rtol=1e-9, atol=1e-9 * scale)
         assert torch.equal(theirs.times, ours.times) and torch.equal(theirs.nfe, ours.nfe)
