@@ -419,30 +419,32 @@ def training(bench: Bench) -> None:
         jobs.append(("sde_gen", name, lambda settings=settings, streamed=streamed: our_training(bench, settings, streamed)))
         if name in peers:
             jobs.append(("diffusers", name, lambda name=name: peer_training(bench, *peers[name])))
-    jobs.sort(key=lambda job: "compiled" in job[1])  # a compilation takes a minute: last
-    if not bench.cuda:
-        jobs = [job for job in jobs if "compiled" not in job[1]]
     rates: dict[tuple[str, str], float] = {}
-    for who, name, make in jobs:
-        torch.backends.cudnn.benchmark = "searched" in name  # cuDNN tries its kernels for each shape
-        try:
-            rates[who, name] = throughput(bench, who, name, make, flops, size, peak)
-        except ModuleNotFoundError:
-            bench.say(f"{who}, {name}", missing="diffusers is not installed")
-        except RuntimeError as error:
-            bench.say(f"{who}, {name}", failed=str(error).splitlines()[0][:200])
-        if bench.cuda:
-            torch.cuda.empty_cache()
-    theirs = {name: rate for (who, name), rate in rates.items() if who == "diffusers"}
-    mine = {name: rate for (who, name), rate in rates.items() if who == "sde_gen" and name.startswith("bfloat16")}
-    for label, compiled in (("plain", False), ("all", True)):
-        of_us, of_them = ({n: r for n, r in of.items() if compiled or "compiled" not in n} for of in (mine, theirs))
-        if of_us and of_them:
-            best, other = max(of_us, key=of_us.__getitem__), max(of_them, key=of_them.__getitem__)
-            ratio = of_us[best] / of_them[other]
-            bench.say(f"best over best, {label}", ratio=ratio, ours=best, theirs=other, target=TARGETS["training over diffusers"])
-    torch.backends.cudnn.benchmark = False
-    profile(bench, half, flops, peak)
+    for compiled in (False, True):  # a compilation takes a minute: last
+        for who, name, make in jobs:
+            if ("compiled" in name) == compiled and (bench.cuda or not compiled):
+                torch.backends.cudnn.benchmark = "searched" in name  # cuDNN tries its kernels for each shape
+                try:
+                    rates[who, name] = throughput(bench, who, name, make, flops, size, peak)
+                except ModuleNotFoundError:
+                    bench.say(f"{who}, {name}", missing="diffusers is not installed")
+                except RuntimeError as error:
+                    bench.say(f"{who}, {name}", failed=str(error).splitlines()[0][:200])
+                if bench.cuda:
+                    torch.cuda.empty_cache()
+        torch.backends.cudnn.benchmark = False
+        best_over_best(bench, rates, "all" if compiled else "not compiled")
+        if not compiled:
+            profile(bench, half, flops, peak)
+
+
+def best_over_best(bench: Bench, rates: dict[tuple[str, str], float], label: str) -> None:
+    """Our best rate in bfloat16 over theirs."""
+    mine, theirs = ({n: r for (who, n), r in rates.items() if who == whose and "bfloat16" in n} for whose in ("sde_gen", "diffusers"))
+    if mine and theirs:
+        best, other = max(mine, key=mine.__getitem__), max(theirs, key=theirs.__getitem__)
+        ratio, target = mine[best] / theirs[other], TARGETS["training over diffusers"]
+        bench.say(f"best over best, {label}", ratio=ratio, ours=best, theirs=other, target=target)
 
 
 def throughput(bench: Bench, who: str, name: str, make: Callable[[], Any], flops: int, size: int, peak: float) -> float:
