@@ -201,7 +201,9 @@ def tests(bench: Bench) -> None:
     with tempfile.TemporaryDirectory() as place:
         xml = Path(place) / "tests.xml"
         chosen = (
-            ["tests", "-k", "cuda", "-n", "6", f"--junitxml={xml}"] if bench.cuda else ["tests/test_cuda.py", "--collect-only", "-n", "0"]
+            ["tests", "-k", "cuda", "-n", "8", "--continue-on-collection-errors", f"--junitxml={xml}"]
+            if bench.cuda
+            else ["tests/test_cuda.py", "--collect-only", "-n", "0"]
         )
         done = subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *chosen], cwd=root, text=True, capture_output=True)
         (bench.out / "tests.log").write_text(done.stdout[-200_000:] + done.stderr[-20_000:], encoding="utf-8")
