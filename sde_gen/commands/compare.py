@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from ..registry import lookup
 from ..report.files import write_text
 from ..sampling.sample import sample_together
 from ..solvers import SOLVERS, make_solver
+from ..unknown_numbers import shown_estimate, to_json
 from .config import ConfigError
 from .evaluation import COLUMN_UNITS, SampleMetrics, measured_labels
 from .runs import TrainedRun
@@ -99,7 +99,10 @@ def compare_run(run: TrainedRun, settings: CompareSettings, say: Callable[[str],
     found: dict[str, Any] = {"settings": vars(settings), "distance": key, "rows": rows, "held_out": real, "answer": answer_line}
     found |= {"distance_size": size} | ({"distance_unit": COLUMN_UNITS} if units else {})
     found["data"] = run.data.signature()
-    write_text(place / "compare.json", json.dumps(found, indent=1))
+    if real is None:
+        held = 0 if run.data.test is None else len(run.data.test)
+        found["held_out_reason"] = f"{held} items are held out, fewer than the {size} at which distances are taken"
+    write_text(place / "compare.json", to_json(found, 1))
     report.plot_comparison(rows, place / "distance.png", key.replace("_", " "), None if real is None else real["distance"])
     files = ["distance.png"]
     if len(run.data.shape) == 3:
@@ -144,6 +147,8 @@ def _point(
     row["failed"] = len(x) - len(good)
     if len(good) >= max(20, len(x) // 2):
         row |= _scores(sample_metrics(good, size), key)
+    else:
+        row["reason"] = f"not measured: {row['failed']} of {len(x)} samples are not finite"
     return row, x
 
 
@@ -176,7 +181,7 @@ COLUMNS = (
 
 def _line(row: dict[str, Any]) -> str:
     def number(name: str, digits: int = 2) -> str:
-        return f"{row[name]['value']:.{digits}f} +- {row[name]['std_error']:.{digits}f}" if name in row else "-"
+        return shown_estimate(row[name], digits) if name in row else "-"
 
     failed = f" ({row['failed']} failed)" if row["failed"] else ""
     cells = [f"`{row['solver']}`", f"{row['calls']}{failed}", f"{row['seconds']:.1f}"] if row["calls"] else [row["solver"], "-", "-"]

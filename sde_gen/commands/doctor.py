@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from ..diagnostics.doctor import diagnose
 from ..diagnostics.finding import Finding
 from ..report.files import write_text
 from ..training import load
+from ..unknown_numbers import to_json
 from .config import ConfigError
 from .reuse import changed_data
 from .runs import config_of_run, load_data
@@ -42,5 +42,5 @@ def doctor_run(
             say(line)
     if not findings:
         say(f"nothing wrong found in {directory}: weights, data range, learning, meaning of the output, prior and solver steps")
-    write_text(directory / "doctor.json", json.dumps([asdict(finding) for finding in findings], indent=1))
+    write_text(directory / "doctor.json", to_json([asdict(finding) for finding in findings], 1))
     return findings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from ..sampling.sample import Samples, SolverError, sample, sample_together
 from ..solvers import make_solver
 from ..training import save_fitted
 from ..training.loss_summary import summarise_losses
+from ..unknown_numbers import from_json, shown_estimate, shown_number, to_json, with_nan
 from .runs import TrainedRun, class_labels, film_count, pictured
 from .training_files import environment, shown_state
 
@@ -87,13 +87,13 @@ def sample_run(run: TrainedRun, device: torch.device | str = "cpu", progress: bo
         "network_calls": float(out.nfe.double().mean()),
         "seconds": seconds,
         "fitted": out.fitted,
-        "settings": json.loads(settings.model_dump_json()),
+        "settings": settings.model_dump(mode="json"),
         "environment": environment(out.x.device),
         "data": run.data.signature(),
     }
     if fit_line is not None:
         scores["fit"] = fit_line
-    write_text(place / "metrics.json", json.dumps(scores, indent=2))
+    write_text(place / "metrics.json", to_json(scores, 2))
     _collect(run, settings.solver, scores)
     for name in ("samples.png", "denoising.gif"):
         shutil.copyfile(place / name, run.directory / name)
@@ -138,10 +138,11 @@ def _fit(run: TrainedRun) -> str:
         if parallel.rank() == 0:
             known = fit_grid(run.model, settings.solver, steps, run.data.shape, CALIBRATION, cond=cond)
             save_fitted(run.model, run.directory / "checkpoint")
-        known = FittedGrid.from_config(json.loads(parallel.broadcast_text("" if known is None else json.dumps(asdict(known)))))
+        known = FittedGrid.from_config(from_json(parallel.broadcast_text("" if known is None else to_json(asdict(known)))))
         run.model.fitted[known.key] = known
         how = f"fitted in {time.monotonic() - began:.0f} s"
-    return f"{settings.solver} at {steps} steps: distance to the exact flow {known.default_error:.2g} -> {known.error:.2g} ({how})"
+    before, after = (shown_number(error, ".2g") for error in (known.default_error, known.error))
+    return f"{settings.solver} at {steps} steps: distance to the exact flow {before} -> {after} ({how})"
 
 
 def measured_labels(model: ScoreModel, data: Dataset, count: int, seed: int) -> dict[str, Tensor] | None:
@@ -284,18 +285,19 @@ def _part(x: Tensor, size: int | None) -> int | None:
     return None if size is None or size >= len(x) else size
 
 
-def _numbers(estimate: metrics.Estimate) -> dict[str, float]:
-    return {"value": estimate.value, "std_error": estimate.std_error}
+def _numbers(estimate: metrics.Estimate) -> dict[str, Any]:
+    reason = {"reason": estimate.reason} if estimate.reason else {}
+    return {"value": estimate.value, "std_error": estimate.std_error, **reason}
 
 
 def _collect(run: TrainedRun, solver: str, scores: dict[str, Any]) -> None:
     path = run.directory / "metrics.json"
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         known = {}
     known.setdefault("solvers", {})[solver] = scores
-    write_text(path, json.dumps(known, indent=2))
+    write_text(path, to_json(known, 2))
 
 
 def report_lines(run: TrainedRun, scores: dict[str, Any]) -> Sequence[str]:
@@ -304,7 +306,7 @@ def report_lines(run: TrainedRun, scores: dict[str, Any]) -> Sequence[str]:
     calls, seconds, samples = scores["network_calls"], scores["seconds"], scores["samples"]
 
     def number(key: str, digits: int = 3) -> str:
-        return f"{scores[key]['value']:.{digits}f} +- {scores[key]['std_error']:.{digits}f}"
+        return shown_estimate(scores[key], digits)
 
     fitted = ", fitted grid" if scores["fitted"] else ""
     rate = f"{seconds:.1f} s ({samples / seconds:.1f} samples/s)"
@@ -351,7 +353,7 @@ def _size(scores: dict[str, Any], beside: str) -> str:
 def _learned(run: TrainedRun, scores: dict[str, Any]) -> list[str]:
     """What the training's loss by noise level says, where the run directory has it."""
     try:
-        found = json.loads((run.directory / "history.json").read_text(encoding="utf-8"))
+        found = with_nan(from_json((run.directory / "history.json").read_text(encoding="utf-8")))
         return summarise_losses(found["history"], found["linear"] | found.get("items", {}), scores.get("neighbour_ratio", {}).get("value"))
     except (OSError, ValueError, KeyError, TypeError):
         return []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from ..randomness import check_seed
 from ..registry import lookup
 from ..report.files import write_text
 from ..sdes.base import check_positive
+from ..unknown_numbers import shown_number, to_json
 from .config import ConfigError
 from .runs import TrainedRun
 
@@ -30,6 +30,14 @@ SEED_OF_ORDER = 0
 CHAINS = {1000: 64, 50: 25}
 """Steps of the discrete view, and how many of its terms are drawn for each image."""
 CONTINUOUS_TERMS = 64
+REASONS = {
+    "std_error": "one item has no standard error",
+    "trace": "one probe (--probes) does not tell the trace's error",
+    "dequantisation": "one draw (--draws) does not tell the dequantisation's error",
+    "each": "items that did not converge have no value",
+    "term_errors": "a term that one item or none drew has no error, and one that none drew no value",
+}
+"""Why a field of likelihood.json is not known."""
 TWO_NUMBERS = (
     "the flow and the chain are two models that agree only where the network is the exact score, each bounded in its own way: neither "
     "must be the smaller"
@@ -99,7 +107,7 @@ def likelihood_run(run: TrainedRun, settings: LikelihoodSettings, say: Callable[
         a, b = (found[name][0] for name in ("training", "held-out"))
         gap = (b["value"] - a["value"]) * (1 if discrete else -1)
         error = math.hypot(a["std_error"], b["std_error"])
-        say(f"{'gap':<10}held-out data is {gap:.3f} +- {error:.3f} {unit} less likely than training data")
+        say(f"{'gap':<10}held-out data is {gap:.3f} +- {shown_number(error, '.3f')} {unit} less likely than training data")
     mismatch = prior_mismatch(run.model, torch.Size(run.data.shape))
     if not discrete:
         blur = math.exp(-float(run.model.sde.half_log_snr(run.model.sde.t_min)))
@@ -125,7 +133,7 @@ def likelihood_run(run: TrainedRun, settings: LikelihoodSettings, say: Callable[
     if x.ndim == 4:
         report.picture_extremes(x, found[measured][1], place / "extremes.png", run.data.value_range, unit, discrete)
         files.append("extremes.png")
-    write_text(place / "likelihood.json", json.dumps(result, indent=1))
+    write_text(place / "likelihood.json", to_json(result, 1))
     say(f"pictures  {', '.join(str(place / name) for name in files)}")
     say(f"numbers   {place / 'likelihood.json'}")
     return result
@@ -168,7 +176,7 @@ def _bits(
         run.model, x.long(), run.data.levels, kind, settings.draws, together=True, cond=_cond(run, labels), **_options(settings)
     )
     fields = dict(vars(found))
-    return fields | {"line": str(found), "dequantization": kind, "images": len(x)}, found.each
+    return _with_reason(fields | {"line": str(found), "dequantization": kind, "images": len(x)}), found.each
 
 
 def _bounds(run: TrainedRun, x: Tensor, labels: Tensor | None, settings: LikelihoodSettings) -> dict[str, Elbo]:
@@ -191,14 +199,11 @@ def _bounds(run: TrainedRun, x: Tensor, labels: Tensor | None, settings: Likelih
 
 
 def _fields(bound: Elbo) -> dict[str, Any]:
-    """What likelihood.json keeps of a bound; null where no image drew a term."""
+    """What likelihood.json keeps of a bound."""
     parts = {name: getattr(bound, name).value for name in ("decoder", "diffusion", "prior")}
-    curves = {
-        name: [value if math.isfinite(value) else None for value in getattr(bound, name).tolist()]
-        for name in ("times", "edges", "terms", "term_errors")
-    }
+    curves = {name: getattr(bound, name) for name in ("times", "edges", "terms", "term_errors")}
     whole = {"value": bound.value, "std_error": bound.std_error, "each": bound.each, "line": str(bound), "images": len(bound.each)}
-    return whole | parts | {"t_min": float(bound.times[0]), "half_log_snr": curves.pop("edges")} | curves
+    return _with_reason(whole | parts | {"t_min": float(bound.times[0]), "half_log_snr": curves.pop("edges")} | curves)
 
 
 def _nats(run: TrainedRun, x: Tensor, labels: Tensor | None, settings: LikelihoodSettings) -> tuple[dict[str, Any], Tensor]:
@@ -213,5 +218,13 @@ def _nats(run: TrainedRun, x: Tensor, labels: Tensor | None, settings: Likelihoo
     solver = float(found.solver_error[used].double().mean()) / dim
     value = float(each[used.cpu()].mean())
     lost = "" if count == len(x) else f"; {len(x) - count} of {len(x)} did not converge and are left out"
-    line = f"{value:.4f} +- {error:.4f} nats/dim (log-density; trace {trace:.4f}; solver {solver:.1g}{lost})"
-    return {"value": value, "std_error": error, "trace": trace, "solver": solver, "each": each, "line": line, "images": count}, each
+    of_items, of_trace = shown_number(error, ".4f"), shown_number(trace, ".4f")
+    line = f"{value:.4f} +- {of_items} nats/dim (log-density; trace {of_trace}; solver {solver:.1g}{lost})"
+    fields = {"value": value, "std_error": error, "trace": trace, "solver": solver, "each": each, "line": line, "images": count}
+    return _with_reason(fields), each
+
+
+def _with_reason(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields, and beside them why some are not known, where some are not."""
+    unknown = [name for name in REASONS if bool(torch.as_tensor(fields.get(name, 0.0)).isnan().any())]
+    return fields | ({"reason": "; ".join(REASONS[name] for name in unknown)} if unknown else {})

@@ -8,7 +8,6 @@ Nothing is computed here that a command did not measure and keep.
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +20,10 @@ from ..report import charts
 from ..report.embed import Embedder
 from ..report.files import write_text
 from ..report.page import Block, Cell, Chapter, Code, Facts, Film, Page, Picture, Section, Table, Text, Warnings, render
+from ..unknown_numbers import number, shown_estimate, shown_number, to_json
 from .compare import COLUMNS
 from .config import ConfigError
-from .saved_run import CHANCE, DISTANCES, SavedRun, number, read_run, warnings
+from .saved_run import CHANCE, DISTANCES, SavedRun, read_run, warnings
 
 MOST_BYTES = 5_000_000
 FOR_TEXT = 80_000
@@ -174,7 +174,7 @@ def _training(run: SavedRun, embedder: Embedder) -> list[Block]:
         alt = f"Held-out loss over a zero network's by noise level: {_ends(last)}; the best linear denoiser: {beside}"
         caption = "By noise level, beside its baselines: below green is real learning"
         blocks += _chart(embedder, charts.loss_by_level(history, linear), alt, caption)
-    steps = f"Training loss over {history[-1]['step']:,} steps, {history[-1]['loss']:.3g} at the end"
+    steps = f"Training loss over {history[-1]['step']:,} steps, {shown_number(history[-1]['loss'], '.3g')} at the end"
     blocks += _chart(embedder, charts.loss_over_steps(history), steps, "Over training")
     forward = embedder.picture(run.directory / "forward.png")
     if forward is not None:
@@ -211,7 +211,7 @@ def _comparison(run: SavedRun, embedder: Embedder) -> list[Block]:
     label = DISTANCES[key]
     blocks: list[Block] = [_sentence(run.comparison["answer"].removeprefix("answer").strip())]
     beyond = None if held_out is None else held_out["distance"]
-    if any("distance" in row for row in rows):
+    if any(math.isfinite(number(row["distance"]["value"])) for row in rows if "distance" in row):
         solvers = ", ".join(dict.fromkeys(row["solver"] for row in rows))
         for cost, what in charts.COSTS.items():
             alt = f"{label} against {what}, a line for each of {solvers}; the table has the numbers"
@@ -236,7 +236,7 @@ def _likelihood(run: SavedRun, embedder: Embedder) -> list[Block]:
         return []
     unit, parts = run.likelihood["unit"], run.likelihood["parts"]
     values = {name: (number(part["value"]), number(part["std_error"])) for name, part in parts.items()}
-    alt = f"{unit} of each part: " + "; ".join(f"{name} {value:.3f} ± {error:.3f}" for name, (value, error) in values.items())
+    alt = f"{unit} of each part: " + "; ".join(f"{name} {_estimate(part, 3).text}" for name, part in parts.items())
     sense = "fewer bits are likelier" if unit == "bits/dim" else "more nats are likelier"
     blocks = _chart(embedder, charts.values(values, unit), alt, f"With one standard error; {sense}")
     groups = {name: torch.tensor([number(value) for value in part["each"]]) for name, part in parts.items() if ", " not in name}
@@ -274,7 +274,7 @@ def _again(run: SavedRun, embedder: Embedder) -> list[Block]:
         chosen = scores.get("settings", {})
         keys = {"steps": "--steps", "grid": "--grid", "samples": "--samples", "seed": "--sample-seed"}
         flags = [f"{flag} {shlex.quote(str(chosen[key]))}" for key, flag in keys.items() if chosen.get(key) is not None]
-        flags += [f"--set {shlex.quote(f'sampling.options.{key}={json.dumps(value)}')}" for key, value in chosen.get("options", {}).items()]
+        flags += [f"--set {shlex.quote(f'sampling.options.{key}={to_json(value)}')}" for key, value in chosen.get("options", {}).items()]
         again = f"python experiments/run.py --config {shlex.quote(str(run.directory / 'config.yaml'))} --out {place}"
         lines.append(" ".join([again, f"--solver {shlex.quote(name)}", *flags]))
     if run.comparison:
@@ -322,9 +322,7 @@ def _count(value: Any) -> Cell:
 def _estimate(value: Mapping[str, Any] | None, digits: int = 2) -> Cell:
     if value is None:
         return Cell("")
-    known, error = number(value["value"]), number(value["std_error"])
-    spread = "unknown" if math.isnan(error) else f"{error:.{digits}f}"
-    return Cell(f"{known:.{digits}f} ± {spread}", known)
+    return Cell(shown_estimate(value, digits).replace("+-", "±"), number(value["value"]))
 
 
 def _settings(name: str, settings: Mapping[str, Any]) -> str:
@@ -343,4 +341,4 @@ def _ends(curve: Mapping[float, float]) -> str:
     order = sorted(curve)
     middle = order[len(order) // 2]
     points = ((order[0], "in nothing but noise"), (middle, "in the middle"), (order[-1], "in nearly clean data"))
-    return ", ".join(f"{curve[at]:.2f} {where}" for at, where in points)
+    return ", ".join(f"{shown_number(curve[at], '.2f')} {where}" for at, where in points)

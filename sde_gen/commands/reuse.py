@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from ..data import Dataset
 from ..models.score import ScoreModel
 from ..training import CheckpointError, State, TrainSettings, load, read_extra, read_state
 from ..training.settings import DECAYS
+from ..unknown_numbers import to_json
 from .config import ConfigError, RunConfig
 
 LENGTH = {"training.steps", "training.max_seconds"}
@@ -50,7 +50,7 @@ def read_earlier(checkpoint: Path, config: RunConfig, data: Dataset) -> Earlier:
         state = read_state(checkpoint) if different or not complete else None
     except CheckpointError as error:
         raise ConfigError(f"{error}; {ADVICE}") from error
-    shown = "; ".join(f"{key} {json.dumps(old)} -> {json.dumps(new)}" for key, old, new in different[:3])
+    shown = "; ".join(f"{key} {to_json(old)} -> {to_json(new)}" for key, old, new in different[:3])
     if not {key for key, _, _ in different} <= LENGTH:
         raise ConfigError(f"{checkpoint} holds a network of other settings ({shown}): {ADVICE}")
     if state is not None and not _is_state(state[1]):
@@ -86,7 +86,7 @@ def changed_data(checkpoint: Path, config: RunConfig, data: Dataset) -> str | No
     what = f"the network in {checkpoint} was trained on other data of this name"
     for key in ("shape", "classes") if config.data.labels else ("shape",):
         if known.get(key) != now[key]:
-            change = f"{key} {json.dumps(known.get(key))}, now {json.dumps(now[key])}"
+            change = f"{key} {to_json(known.get(key))}, now {to_json(now[key])}"
             raise ConfigError(f"{what} ({change}): {ADVICE}")
     values = ", of other values" if known.get("items") == now["items"] else ""
     return f"{what} ({known.get('items')} items, now {now['items']}{values})"

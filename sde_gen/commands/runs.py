@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import tempfile
@@ -31,6 +30,7 @@ from ..sampling.sample import sample
 from ..solvers import GRIDS, make_solver
 from ..training import CheckpointError, Objective, TrainResult, build_model, check_processes, fit, read_extra, save
 from ..training.checkpoint import describe
+from ..unknown_numbers import to_json
 from .config import ConfigError, RunConfig, read_config, recipe_note, resolve
 from .cost import SNAPSHOT_CALLS, sampling_cost, seconds_per_call, seconds_per_step, snapshot_count, training_cost
 from .noise_ends import resolve_ends, warnings_of_ends
@@ -377,7 +377,7 @@ def _train(
 
     def note(entry: dict[str, Any]) -> None:
         with log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(to_json(entry) + "\n")
         if events is not None:
             events.add(entry)
 
@@ -389,7 +389,7 @@ def _train(
             _remove(directory, OF_TRAINING)
         snapshots.mkdir(exist_ok=True)
         lines = [] if resume is None else resume[1]["history"]
-        write_text(log, "".join(json.dumps(entry) + "\n" for entry in lines))
+        write_text(log, "".join(to_json(entry) + "\n" for entry in lines))
     items, labels = data.training
     with contextlib.ExitStack() as stack:
         events = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 import time
@@ -28,6 +27,7 @@ from ..sampling.sample import SolverError, sample
 from ..solvers import GRIDS, make_solver
 from ..training import CheckpointError, load, read_extra
 from ..training.checkpoint import WEIGHTS, checkpoint_of, open_checkpoint
+from ..unknown_numbers import from_json, to_json
 from .config import ConfigError, RunConfig, SamplingConfig, read_config, registered_solver
 from .runs import config_of_run, load_data
 
@@ -125,7 +125,7 @@ def sample_to_files(
             if parallel.rank() == 0:
                 job.parts.mkdir(parents=True, exist_ok=True)
                 hold.enter_context(held(job.parts, "wait for it, or give another --out"))
-                write_text(job.parts / JOB, json.dumps(job.settings, indent=1))
+                write_text(job.parts / JOB, to_json(job.settings, 1))
                 if known:
                     say(f"going on  with {known} of {len(job.shards)} parts that are there")
             parallel.wait()
@@ -214,7 +214,7 @@ def _job(directory: Path, out: str, settings: SampleSettings, device: torch.devi
         "network": weights,
         "data": about.to_config(),
     }
-    settled = json.loads(json.dumps(job))  # as it is read back
+    settled = from_json(to_json(job))  # as it is read back
     return _Job(model, about, form, Path(out), settled, batch, label, device, classes is not None)
 
 
@@ -284,13 +284,13 @@ def _known(job: _Job) -> int:
     except FileNotFoundError:
         return 0
     try:
-        before = json.loads(text)
+        before = from_json(text)
         different = [key for key in job.settings if before.get(key) != job.settings[key]]
     except (ValueError, AttributeError):
         raise ConfigError(f"{job.parts / JOB} cannot be read; delete {job.parts} to start anew") from None
     if different:
         long = ("network", "data", "fitted")
-        shown = [key if key in long else f"{key} {json.dumps(before.get(key))}, now {json.dumps(job.settings[key])}" for key in different]
+        shown = [key if key in long else f"{key} {to_json(before.get(key))}, now {to_json(job.settings[key])}" for key in different]
         raise ConfigError(
             f"{job.parts} holds the beginning of other samples ({'; '.join(shown)}): the command that began them goes on with them; "
             "delete that folder to start anew, or give another --out"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from ..training import CheckpointError, read_extra
 from ..training.loss_summary import summarise_losses, warnings_of_losses
+from ..unknown_numbers import from_json, number, with_nan
 from .config import ConfigError, RunConfig, read_config, resolve
 
 CHANCE = 0.05
@@ -73,11 +73,11 @@ def read_run(directory: Path) -> SavedRun:
         if not path.exists():
             continue
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
+            value = from_json(path.read_text(encoding="utf-8"))
             solvers = value.get("solvers", {}) if isinstance(value, dict) else {}
             if not isinstance(value, kind) or not isinstance(solvers, dict):
                 raise ValueError
-            setattr(found, name, value)
+            setattr(found, name, with_nan(value) if name == "history" else value)
         except (OSError, ValueError, RecursionError):
             found.lost.append(part)
     return found
@@ -172,8 +172,3 @@ def _of_likelihood(run: SavedRun) -> list[str]:
 
 def _of_findings(run: SavedRun) -> list[str]:
     return [f"doctor: {found['name']}: {found['evidence']}; {found['advice']}" for found in run.findings or []]
-
-
-def number(value: Any) -> float:
-    """A number of a JSON file; NaN where it is none."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan

@@ -3,7 +3,6 @@ forward.png. A command that was killed before it had made them all leaves the re
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from ..models.score import ScoreModel
 from ..report.files import write_text
 from ..training import read_extra, read_state
 from ..training.loss_summary import measure_levels
+from ..unknown_numbers import from_json, to_json
 from ..version import __version__
 from .config import RunConfig
 from .cost import seconds_per_call
@@ -50,10 +50,10 @@ def make_missing_files(
             bar.update()
         if "metrics.json" in missing:
             training = {name: extra[name] for name in PARTS_OF_METRICS if name in extra}
-            write_text(directory / "metrics.json", json.dumps({"training": training, "solvers": {}}, indent=2))
+            write_text(directory / "metrics.json", to_json({"training": training, "solvers": {}}, 2))
             bar.update()
         if "loss.png" in missing and (directory / "history.json").is_file():
-            known = json.loads((directory / "history.json").read_text(encoding="utf-8"))
+            known = from_json((directory / "history.json").read_text(encoding="utf-8"))
             report.plot_loss(known["history"], directory / "loss.png", known["linear"])
             bar.update()
         if "forward.png" in missing:
@@ -78,14 +78,14 @@ def _write_history(directory: Path, model: ScoreModel, data: Dataset, config: Ru
     count = max(LEAST, min(MOST_ITEMS, int(affordable)))
     of_held_out = data.test_labels if config.data.labels else None
     items = measure_levels(model, data.train, data.test, config.training.seed, of_labels, of_held_out, count)
-    write_text(directory / "history.json", json.dumps({"history": history, "linear": linear, "items": items}, indent=1))
+    write_text(directory / "history.json", to_json({"history": history, "linear": linear, "items": items}, 1))
 
 
 def _history(directory: Path, extra: dict[str, Any]) -> list[dict[str, Any]] | None:
     """The losses of the whole training: of history.jsonl, or of the checkpoint where that file is not whole."""
     try:
         lines = (directory / "history.jsonl").read_text(encoding="utf-8").splitlines()
-        history = [json.loads(line) for line in lines]
+        history = [from_json(line) for line in lines]
         if history and history[-1]["step"] == extra["steps"]:
             return history
     except (OSError, ValueError, KeyError, TypeError):

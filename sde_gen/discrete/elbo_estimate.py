@@ -16,6 +16,7 @@ from ..metrics import Estimate
 from ..models.denoiser import Denoiser
 from ..randomness import NoiseStream, check_seed
 from ..shapes import expand_as
+from ..unknown_numbers import shown_number
 from .chain import Index
 from .elbo_terms import decoder_nll
 
@@ -62,7 +63,7 @@ class Elbo:
     def __str__(self) -> str:
         parts = f"L_0 {short(self.decoder.value)}, L_t {short(self.diffusion.value)}, L_T {short(self.prior.value)}"
         errors = f"noise {short(self.noise)}, test set {short(self.test_set)}"
-        return f"{self.value:.3f} +- {self.std_error:.3f} {self.unit} ({parts}; {errors})"
+        return f"{self.value:.3f} +- {shown_number(self.std_error, '.3f')} {self.unit} ({parts}; {errors})"
 
 
 class BoundInputs:

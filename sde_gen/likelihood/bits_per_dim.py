@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..data.integers import check_levels, short
 from ..models.denoiser import Denoiser
 from ..randomness import NoiseStream, check_seed
+from ..unknown_numbers import shown_number
 from .flow import log_likelihood, log_likelihood_together
 
 DEQUANTISATIONS = ("uniform", "truncated_normal")
@@ -49,7 +50,7 @@ class BitsPerDim:
     def __str__(self) -> str:
         parts = f"trace {short(self.trace)}, dequantisation {short(self.dequantisation)}, test set {short(self.test_set)}"
         lost = "" if self.converged == 1.0 else f"; {1 - self.converged:.1%} did not converge and are left out"
-        return f"{self.value:.3f} +- {self.std_error:.3f} bits/dim ({parts}; solver {short(self.solver)}{lost})"
+        return f"{self.value:.3f} +- {shown_number(self.std_error, '.3f')} bits/dim ({parts}; solver {short(self.solver)}{lost})"
 
 
 def bits_per_dim(

@@ -15,10 +15,12 @@ NORMAL_95 = 1.96  # half the width of the normal law's central 95 %
 @dataclass(frozen=True)
 class Estimate:
     """A value and its standard error: the spread that the value would have over fresh draws of the same sizes, or more where this
-    spread is skewed, so that value +- 1.96 std_error covers what the value is on average (see `skewed_error`)."""
+    spread is skewed, so that value +- 1.96 std_error covers what the value is on average (see `skewed_error`). What is
+    not known of them is NaN, and `reason` says why."""
 
     value: float
     std_error: float
+    reason: str = ""
 
     def __str__(self) -> str:
         """`2.31 +- 0.05`: the error to one significant digit (two if it begins with 1), the value to the same place."""

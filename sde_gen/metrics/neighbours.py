@@ -145,9 +145,10 @@ def neighbour_ratio(near: Tensor, held_out: Tensor) -> Estimate:
         means.append(float(values.double().mean()))
         errors.append(float(values.double().std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan)
     if means[1] == 0:  # every held-out item is a training item: there is nothing to compare with
-        return Estimate(math.nan, math.nan)
+        return Estimate(math.nan, math.nan, "every held-out item is a training item")
     ratio = means[0] / means[1]
-    return Estimate(ratio, math.hypot(errors[0], ratio * errors[1]) / means[1])
+    error = math.hypot(errors[0], ratio * errors[1]) / means[1]
+    return Estimate(ratio, error, "one item has no spread" if math.isnan(error) else "")
 
 
 def mode_fractions(samples: Tensor, centres: Tensor, radius: float | None = None) -> list[Estimate]:

@@ -53,7 +53,7 @@ def register_network(name: str, kind: type[torch.nn.Module]) -> None:
     """Let checkpoints, `train` and the command line know a network's class as `name`.
 
     A subclass of `Network` is made by `kind(shape, classes, out_channels, **options)`. Any other torch.nn.Module is rebuilt from a
-    checkpoint by `kind(**network.options)`, `options` being a dict of numbers, strings, lists and dicts ({} where it has none).
+    checkpoint by `kind(**network.options)`, `options` being a dict of finite numbers, strings, lists and dicts ({} where it has none).
 
     Raises TypeError for what is no such class, ValueError for a name that another class has.
     """

@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from ..unknown_numbers import number
 from . import figures as fig
 from .figures import GREY, TEXT
 from .images import Range, tiles
@@ -47,12 +48,12 @@ def draw_comparison(
     measured = [row for row in rows if "distance" in row]
     for k, name in enumerate(dict.fromkeys(row["solver"] for row in measured)):
         mine = sorted((row for row in measured if row["solver"] == name), key=lambda row: float(row["calls"]))
-        values, errors = ([row["distance"][part] for row in mine] for part in ("value", "std_error"))
+        values, errors = ([number(row["distance"][part]) for row in mine] for part in ("value", "std_error"))
         places = [max(row[cost], 1e-3) for row in mine]
         look: dict[str, Any] = {"color": COLOURS[k % len(COLOURS)], "marker": MARKS[k % len(MARKS)], "markersize": 5, "capsize": 2.5}
         axes.errorbar(places, values, errors, label=name, linewidth=1.4, **look)
     if held_out is not None:
-        value, error = held_out["value"], held_out["std_error"]
+        value, error = number(held_out["value"]), number(held_out["std_error"])
         axes.axhline(value, color=GREY, linewidth=1.3, linestyle=":", label="held-out data")
         axes.axhspan(max(value - error, 0.5 * value), value + error, color=GREY, alpha=0.15, linewidth=0)
     axes.set_xscale("log")

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..models.denoiser import Denoiser
 from ..randomness import NoiseStream
 from ..solvers import FixedStepSolver, Run, Solver, Update, make_solver, solver_name
+from ..unknown_numbers import number
 
 SEED = 0x5EED
 """Calibration samples have a seed of their own, so that no sample drawn later was seen by the fit (unless it asks for this)."""
@@ -58,7 +59,8 @@ class FittedGrid:
     def from_config(cls, config: dict[str, Any]) -> FittedGrid:
         """The inverse of `dataclasses.asdict` after a way through JSON; ValueError for a solver or numbers that make no sense."""
         times, shifts = tuple(map(float, config["times"])), tuple(tuple(map(float, row)) for row in config["shifts"])
-        fitted = cls(**(config | {"times": times, "shifts": shifts, "conditions": tuple(config.get("conditions", ()))}))
+        known = {name: number(config.get(name)) for name in ("error", "default_error")}
+        fitted = cls(**(config | known | {"times": times, "shifts": shifts, "conditions": tuple(config.get("conditions", ()))}))
         if len(times) != fitted.steps + 1:
             raise ValueError(f"a fitted grid of {fitted.steps} steps has {len(times)} times")
         fitted.make()
@@ -112,13 +114,13 @@ def fit_grid(
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     if iterations is None:
         iterations = max(20, min(400, (EVALUATIONS_FREE if parameter is None else EVALUATIONS) // max(1, steps)))
-    for label, number, least in (
+    for label, count, least in (
         ("samples", samples, 3),
         ("iterations", iterations, 1),
         ("batch_size", batch_size, 1),
     ):
-        if isinstance(number, bool) or not isinstance(number, int) or number < least:
-            raise ValueError(f"{label} must be a whole number of at least {least}, got {number!r}")
+        if isinstance(count, bool) or not isinstance(count, int) or count < least:
+            raise ValueError(f"{label} must be a whole number of at least {least}, got {count!r}")
     if shape is None:
         if model.moments is None or model.moments.mean.ndim == 0:
             raise ValueError("the model does not know the shape of a sample: give shape")

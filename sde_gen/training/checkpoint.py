@@ -23,6 +23,7 @@ from ..models.score import ScoreModel
 from ..networks import NETWORKS, Network, make_network
 from ..sampling.fitting import FittedGrid
 from ..sdes import SDE, SDES, make_sde
+from ..unknown_numbers import to_json
 from ..version import __version__
 from .store import MANIFEST, CheckpointError, fault, newest, versions, write_version
 
@@ -77,10 +78,10 @@ def describe(model: ScoreModel) -> dict[str, Any]:
     process = {"name": _name_of(SDES, model.sde), "class": type(model.sde).__name__, "settings": dict(model.sde.settings)}
     for what, values in (("network", about["options"]), ("SDE", process["settings"])):
         try:
-            json.dumps(values)
+            json.dumps(values, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise CheckpointError(
-                f"cannot save the settings of this {what}: {error}; they must be numbers, strings, lists and dicts"
+                f"cannot save the settings of this {what}: {error}; they must be finite numbers, strings, lists and dicts"
             ) from error
     return {
         "format": FORMAT,
@@ -129,7 +130,7 @@ def _tensors(tensors: dict[str, Tensor]) -> Callable[[Path], None]:
 
 
 def _values(values: dict[str, Any]) -> Callable[[Path], None]:
-    text = json.dumps(values, indent=2) + "\n"
+    text = to_json(values, 2) + "\n"
 
     def write(file: Path) -> None:
         file.write_text(text, encoding="utf-8")

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..data import rows_drawn
 from ..models.moments import Moments
 from ..models.score import ScoreModel
+from ..unknown_numbers import shown_number
 from .validation import MOST_SAMPLES, Validation
 
 RANGES = (("small noise", 2.0, math.inf), ("middle", -2.0, 2.0), ("large noise", -math.inf, -2.0))
@@ -75,8 +76,10 @@ def summarise_losses(
         rows = [k for k, level in enumerate(levels) if low <= level < high]
         if rows:
             own, best, error = (_mean(values, rows) for values in (loss, linear["linear"], errors))
-            heart = f", memorised {_mean(linear['best'], rows):.2f}" if "best" in linear else ""
-            parts.append(f"{name} {own:.2f} (best linear {best:.2f}{heart}): {_learning(own, best, error)}")
+            heart = f", memorised {shown_number(_mean(linear['best'], rows), '.2f')}" if "best" in linear else ""
+            parts.append(
+                f"{name} {shown_number(own, '.2f')} (best linear {shown_number(best, '.2f')}{heart}): {_learning(own, best, error)}"
+            )
     lines = [f"learning  error over a zero network's, {'; '.join(parts)}"]
     memory = _memory(levels, linear)
     if memory:
@@ -103,7 +106,7 @@ def _learning(own: float, best: float, error: float) -> str:
         return "learning, as good as linear" if own <= linear + margin else "learning, not yet as good as linear"
     if own >= 1 - SMALL:
         return LIKE_ZERO if linear >= 1 - SMALL else NO_BETTER if own > linear + margin else f"like zero, within +- {margin:.2f} of linear"
-    return f"not told from zero within +- {margin:.2f}"
+    return f"not told from zero within +- {shown_number(margin, '.2f')}"
 
 
 def _memory(levels: Sequence[float], linear: Mapping[str, Sequence[float]]) -> str:

@@ -19,6 +19,7 @@ from ..data import Source, rows_drawn
 from ..models.moments import Moments
 from ..models.score import ScoreModel
 from ..networks import Network
+from ..unknown_numbers import with_nan
 from .batches import read_batches
 from .checkpoint import State
 from .objective import Objective
@@ -426,5 +427,5 @@ class Trainer:
             raise ValueError(f"counts that cannot be: step {self.step}, taken {self.taken}, part {self.part}, seconds {self.before}")
         result = self.result
         result.steps, result.seconds, result.skipped = self.step, self.before, int(values["skipped"])
-        result.history[:] = values["history"]
+        result.history[:] = with_nan(values["history"])
         self.evaluated_at = max((int(entry["step"]) for entry in result.history if "level_loss" in entry), default=0)

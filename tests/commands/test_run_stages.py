@@ -287,7 +287,7 @@ class Foreign(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"), [(Own, "could not be saved: .*must be numbers, strings"), (Foreign, "is no sde_gen.networks.Network")]
+    ("kind", "said"), [(Own, "could not be saved: .*must be finite numbers, strings"), (Foreign, "is no sde_gen.networks.Network")]
 )
 def test_a_network_that_cannot_be_saved_is_refused_before_any_work(
     kind: type[nn.Module], said: str, sde_gen_command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
