@@ -304,7 +304,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         print(f"\nskipped: {', '.join(missing)}: not installed; benchmarks/peers.txt says how to install the peers")
     if len(missing) < len(versions):
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        short = json.loads(json.dumps(result), parse_float=lambda text: float(f"{float(text):.3g}"))
+        short = json.loads(json.dumps(result), parse_float=lambda text: float(f"{float(text):.3g}"), parse_constant=lambda _: None)
         arguments.json.write_text(json.dumps(short, indent=1) + "\n", encoding="utf-8")
     else:
         print("nothing written: there was nothing to compare with")

@@ -8,13 +8,13 @@ should be 12.5 %; the standard error of one share is 0.33 %. The data's own shar
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from sde_gen import metrics, sample
 from sde_gen.commands.config import resolve
 from sde_gen.commands.runs import open_run
 from sde_gen.sdes import SDES
+from sde_gen.unknown_numbers import to_json
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
             table[name][solver] = [share.value for share in metrics.mode_fractions(out.x, run.data.modes)]
             print(_row(name, solver, table[name][solver]), flush=True)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    arguments.json.write_text(to_json(table, 1) + "\n", encoding="utf-8")
 
 
 def _row(sde: str, solver: str, shares: list[float]) -> str:

@@ -40,6 +40,7 @@ from sde_gen.data import Dataset, load_dataset
 from sde_gen.metrics import Estimate, FeatureNet, cached_features, frechet_distance, memorised_fraction, precision_recall
 from sde_gen.sampling.sample import sample
 from sde_gen.training import read_extra
+from sde_gen.unknown_numbers import to_json
 
 HERE = Path(__file__).resolve().parent
 PEERS = ("diffusers", "denoising-diffusion-pytorch")
@@ -76,7 +77,7 @@ def kept(stem: Path, settings: dict[str, Any] | None) -> tuple[Tensor, dict[str,
 
 def keep(stem: Path, record: dict[str, Any]) -> None:
     """Write the record of samples, last of all: it is what makes them complete."""
-    Path(f"{stem}.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
+    Path(f"{stem}.json").write_text(to_json(record, 2), encoding="utf-8")
 
 
 def ours(args: argparse.Namespace) -> list[Entry]:
@@ -268,7 +269,7 @@ def report(entries: list[Entry], data: Dataset, args: argparse.Namespace) -> Non
         "excess_ratio": claim,
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    args.out.write_text(to_json(result, 2) + "\n", encoding="utf-8")
 
 
 def main() -> None:

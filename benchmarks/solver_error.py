@@ -373,7 +373,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         result["families"][family] = table
         result["seconds"] = time.monotonic() - began
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        short = json.loads(json.dumps(result), parse_float=lambda text: float(f"{float(text):.4g}"))
+        short = json.loads(json.dumps(result), parse_float=lambda text: float(f"{float(text):.4g}"), parse_constant=lambda _: None)
         arguments.json.write_text(json.dumps(short, separators=(",", ":")).replace('},"', '},\n"') + "\n", encoding="utf-8")
     print(f"\ngeometric means; + the target is met ({', '.join(f'{k} {v}' for k, v in TARGETS.items())}); {result['seconds']:.0f} s")
     return result

@@ -331,7 +331,7 @@ def main(argv: list[str] | None = None) -> Row:
     def write(part: str, rows: Row, settings: Row, began: float) -> None:
         result[part] = {"settings": settings, "seconds": time.monotonic() - began, "threads": torch.get_num_threads(), **rows}
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        short = json.loads(json.dumps(result), parse_float=lambda text: float(f"{float(text):.4g}"))
+        short = json.loads(json.dumps(result), parse_float=lambda text: float(f"{float(text):.4g}"), parse_constant=lambda _: None)
         arguments.json.write_text(json.dumps(short, separators=(",", ":")).replace('},"', '},\n"') + "\n", encoding="utf-8")
 
     if arguments.part != "digits":

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 
 from sde_gen.commands.config import resolve
 from sde_gen.commands.evaluation import sample_run
 from sde_gen.commands.runs import choose_device, open_run
 from sde_gen.solvers import SOLVERS
+from sde_gen.unknown_numbers import to_json
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
     held = next(iter(table.values()))
     print(f"| held-out real images (297) | | | {_cell(held, 'held_out_frechet_distance')} | | | |")
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    arguments.json.write_text(to_json(table, 1) + "\n", encoding="utf-8")
 
 
 def _cell(scores: dict[str, dict[str, float]], key: str) -> str:

@@ -12,7 +12,6 @@ between the budgets around it; error bars are those of the distances.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 from pathlib import Path
@@ -24,6 +23,7 @@ from quality import HERE, PEERS, draw_ours, keep, kept, numbers, peers
 from sde_gen.commands.config import resolve
 from sde_gen.data import load_dataset
 from sde_gen.metrics import cached_features, frechet_distance
+from sde_gen.unknown_numbers import to_json
 
 
 def crossing(budgets: list[float], distances: list[float], target: float) -> tuple[float | None, float | None]:
@@ -89,7 +89,7 @@ def main() -> None:
     result = {"answers": answers, "real": numbers(real), "ours": rows, "peers": rivals}
     result |= {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    args.out.write_text(to_json(result, 2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
