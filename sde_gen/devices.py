@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def find_device(device: torch.device | str | None) -> torch.device:
@@ -37,3 +38,23 @@ def float32_products(tf32: bool) -> Iterator[None]:
     finally:
         for place, was in zip(places, before, strict=True):
             setattr(place, name, was)
+
+
+class OnItsWay:
+    """A tensor's values on their way to the host, behind the work that the device had when this was made and not behind later work.
+
+    value: the tensor; one on the CPU is there already.
+    """
+
+    def __init__(self, value: Tensor) -> None:
+        self._there, self._event = value, None
+        if value.device.type == "cuda":
+            self._there = torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def arrived(self) -> Tensor:
+        """The values on the host, waited for."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._there

@@ -105,13 +105,24 @@ def zeroed(module: M) -> M:
     return module
 
 
-def group_norm(channels: int, affine: bool = True) -> nn.GroupNorm:
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm that gives what it gets: on CUDA autocast would have it give float32, and all up to the next convolution would move
+    twice the bytes. Its statistics are float32 either way."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cuda" or not self.affine or x.dtype == self.weight.dtype:
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+def group_norm(channels: int, affine: bool = True) -> GroupNorm:
     """GroupNorm (Wu and He 2018, arXiv:1803.08494) with at most 32 groups of at least 4 channels, as far as `channels` divides.
 
     Groups of few channels would have no variance left where the map has shrunk to a single point.
     """
     groups = max(g for g in range(1, 33) if channels % g == 0 and (g == 1 or channels // g >= 4))
-    return nn.GroupNorm(groups, channels, affine=affine)
+    return GroupNorm(groups, channels, affine=affine)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

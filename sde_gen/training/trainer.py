@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .. import memory, parallel
 from ..data import Source, rows_drawn
+from ..devices import OnItsWay
 from ..models.moments import Moments
 from ..models.score import ScoreModel
 from ..networks import Network
@@ -126,6 +127,7 @@ class Trainer:
         self.timed, self.spent = 0, 0.0  # steps of this run and their seconds
         self.evaluated_at = 0  # the step of the last evaluation
         self.recent: list[Tensor] = []
+        self.unsettled: tuple[int, Tensor, OnItsWay] | None = None  # the last step, its loss and whether it was finite
         self.before = 0.0  # seconds of the runs that this one goes on from
         self.began = time.monotonic()
         self.random: Tensor | None = None  # the global generator's state at the start of `running`, for dropout
@@ -154,6 +156,11 @@ class Trainer:
         return self.before + time.monotonic() - self.began
 
     @property
+    def runs_ahead(self) -> bool:
+        """Whether a step begins before it is known what became of the one before."""
+        return self.device.type != "cpu"
+
+    @property
     def rate(self) -> float:
         """Training samples a second."""
         return self.step * self.settings.batch / max(self.seconds, 1e-9)
@@ -178,6 +185,7 @@ class Trainer:
         state: `state` works in here, in the first process.
         last: the whole networks stay.
         """
+        self.settle()
         with self.placement.whole_networks(last):
             if state and self.world > 1:
                 for number, random in enumerate(parallel.gather_rows(torch.get_rng_state()[None])):
@@ -225,7 +233,6 @@ class Trainer:
 
     def _advance(self) -> dict[str, Any] | None:
         settings, placement = self.settings, self.placement
-        self._set_rate()
         assert self.batches is not None
         index, x_0 = next(self.batches)
         drawn = self.objective.draw(self.model, (settings.batch, *x_0.shape[1:]), self.generator)  # times, their weights, noise
@@ -245,10 +252,14 @@ class Trainer:
             self.objective.observe(drawn, parallel.gather_rows(torch.cat(losses)))
         loss = parallel.summed(loss)
         norm = whole(nn.utils.clip_grad_norm_(self.parameters, settings.clip, foreach=True))
-        finite = bool(torch.isfinite(norm))
-        if finite:
+        self.settle()  # what became of the step before has been known for as long as this one took
+        self._set_rate()
+        finite = torch.isfinite(norm)
+        if not placement.sharded:
+            self.optimizer.found_inf = 1.0 - finite.float()  # type: ignore[attr-defined]  # the optimiser's kernel looks at it itself
             self.optimizer.step()
-            self.average.update(placement.network)
+        elif bool(finite):  # its kernel takes no plain tensor beside weights in shares
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return self._record(loss, finite)
 
@@ -293,24 +304,37 @@ class Trainer:
             self.part = math.ceil(self.part / 2)
             warnings.warn(f"out of memory: going on with {self.part} samples at a time (--micro-batch {self.part} starts so)", stacklevel=2)
 
-    def _record(self, loss: Tensor, finite: bool) -> dict[str, Any] | None:
-        """Count a step and its loss; the new entry of the history where one is due."""
+    def _record(self, loss: Tensor, finite: Tensor) -> dict[str, Any] | None:
+        """Count a step; the new entry of the history where one is due."""
         settings, result = self.settings, self.result
         self.step += 1
-        if finite:
+        self.unsettled = (self.step, loss, OnItsWay(finite))
+        result.steps = self.step
+        result.seconds = self.seconds if settings.max_seconds is None else parallel.agreed(self.seconds)
+        due = self.step % self.log_every == 0 or self.done
+        if due or not self.runs_ahead:
+            self.settle()
+        return self._entry(float(torch.stack(self.recent).mean())) if due and self.recent else None
+
+    def settle(self) -> None:
+        """Take the last step into the average and the counts, or count it as left out, once it is known whether it was finite.
+
+        On a GPU that is not waited for at the step's end: the next step's kernels are under way before the answer is asked for.
+        Raises TrainingError after too many steps in a row that were not finite.
+        """
+        if self.unsettled is None:
+            return
+        (step, loss, finite), self.unsettled = self.unsettled, None
+        if bool(finite.arrived()):
+            self.average.update(self.placement.network)
             self.recent.append(loss)
             self.taken += 1
             self.in_a_row = 0
-        else:
-            result.skipped += 1
-            self.in_a_row += 1
-            if self.in_a_row > MOST_SKIPPED:
-                raise TrainingError(f"loss or gradients were not finite for {self.in_a_row} steps in a row, up to step {self.step}")
-        result.steps = self.step
-        result.seconds = self.seconds if settings.max_seconds is None else parallel.agreed(self.seconds)
-        if not self.recent or (self.step % self.log_every and not self.done):
-            return None
-        return self._entry(float(torch.stack(self.recent).mean()))
+            return
+        self.result.skipped += 1
+        self.in_a_row += 1
+        if self.in_a_row > MOST_SKIPPED:
+            raise TrainingError(f"loss or gradients were not finite for {self.in_a_row} steps in a row, up to step {step}")
 
     def _entry(self, loss: float) -> dict[str, Any]:
         entry = {"step": self.step, "seconds": self.result.seconds, "loss": loss}
@@ -326,6 +350,7 @@ class Trainer:
         """After an AbandonedStep: the last entry of the history where the time is over, else None. Raises TrainingError where it was
         over before the first step."""
         result = self.result
+        self.settle()
         result.seconds = parallel.agreed(self.seconds)
         if not self.done:
             return None
@@ -379,6 +404,7 @@ class Trainer:
         """
         if self.placement.sharded and not self.of_others:
             raise ValueError("the state of a training in shares is put together for on_checkpoint alone: ask for it there")
+        self.settle()
         tensors = {"generator": self.generator.get_state(), "random": torch.get_rng_state(), "averaged": torch.tensor(self.average.updates)}
         tensors |= self.of_others
         tensors |= {} if self.placement.sharded else self._optimizer_state()

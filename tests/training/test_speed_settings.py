@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde_gen.training import TrainingError, TrainResult, TrainSettings, build_model, fit, load, read_state, save
+from sde_gen.training import Objective, TrainingError, TrainResult, TrainSettings, build_model, fit, load, read_state, save
 from sde_gen.training.batches import batch_order
+from sde_gen.training.trainer import Trainer
 
 SETTINGS = TrainSettings(steps=12, batch=12, warmup=2, evaluations=1, micro_batch=5)
 
@@ -82,6 +83,47 @@ def test_what_cannot_be_compiled_is_said_in_one_line(monkeypatch: pytest.MonkeyP
     with pytest.raises(TrainingError, match=r"^the network cannot be compiled here \(leave training.compile out\): [^\n]*$"):
         trained(replace(SETTINGS, compile=True))
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("saving", [False, True])
+@pytest.mark.parametrize("bad", [(), (3, 4, 7, 12)])
+def test_a_training_that_runs_ahead_of_its_device_is_the_same_to_the_bit(
+    bad: tuple[int, ...], saving: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: whether a step was finite is asked for after the next one is under way, and before anything is kept of it."""
+    forward, settle = Objective.forward, Trainer.settle
+    calls, later = [0], [0]
+
+    def losses(self: Objective, model: Any, x_0: Tensor, draw: Any, **cond: Any) -> Tensor:
+        calls[0] += 1
+        step = (calls[0] - 1) // 3 + 1  # three parts to a step
+        return forward(self, model, x_0, draw, **cond) * (float("nan") if step in bad else 1.0)
+
+    def counted(self: Trainer) -> None:
+        later[0] += self.unsettled is not None and calls[0] > 3 * self.unsettled[0]
+        settle(self)
+
+    monkeypatch.setattr(Objective, "forward", losses)
+    monkeypatch.setattr(Trainer, "settle", counted)
+    monkeypatch.setattr("sde_gen.training.trainer.LOGS", 3)
+
+    def run() -> tuple[Tensor, list[Any], dict[str, Tensor]]:
+        calls[0] = later[0] = 0
+        states: list[Any] = []
+        saves: dict[str, Any] = {"checkpoint_seconds": 1e-9, "on_checkpoint": lambda step, r: states.append(r.state())} if saving else {}
+        result = trained(SETTINGS, **saves)
+        states.append(result.state())
+        counts = [state[1] | {"seconds": 0.0, "history": [entry["loss"] for entry in state[1]["history"]]} for state in states]
+        return weights(result), counts, states[-1][0]
+
+    at_once = run()
+    assert later[0] == 0
+    monkeypatch.setattr(Trainer, "runs_ahead", True)
+    ahead = run()
+    assert later[0] == (0 if saving else 9), "steps that were settled behind the next one's kernels, of twelve"
+    assert torch.equal(at_once[0], ahead[0]) and at_once[1] == ahead[1]
+    assert at_once[1][-1]["skipped"] == len(bad) and len(at_once[1]) == (12 if saving else 1)
+    assert at_once[2].keys() == ahead[2].keys() and all(torch.equal(value, ahead[2][name]) for name, value in at_once[2].items())
 
 
 def test_batches_on_a_device_are_those_of_the_host() -> None:
