@@ -26,8 +26,8 @@ def model() -> sde_gen.ScoreModel:
 
 @pytest.fixture
 def full_precision() -> Iterator[None]:
-    """Convolutions in float32 and not in TF32, PyTorch's default: cuDNN takes other kernels for other sizes of batch, and these would differ
-    by a thousandth, which sampling amplifies."""
+    """Convolutions in float32 and not in TF32, PyTorch's default: other sizes of batch get other kernels, which would differ by a
+    thousandth, and sampling amplifies it."""
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         yield
 
@@ -79,6 +79,7 @@ def test_a_captured_loop_gives_the_same_samples(name: str, conditional: bool, mo
         unconditional = model.network
         model = model.with_network(lambda x, c, shift: unconditional(x, c + 0.01 * shift[:, 0, 0, 0]))
     options = {"solver": name, "steps": 70 if name == "restart" else 30, "batch_size": 4, "cond": cond, "progress": False}
+    options["device"] = "cuda"  # a function as the network does not say where it is
     plain = sde_gen.sample(model, (14, 1, 8, 8), **options)  # three batches of one size and a smaller one
     captured = sde_gen.sample(model, (14, 1, 8, 8), **options, graph=True)
     torch.testing.assert_close(captured.x, plain.x, rtol=0, atol=2e-3)  # a last bit is a thousandth after a convolution in TF32
@@ -88,7 +89,7 @@ def test_a_captured_loop_gives_the_same_samples(name: str, conditional: bool, mo
 def test_what_cannot_be_captured_is_said_in_one_line(model: sde_gen.ScoreModel) -> None:
     waiting = model.with_network(lambda x, c: x * float(c.sum().cpu()))
     with pytest.raises(RuntimeError, match="cannot be captured"):
-        sde_gen.sample(waiting, (4, 1, 8, 8), "ddim", steps=5, batch_size=2, progress=False, graph=True, on_failure="mask")
+        sde_gen.sample(waiting, (4, 1, 8, 8), "ddim", steps=5, batch_size=2, progress=False, graph=True, on_failure="mask", device="cuda")
     sde_gen.sample(model, (4, 1, 8, 8), "ddim", steps=5, batch_size=2, progress=False)  # the device is as it was
 
 
