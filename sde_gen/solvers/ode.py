@@ -139,7 +139,7 @@ class ProbabilityFlow(Solver):
             factor = (SAFETY * ratio.clamp_min(1e-10) ** -0.2).clamp(SHRINK, GROW).nan_to_num(SHRINK)
             # A step cut short by the end says nothing about the next one.
             state.h[active] = torch.where(arrived, state.h[active], h * factor)
-            state.attempts[active] += 1
+            state.attempts[active] += (remaining > 0).long()  # the others have arrived and wait to be put aside
             lost[active] |= ~accepted & (h < SMALLEST_STEP) | ~arrived & (state.attempts[active] >= steps)
             attempt += 1
             if attempt % check_every == 0:

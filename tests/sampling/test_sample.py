@@ -102,15 +102,15 @@ def test_two_halves_make_a_whole(name, solver):
     torch.testing.assert_close(second.x, whole.x, rtol=1e-6, atol=1e-6)
 
 
-def test_noise_is_the_same_with_and_without_x_init():
-    model = DATA.model(make_sde("vp"))
-    x_init = model.prior.from_noise(torch.ones(4, 2, dtype=torch.float64))
+def test_noise_is_the_same_with_and_without_x_init(device):
+    model = DATA.to(device).model(make_sde("vp"))
+    x_init = model.prior.from_noise(torch.ones(4, 2, dtype=torch.float64, device=device))
     start, again, other = (draw(model, (4, 2), "ancestral", x_init=x_init, seed=seed).x for seed in (0, 0, 5))
     assert torch.equal(start, again) and not torch.equal(start, other)
     # Where x_0 = 0 for certain the start is all but forgotten at t_min (by exp(-2 (lambda_0 - lambda_T))): equal noise is left.
     zeros = ScoreModel(lambda x, c: 0 * x, make_sde("vp"), prediction="data")
-    free, started = (draw(zeros, (4, 2), "ancestral", x_init=x, final="state").x for x in (None, x_init))
-    torch.testing.assert_close(free, started, rtol=1e-4, atol=1e-8)
+    free, started = (draw(zeros, (4, 2), "ancestral", x_init=x, final="state", device=device).x for x in (None, x_init))
+    torch.testing.assert_close(free, started, rtol=1e-4, atol=1e-7)
     assert not torch.equal(free, started) and free.abs().max() > 1e-4
 
 
@@ -165,7 +165,7 @@ def test_a_hook_sees_each_step_and_stops(solver):
 
 
 @every_solver
-def test_conditions_are_passed_and_split(solver):
+def test_conditions_are_passed_and_split(solver, device):
     sde = make_sde("vp")
     sizes = []
 
@@ -177,8 +177,8 @@ def test_conditions_are_passed_and_split(solver):
 
     model = ScoreModel(network, sde, prediction="data")
     shift = torch.arange(10.0, dtype=torch.float64)[:, None].expand(10, 2).contiguous()
-    out = draw(model, (10, 2), solver, cond={"shift": shift, "label": torch.arange(10)}, batch_size=4, trajectory=None)
-    torch.testing.assert_close(out.x, shift)
+    out = draw(model, (10, 2), solver, cond={"shift": shift, "label": torch.arange(10)}, batch_size=4, device=device)
+    torch.testing.assert_close(out.x, shift.to(device))
     assert max(sizes) == 4
 
 

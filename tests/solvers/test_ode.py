@@ -146,26 +146,31 @@ def test_calls_are_counted_for_each_sample(device):
 def test_the_step_cap_marks_its_samples_and_spares_the_others(name, watched, device):
     """One sample's field is rough, so that it alone needs many steps."""
     sde, bad = SDES[name], 2
-    plain = MIXTURE.to(device).score(sde)
 
-    def network(x, c, index):
-        wave = torch.sin(150 * torch.cos(1.2 * c))[:, None] / sde.marginal(c)[1][:, None]
-        return plain(x, c) + torch.where((index == bad)[:, None], wave, 0.0)
+    def model(device):
+        plain = MIXTURE.to(device).score(sde)
 
-    model = ScoreModel(network, sde, prediction="score", prior="sde")
-    options = {"cond": {"index": torch.arange(5)}, "progress": False, "dtype": torch.float64, "device": device}
+        def network(x, c, index):
+            wave = torch.sin(300 * torch.cos(1.2 * c))[:, None] / sde.marginal(c)[1][:, None]
+            return plain(x, c) + torch.where((index == bad)[:, None], wave, 0.0)
+
+        return ScoreModel(network, sde, prediction="score", prior="sde")
+
+    x = prior_draws(model("cpu"), 5)
+    options = {"cond": {"index": torch.arange(5)}, "progress": False, "dtype": torch.float64}
     options |= {"trajectory": "states"} if watched else {}
-    free = sample(model, (5, 2), "ode", **options)
+    free = sample(model("cpu"), (5, 2), "ode", x_init=x, **options)  # on the CPU, where a call is an attempt's and no other
     others = 3 + (len(free.times) if watched else 0)  # calls that are not a stage of a step
-    attempts = (free.nfe.cpu() - others) / 6
-    cap = int(attempts[[0, 1, 3, 4]].max()) + 1
+    attempts = (free.nfe - others) / 6
+    spared = [0, 1, 3, 4]
+    cap = int(attempts[spared].max()) + 1
     assert attempts[bad] > cap and not free.failed.any()
-    masked = sample(model, (5, 2), "ode", steps=cap, on_failure="mask", **options)
+    masked = sample(model(device), (5, 2), "ode", x_init=x.to(device), steps=cap, on_failure="mask", **options)
     assert masked.failed.tolist() == [False, False, True, False, False]
-    torch.testing.assert_close(masked.x[~masked.failed], free.x[~masked.failed], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(masked.x.cpu()[spared], free.x[spared], rtol=1e-8, atol=1e-8)
     assert masked.nfe[bad] <= 6 * (cap + WATCHED) + others
     with pytest.raises(SolverError, match="step cap") as caught:
-        sample(model, (5, 2), "ode", steps=cap, **options)
+        sample(model(device), (5, 2), "ode", x_init=x.to(device), steps=cap, **options)
     assert caught.value.failed.tolist() == [bad] and caught.value.healthy.tolist() == [0, 1, 3, 4]
 
 

@@ -54,7 +54,13 @@ class Stop(Exception):
 
 
 def train(
-    path: Path, settings: TrainSettings, make: Any = model, stop: int | None = None, resume: bool = False, data: Any = None
+    path: Path,
+    settings: TrainSettings,
+    make: Any = model,
+    stop: int | None = None,
+    resume: bool = False,
+    data: Any = None,
+    device: torch.device | str = "cpu",
 ) -> TrainResult:
     """Train; `stop`: leave a checkpoint after this step and die."""
 
@@ -64,9 +70,8 @@ def train(
             raise Stop
 
     state = read_state(path) if resume else None
-    return fit(
-        make(), points() if data is None else data, settings, progress=False, on_checkpoint=keep, checkpoint_seconds=0.0, resume=state
-    )
+    data = points() if data is None else data
+    return fit(make(), data, settings, device=device, progress=False, on_checkpoint=keep, checkpoint_seconds=0.0, resume=state)
 
 
 def test_n_steps_a_death_and_the_rest_equal_all_at_once(tmp_path: Path) -> None:
@@ -77,6 +82,25 @@ def test_n_steps_a_death_and_the_rest_equal_all_at_once(tmp_path: Path) -> None:
             train(tmp_path / "c", settings, stop=stop)
         torch.rand(7)  # the global generator is elsewhere in another process
         assert_equal(everything(train(tmp_path / "c", settings, resume=True)), whole)
+
+
+def test_a_training_learns_and_goes_on_on_every_device(device: torch.device, tmp_path: Path) -> None:
+    data = points() + 30 * torch.tensor([1.0, -1.0]).repeat(25)[:, None]  # two modes
+
+    def make() -> sde_gen.ScoreModel:
+        return build_model(data, "vp", "mlp", network_options={"width": 16, "depth": 1})
+
+    settings = TrainSettings(steps=60, batch=50, warmup=4, lr=1e-2, evaluations=2)
+    whole = train(tmp_path / "none", settings, make, data=data, device=device)
+    assert {p.device.type for one in (whole.raw, whole.model) for p in one.parameters()} == {device.type}
+    assert min(whole.history[-1]["level_loss"]) < 0.8
+    assert sum(entry["loss"] for entry in whole.history[-20:]) < 0.9 * sum(entry["loss"] for entry in whole.history[:20])
+    with pytest.raises(Stop):
+        train(tmp_path / "c", settings, make, stop=7, data=data, device=device)
+    rest = train(tmp_path / "c", settings, make, resume=True, data=data, device=device)
+    for one, other in ((whole.raw, rest.raw), (whole.model, rest.model)):
+        for name, value in one.network.state_dict().items():
+            torch.testing.assert_close(other.network.state_dict()[name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_a_finished_training_goes_on_by_the_schedule_of_the_longer_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
