@@ -285,8 +285,8 @@ def test_the_images_need_not_be_where_the_model_is(device):
     model = ScoreModel(Linear(), VP, "data", data_std=1.0, prior="matched", normalizer=Normalizer(torch.zeros(2), torch.ones(2)))
     shown = images(4, 10, (2,))
     for kind in ("uniform", "truncated_normal"):
-        here = bits_per_dim(model.to("cpu"), shown, 4, kind, draws=2)
-        there = bits_per_dim(model.to(device), shown, 4, kind, draws=2)
+        here = bits_per_dim(model.to("cpu"), shown, 4, kind, draws=2, steps=10)
+        there = bits_per_dim(model.to(device), shown, 4, kind, draws=2, steps=10)
         torch.testing.assert_close(there.each, here.each, rtol=1e-6, atol=1e-6)
         assert there.std_error == pytest.approx(here.std_error) and there.nfe == here.nfe
 

@@ -151,7 +151,7 @@ def test_the_step_cap_marks_its_samples_and_spares_the_others(name, watched, dev
         plain = MIXTURE.to(device).score(sde)
 
         def network(x, c, index):
-            wave = torch.sin(300 * torch.cos(1.2 * c))[:, None] / sde.marginal(c)[1][:, None]
+            wave = torch.sin(220 * torch.cos(1.2 * c))[:, None] / sde.marginal(c)[1][:, None]
             return plain(x, c) + torch.where((index == bad)[:, None], wave, 0.0)
 
         return ScoreModel(network, sde, prediction="score", prior="sde")
