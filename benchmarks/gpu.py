@@ -197,7 +197,7 @@ def waits(job: Callable[[], Any], cuda: bool) -> int:
 
 def tests(bench: Bench) -> None:
     """The tests that a device can fail; on the CPU they are collected."""
-    chosen = ["tests", "-k", "cuda", "-n", "8", "-v", "--continue-on-collection-errors", "--timeout", "60", "--durations", "10"]
+    chosen = ["tests", "-k", "cuda", "-n", "12", "-v", "--continue-on-collection-errors", "--timeout", "60", "--durations", "10"]
     if not bench.cuda:
         chosen = ["tests/test_cuda.py", "--collect-only", "-n", "0"]
     log = bench.out / "tests.log"
