@@ -40,6 +40,20 @@ def float32_products(tf32: bool) -> Iterator[None]:
             setattr(place, name, was)
 
 
+def random_state(device: torch.device) -> Tensor:
+    """The state of the global generators that a computation on `device` may draw from: the host's, then the card's."""
+    host = torch.get_rng_state()
+    return torch.cat((host, torch.cuda.get_rng_state(device))) if device.type == "cuda" else host
+
+
+def set_random_state(state: Tensor, device: torch.device) -> None:
+    """Set the global generators to `state` of `random_state`; the card's stays as it is where the state is another device's."""
+    host = len(torch.get_rng_state())
+    torch.set_rng_state(state[:host])
+    if device.type == "cuda" and len(state) > host:
+        torch.cuda.set_rng_state(state[host:], device)
+
+
 class OnItsWay:
     """A tensor's values on their way to the host, behind the work that the device had when this was made and not behind later work.
 

@@ -12,12 +12,16 @@ from .base import FixedStepSolver, Run, Solver, Update, run_updates
 
 @dataclass
 class _Captured:
-    """A captured loop: copy into `inputs`, replay, read `output`."""
+    """A captured loop: copy into `inputs`, replay, read `output`.
+
+    run: what the loop was captured with. A replay writes where its tensors lie, its count of calls for one: they must live as long.
+    """
 
     graph: torch.cuda.CUDAGraph
     updates: list[Update]
     inputs: tuple[Tensor, ...]
     output: Tensor
+    run: Run
 
 
 class Graphed(Solver):
@@ -63,4 +67,4 @@ def _capture(run: Run, inputs: tuple[Tensor, ...], updates: list[Update], rememb
             output = run_updates(twin, inputs[0], updates, inputs[1:first])
     except RuntimeError as error:
         raise RuntimeError(f"the network cannot be captured in a CUDA graph (leave graph out): {str(error).splitlines()[0]}") from error
-    return _Captured(graph, updates, inputs, output)
+    return _Captured(graph, updates, inputs, output, twin)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .. import memory, parallel
 from ..data import Source, rows_drawn
-from ..devices import OnItsWay
+from ..devices import OnItsWay, random_state, set_random_state
 from ..models.moments import Moments
 from ..models.score import ScoreModel
 from ..networks import Network
@@ -130,17 +130,17 @@ class Trainer:
         self.unsettled: tuple[int, Tensor, OnItsWay] | None = None  # the last step, its loss and whether it was finite
         self.before = 0.0  # seconds of the runs that this one goes on from
         self.began = time.monotonic()
-        self.random: Tensor | None = None  # the global generator's state at the start of `running`, for dropout
+        self.random: Tensor | None = None  # the global generators' state at the start of `running`, for dropout
         self.of_others: dict[str, Tensor] = {}  # what `state` needs of the other processes, between `together` and its end
         self.batches: Iterator[tuple[Tensor, Tensor]] | None = None
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """The steps happen in here: torch's global generator, which dropout uses, is this training's own meanwhile."""
+        """The steps happen in here: torch's global generators, which dropout uses, are this training's own meanwhile."""
         with torch.random.fork_rng(devices=[] if self.device.type == "cpu" else [self.device]), self.placement.running():
             torch.manual_seed(self.settings.seed + (self.rank + self.step if self.rank else 0))
             if self.random is not None:
-                torch.set_rng_state(self.random)
+                set_random_state(self.random, self.device)
             self.model.train()
             self.network.train()
             self.batches = read_batches(self.x, self.encode, self.settings, self.step, self.device)
@@ -188,7 +188,7 @@ class Trainer:
         self.settle()
         with self.placement.whole_networks(last):
             if state and self.world > 1:
-                for number, random in enumerate(parallel.gather_rows(torch.get_rng_state()[None])):
+                for number, random in enumerate(parallel.gather_rows(random_state(self.device)[None])):
                     self.of_others[f"random.{number}"] = random
                 for name, value in self._optimizer_state().items() if self.placement.sharded else ():
                     full = whole(value)
@@ -215,13 +215,13 @@ class Trainer:
         any process between two parts, and all that changes from step to step is then as before this one.
         """
         began = time.monotonic()
-        before = self.generator.get_state(), torch.get_rng_state()
+        before = self.generator.get_state(), random_state(self.device)
         try:
             entry = self._advance()
         except AbandonedStep:
             self.optimizer.zero_grad(set_to_none=True)
             self.generator.set_state(before[0])
-            torch.set_rng_state(before[1])
+            set_random_state(before[1], self.device)
             raise
         except RuntimeError as error:
             if self.settings.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
@@ -280,7 +280,7 @@ class Trainer:
         """
         least = self.settings.batch // self.world  # rows that every process has: they ask one another between the same parts
         while True:
-            random = torch.get_rng_state()
+            random = random_state(self.device)
             total, seen = torch.zeros((), device=self.device), []
             try:
                 for start in range(0, count, self.part):
@@ -300,7 +300,7 @@ class Trainer:
                     ) from error
             self.optimizer.zero_grad(set_to_none=True)
             memory.release()
-            torch.set_rng_state(random)
+            set_random_state(random, self.device)
             self.part = math.ceil(self.part / 2)
             warnings.warn(f"out of memory: going on with {self.part} samples at a time (--micro-batch {self.part} starts so)", stacklevel=2)
 
@@ -405,7 +405,8 @@ class Trainer:
         if self.placement.sharded and not self.of_others:
             raise ValueError("the state of a training in shares is put together for on_checkpoint alone: ask for it there")
         self.settle()
-        tensors = {"generator": self.generator.get_state(), "random": torch.get_rng_state(), "averaged": torch.tensor(self.average.updates)}
+        tensors = {"generator": self.generator.get_state(), "random": random_state(self.device)}
+        tensors["averaged"] = torch.tensor(self.average.updates)
         tensors |= self.of_others
         tensors |= {} if self.placement.sharded else self._optimizer_state()
         tensors |= {f"objective.{name}": value for name, value in self.objective.state_dict().items()}

@@ -88,7 +88,7 @@ def test_a_training_learns_and_goes_on_on_every_device(device: torch.device, tmp
     data = points() + 30 * torch.tensor([1.0, -1.0]).repeat(25)[:, None]  # two modes
 
     def make() -> sde_gen.ScoreModel:
-        return build_model(data, "vp", "mlp", network_options={"width": 16, "depth": 1})
+        return build_model(data, "vp", "mlp", network_options={"width": 16, "depth": 1, "dropout": 0.05})
 
     settings = TrainSettings(steps=60, batch=50, warmup=4, lr=1e-2, evaluations=2)
     whole = train(tmp_path / "none", settings, make, data=data, device=device)
