@@ -6,6 +6,7 @@ from .diagnostics.doctor import diagnose
 from .diagnostics.finding import Finding
 from .discrete import DiscreteChain, elbo, elbo_continuous, make_chain
 from .exact.empirical import empirical_score
+from .guidance import guide
 from .likelihood.bits_per_dim import BitsPerDim, bits_per_dim
 from .likelihood.flow import LogLikelihood, log_likelihood
 from .models.denoiser import Denoiser, Prediction, Wrapper
@@ -53,6 +54,7 @@ __all__ = [
     "empirical_score",
     "encode",
     "fit_grid",
+    "guide",
     "interpolate",
     "load",
     "load_dataset",

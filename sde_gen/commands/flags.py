@@ -13,6 +13,7 @@ import yaml
 from ..data import DATASETS, PATHS, SOURCES
 from ..data.assemble import SPLITS
 from ..data.write import FORMATS
+from ..guidance import GUIDANCE
 from ..likelihood.bits_per_dim import DEQUANTISATIONS
 from ..likelihood.divergence import DIVERGENCES
 from ..likelihood.flow import EXACT_UP_TO
@@ -212,6 +213,8 @@ def add_sample_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", metavar="N", type=int, help="of the noise (default: the run's)")
     parser.add_argument("--batch-size", metavar="N", type=int, help="samples at a time (default: the run's)")
     parser.add_argument("--label", metavar="LABEL", help="of a conditional network: this class alone, by the data's own label")
+    parser.add_argument("--guidance", metavar="X", type=float, help="push samples towards their classes: 1 not at all, 2 or 3 strongly")
+    parser.add_argument("--rule", metavar="NAME", help=f"rule of guidance: {', '.join(GUIDANCE)} (default cfg)")
     parser.add_argument(
         "--threads", metavar="N", type=int, default=1, help="of each process on the CPU; bits may depend on it (%(default)s)"
     )

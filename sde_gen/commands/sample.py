@@ -19,7 +19,9 @@ from torch import Tensor
 
 from .. import parallel, progress
 from ..data.write import DataDescription, form_of, write_samples
+from ..guidance import guide
 from ..locks import held
+from ..models.denoiser import Denoiser
 from ..models.score import ScoreModel
 from ..randomness import check_seed
 from ..report.files import atomic_path, write_text
@@ -42,8 +44,9 @@ class SampleSettings:
     """What is drawn. None: what the run's configuration says, of steps and grid where its solver is the same.
 
     samples: how many; solver, steps, grid, seed: as `sample` takes them; batch: how many at a time; label: the data's own label of one
-    class, None: all classes in the shares of the training data; threads: of each process on the CPU, on which the last bits of some
-    networks depend, so that with one number of them any number of processes draws the same bits.
+    class, None: all classes in the shares of the training data; guidance: the strength with which samples are pushed towards their classes
+    (None and 1: not at all) by `rule`, a name in GUIDANCE (None: "cfg"); threads: of each process on the CPU, on which the last bits of
+    some networks depend, so that with one number of them any number of processes draws the same bits.
     """
 
     samples: int
@@ -53,6 +56,8 @@ class SampleSettings:
     seed: int | None = None
     batch: int | None = None
     label: str | None = None
+    guidance: float | None = None
+    rule: str | None = None
     threads: int = 1
 
 
@@ -60,7 +65,7 @@ class SampleSettings:
 class _Job:
     """A set of samples in a form, and where its shards lie."""
 
-    model: ScoreModel
+    model: Denoiser
     about: DataDescription
     form: str
     out: Path
@@ -175,6 +180,7 @@ def _job(directory: Path, out: str, settings: SampleSettings, device: torch.devi
         about = _description(directory, extra)
         about.check(form)
         label = _label(model, about, settings.label)
+        drawn = _guided(model, settings)
         solver = own.solver if settings.solver is None else registered_solver(settings.solver)
         same = solver == own.solver
         options = own.options if same else {}
@@ -190,7 +196,7 @@ def _job(directory: Path, out: str, settings: SampleSettings, device: torch.devi
             raise ValueError(f"unknown grid {grid!r}; choose from {', '.join(GRIDS)}, fitted")
         classes = getattr(model.network, "classes", None)
         key = (solver, method.default_steps if steps is None else steps, () if classes is None else ("label",))
-        fitted = model.fitted.get(key) if not options and grid in (None, "fitted") else None
+        fitted = drawn.fitted.get(key) if not options and grid in (None, "fitted") else None
         if grid == "fitted" and fitted is None:
             raise ValueError(f"no grid is fitted for {solver!r} at {key[1]} steps; sde-gen run --grid fitted with these fits one")
     except ValueError as error:
@@ -208,6 +214,8 @@ def _job(directory: Path, out: str, settings: SampleSettings, device: torch.devi
         "seed": seed,
         "batch": batch,
         "label": settings.label,
+        "guidance": settings.guidance,
+        "rule": None if settings.guidance is None else settings.rule or "cfg",
         "form": form,
         "threads": settings.threads if device.type == "cpu" else None,
         "device": device.type,
@@ -215,7 +223,19 @@ def _job(directory: Path, out: str, settings: SampleSettings, device: torch.devi
         "data": about.to_config(),
     }
     settled = from_json(to_json(job))  # as it is read back
-    return _Job(model, about, form, Path(out), settled, batch, label, device, classes is not None)
+    return _Job(drawn, about, form, Path(out), settled, batch, label, device, classes is not None)
+
+
+def _guided(model: ScoreModel, settings: SampleSettings) -> Denoiser:
+    """The model with the guidance that is asked for."""
+    if settings.guidance is None:
+        if settings.rule is not None:
+            raise ValueError(f"--rule {settings.rule} is of guidance: give its strength too, --guidance X")
+        return model
+    if getattr(model.network, "classes", None) is None:
+        asked = f"--guidance {settings.guidance:g}"
+        raise ValueError(f"{asked}: this network was trained without labels (sde-gen run --labels trains one with them)")
+    return guide(model, settings.guidance, rule=settings.rule or "cfg")
 
 
 def _own_sampling(directory: Path) -> SamplingConfig:
@@ -370,6 +390,8 @@ def _result_lines(job: _Job, touched: list[int]) -> Iterator[str]:
     line = about.touched_line(touched, job.samples, job.form)
     if line:
         yield f"values    {line}"
+    if job.settings["guidance"] is not None:
+        yield f"guidance  strength {job.settings['guidance']:g} by rule {job.settings['rule']}: samples of the rule, not of the data's law"
     if job.labelled and job.label is None:
         yield f"labels    {len(about.label_names or ())} classes in the shares of the training data"
     if job.form == "npy" and job.labelled:

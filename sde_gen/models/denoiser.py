@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABCMeta, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,6 +71,12 @@ class PlannedTime(float):
 
 class _Complete(ABCMeta):
     """Tells the author of a subclass that its constructor left out the base class's."""
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """That of the constructor, which `__call__` below would hide."""
+        of_init = inspect.signature(cls.__init__)  # type: ignore[misc]
+        return of_init.replace(parameters=list(of_init.parameters.values())[1:], return_annotation=cls)
 
     def __call__(cls, *args: Any, **settings: Any) -> Any:
         hint = f"{cls.__name__}.__init__ must call super().__init__(...) before it sets anything"
@@ -167,6 +174,15 @@ class Denoiser(nn.Module, metaclass=_Complete):
         self.prepare(list(table.values()))
         return table
 
+    def cost_at(self, t: float) -> int:
+        """Network evaluations of one `predict` at the time t, for all samples; `cost` is the most that it takes."""
+        return self.cost
+
+    def null(self, name: str, value: Tensor) -> Tensor | None:
+        """Rows of the shape of `value` that stand for the condition `name` not being given, so that one call can hold samples with and
+        without it; None where the model has none, and is then called without the name."""
+        return None
+
     def conditions(self, cond: Mapping[str, Any] | None, count: int, device: torch.device) -> dict[str, Tensor]:
         """`cond`, tensors or arrays by name with `count` rows each, as tensors on `device`; TypeError or ValueError for anything else."""
         if cond is not None and not isinstance(cond, Mapping):
@@ -251,6 +267,12 @@ class Wrapper(Denoiser):
 
     def prepare(self, times: Sequence[PlannedTime]) -> None:
         self.model.prepare(times)
+
+    def cost_at(self, t: float) -> int:
+        return self.model.cost_at(t) if self.cost == self.model.cost else self.cost
+
+    def null(self, name: str, value: Tensor) -> Tensor | None:
+        return self.model.null(name, value)
 
     def conditions(self, cond: Mapping[str, Any] | None, count: int, device: torch.device) -> dict[str, Tensor]:
         return self.model.conditions(cond, count, device)

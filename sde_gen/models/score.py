@@ -188,6 +188,10 @@ class ScoreModel(Denoiser):
                 raise ValueError(f"labels must be in 0 .. {classes - 1} ({classes}: none), got {int(label.min())} .. {int(label.max())}")
         return found
 
+    def null(self, name: str, value: Tensor) -> Tensor | None:
+        null = getattr(self.network, "null", None)
+        return null(name, value) if callable(null) else None
+
     def scales(self, t: Tensor) -> Scales:
         """c_in, skip, out and the network's clock at times `t`, each of the shape and dtype of `t`."""
         std = 1.0 if self.data_std is None else self.data_std

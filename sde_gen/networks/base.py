@@ -61,6 +61,10 @@ class Network(nn.Module):
         self.out_channels = self.shape[0] if out_channels is None else check_count("out_channels", out_channels)
         self.options = options
 
+    def null(self, name: str, value: Tensor) -> Tensor | None:
+        """Rows of the shape of `value` that stand for the condition `name` not being given; None where the network has none."""
+        return torch.full_like(value, self.classes) if name == "label" and self.classes is not None else None
+
     @property
     def out_shape(self) -> tuple[int, ...]:
         return (self.out_channels, *self.shape[1:])

@@ -80,7 +80,7 @@ class Run:
     def predict(self, x: Tensor, t: Tensor | float, which: Tensor | None = None) -> Prediction:
         """What the model predicts at x, counted, with the conditions of the samples `which` (None: all of the batch)."""
         if which is None:
-            self.nfe += self.model.cost
+            self.nfe += self.model.cost if isinstance(t, Tensor) else self.model.cost_at(t)
             return check_prediction(self.model.predict(x, t, **self.cond), x, self.model)
         self.nfe[which] += self.model.cost
         cond = {name: value[which] for name, value in self.cond.items()}
@@ -182,7 +182,7 @@ def run_updates(run: Run, x: Tensor, updates: list[Update], history: tuple[Tenso
             if not calls:
                 check_prediction(prediction, x, model)
             denoised, fraction = prediction.denoised, prediction.variance_fraction
-            calls += model.cost
+            calls += model.cost_at(update.t)
             seen = (denoised if update.view is None else seen_as(x, denoised, *update.view), *history)
             if update.keep:
                 history = seen[:depth]

@@ -51,7 +51,7 @@ class Graphed(Solver):
         for mine, theirs in zip(captured.inputs, inputs, strict=True):
             mine.copy_(theirs)
         captured.graph.replay()
-        run.nfe += sum(update.t is not None for update in updates)
+        run.nfe += sum(run.model.cost_at(update.t) for update in updates if update.t is not None)
         return captured.output.clone()
 
 

@@ -63,6 +63,15 @@ def test_a_table_from_the_run_directory_alone(table_run: Path, sde_gen_command: 
         assert set(arrays["label"]) == {"south"}
         same = (arrays["x"] == x).all(axis=1)
     assert same[labels == "south"].all() and not same[labels == "north"].all(), "the label reaches the network, the noise is the same"
+    guided = {}
+    for strength in ("1", "3"):
+        code, out, err = sde_gen_command(*arguments, f"guided{strength}.npz", "--label", "south", "--guidance", strength)
+        assert (code, err) == (0, []), err
+        assert any(line.startswith(f"guidance  strength {strength} by rule cfg") for line in out)
+        assert any(f"{8 if strength == '3' else 4} network calls per sample" in line for line in out), out
+        guided[strength] = np.load(f"guided{strength}.npz")["x"]
+    np.testing.assert_array_equal(guided["1"], np.load("south.npz")["x"])
+    assert not np.array_equal(guided["3"], guided["1"])
     with np.load(table_run / "solvers" / "ddim" / "samples.npz") as arrays:
         assert arrays["x"].shape == (32, 2) and set(arrays["label"]) == {"north", "south"}
         assert (arrays["x"][:, 1] == np.rint(arrays["x"][:, 1])).all()
@@ -228,6 +237,10 @@ def test_bad_input_is_one_line(sde_gen_command: Command, tmp_path: Path) -> None
         ({"--grid": "fitted"}, "no grid is fitted for 'pc'"),
         ({"--label": "1"}, "trained without labels"),
         ({"--run": str(labelled), "--label": "1"}, "--label 1: no such label; choose from 3, 5"),
+        ({"--guidance": "2"}, "--guidance 2: this network was trained without labels"),
+        ({"--rule": "apg"}, "give its strength too"),
+        ({"--run": str(labelled), "--guidance": "2", "--rule": "x"}, "unknown guidance rule 'x'; choose from cfg, cfgpp, apg, cfg_zero"),
+        ({"--run": str(labelled), "--guidance": "nan"}, "strength must be a finite number"),
         ({"--out": "pictures"}, "no images"),
         ({"--out": "a.parquet"}, "cannot write .parquet files"),
         ({"--out": "folder.npy"}, "folder.npy is a folder"),

@@ -1,0 +1,20 @@
+"""Classifier-free guidance."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .combine import Guided
+
+
+class ClassifierFree(Guided):
+    """D = D_null + strength (D_cond - D_null).
+
+    Its score is that of p(x) (p(x | c)/p(x))^strength at t_min alone, and neither its flow nor its SDE ends in that law.
+    Ho and Salimans 2022, arXiv:2207.12598 (whose w is strength - 1). With `against` it is autoguidance: Karras et al. 2024,
+    arXiv:2406.02507, whose weaker model is a smaller or a younger one.
+    """
+
+    def push(self, x: Tensor, t: Tensor | float, cond: Tensor, null: Tensor) -> Tensor:
+        return torch.lerp(null, cond, self.strength)
