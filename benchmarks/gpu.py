@@ -1,9 +1,9 @@
 """What sde_gen does on a GPU, in one command of at most twelve minutes and without a download.
 
     python benchmarks/gpu.py                                             # all phases that have what they need
-    python benchmarks/gpu.py --cifar cifar10-jpeg.tar.gz                 # with CIFAR-10: an archive of images or the binary files
+    python benchmarks/gpu.py --cifar cifar                               # with CIFAR-10: a directory of its binary files, or an archive
     python benchmarks/gpu.py --phases sampling,training --seconds 300
-    python benchmarks/gpu.py --dry-run cpu                               # everything at toy size on the CPU
+    python benchmarks/gpu.py --dry-run cpu                               # what a CPU can run of it, at toy size
 
 Phases, in order of worth; each is a process of its own with a limit of time, and writes a line of JSON as soon as it has measured
 something, so that a cut-off or a crash loses only what was running:
@@ -17,7 +17,8 @@ something, so that a cut-off or a crash loses only what was running:
     cifar       a network trained for some minutes, its samples beside held-out images, bits per dimension, a picture
     processes   two processes and one: the same gradients and samples (gloo where they share a card, NCCL where each has its own)
 
-A time is the median of several; per call, the slope between a short and a long run, which leaves out what a run costs once.
+The exit code is 1 where a phase failed, a test among them, or was cut off. A time is the median of several; per call, the slope between a
+short and a long run, which leaves out what a run costs once.
 """
 
 from __future__ import annotations
@@ -63,6 +64,10 @@ HERE = Path(__file__).parent
 TARGETS = {"loop, eager": 1.05, "loop, graph": 1.01, "training over diffusers": 1.25, "share of the peak in products": 0.5}
 LIMITS = {"tests": 110, "sampling": 110, "training": 170, "cifar": 270, "processes": 60}
 """Seconds of each phase; with --seconds they are longer or shorter in proportion."""
+TOLERANCE = 1e-4
+"""Two processes and one may differ by this much, in normalised units."""
+PEAKS = {"H100": 989.5e12, "H200": 989.5e12, "A100": 312e12}
+"""Operations a second of bfloat16 products by the vendor's data sheets, dense, by a part of the card's name."""
 WAIT = "called a synchronizing CUDA operation"
 
 
@@ -123,21 +128,20 @@ TOY = Size(
 class Bench:
     """A phase under way: its device and size, and where its lines go."""
 
-    def __init__(self, device: torch.device, size: Size, seconds: float, out: Path, cifar: Path | None) -> None:
-        self.device, self.size, self.seconds, self.out, self.cifar = device, size, seconds, out, cifar
+    def __init__(self, phase: str, device: torch.device, size: Size, until: float, out: Path, cifar: Path | None) -> None:
+        self.phase, self.device, self.size, self.until, self.out, self.cifar = phase, device, size, until, out, cifar
         self.cuda = device.type == "cuda"
-        self.began = time.monotonic()
-        self.phase = ""
 
     @property
     def left(self) -> float:
         """Seconds until the phase's limit."""
-        return self.seconds - (time.monotonic() - self.began)
+        return self.until - time.time()
 
     def say(self, what: str, **figures: Any) -> None:
         """A line of JSON, written and shown at once."""
         card = torch.cuda.get_device_name(self.device) if self.cuda else "cpu"
-        line = {"phase": self.phase, "what": what, **rounded(figures), "device": card, "torch": torch.__version__}
+        about = {"device": card, "torch": torch.__version__, "size": "toy" if self.size is TOY else "full"}
+        line = {"phase": self.phase, "what": what, **rounded(figures), **about, "time": time.strftime("%Y-%m-%d %H:%M:%S")}
         with (self.out / "gpu.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         print(f"{self.phase:9} {what:44} " + ", ".join(f"{name} {value}" for name, value in rounded(figures).items()), flush=True)
@@ -203,7 +207,7 @@ def tests(bench: Bench) -> None:
     log = bench.out / "tests.log"
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *chosen]
     with log.open("w", encoding="utf-8") as file:
-        code = run_whole(command, bench.left - 2, cwd=HERE.parent, stdout=file, stderr=subprocess.STDOUT)
+        code = run_until(command, bench.until - 8, cwd=HERE.parent, stdout=file, stderr=subprocess.STDOUT)
     text = log.read_text(encoding="utf-8", errors="replace")
     if not bench.cuda:
         assert code == 0, text
@@ -211,22 +215,23 @@ def tests(bench: Bench) -> None:
         return
     counts = {name: int(count) for count, name in re.findall(r"(\d+) (passed|failed|skipped|errors?)\b", text)}
     names = sorted(set(re.findall(r"(?:FAILED|ERROR) (tests/\S+)", text)))
-    bench.say("tests", ended=code is not None, **counts, not_passed=names)
+    bench.say("tests", code=code, **counts, not_passed=names)
+    if code != 0:
+        raise RuntimeError(f"the tests {'were cut off' if code is None else f'ended with code {code}'}: see {log}")
 
 
-def run_whole(command: list[str], seconds: float, **options: Any) -> int | None:
-    """The exit code of a command; None where it took longer, and then none of its processes is left to disturb what comes after."""
-    process = subprocess.Popen(command, start_new_session=True, **options)
+def run_until(command: list[str], until: float, **options: Any) -> int | None:
+    """The exit code of a command; None where it was not done at that time, and then it has ended its processes and itself."""
+    process = subprocess.Popen(command, **options)
     try:
-        return process.wait(timeout=seconds)
+        return process.wait(timeout=max(1.0, until - time.time()))
     except subprocess.TimeoutExpired:
-        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
-            os.killpg(process.pid, signal.SIGTERM)  # torchrun's processes are not of its group: it ends them itself
+        process.terminate()  # pytest's and torchrun's processes end with them
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=5)
         return None
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
 
 
@@ -246,7 +251,8 @@ def sampling(bench: Bench) -> None:
                 took.append(sde_gen.sample(trained, (64, 1, 8, 8), name, progress=False, on_failure="mask").nfe)
 
             bench.say(f"{name}, adaptive, digits network", milliseconds=bench.time(job), calls=float(took[-1].double().mean()))
-    likelihoods(bench, trained, digits.test, digits.levels)
+    rows = torch.randperm(len(digits.train), generator=torch.Generator().manual_seed(0))[: bench.size.likelihoods]
+    likelihoods(bench, trained, digits.train[rows].round().long().to(bench.device), digits.levels)
 
 
 @torch.no_grad()
@@ -282,9 +288,9 @@ def loops(bench: Bench, label: str, model: ScoreModel, shape: tuple[int, ...]) -
             continue
         figures: dict[str, float] = {}
         for kind in kinds:
-            loop = solver if kind == "eager" else Graphed(solver)
             jobs, counts = [], []
             for many in calls:
+                loop = solver if kind == "eager" else Graphed(solver)  # one keeps one loop for each size of batch
                 steps = max(2, many // (solver.calls or 2))
 
                 def job(loop: Any = loop, steps: int = steps, grid: str = solver.default_grid) -> Run:
@@ -325,8 +331,7 @@ def waits_in_loop(bench: Bench, model: ScoreModel, solver: FixedStepSolver, shap
     return waits(lambda: run_updates(run, *table), bench.cuda)
 
 
-def likelihoods(bench: Bench, model: ScoreModel, test: Tensor, levels: int | None) -> None:
-    images = test.repeat(-(-bench.size.likelihoods // len(test)), 1, 1, 1)[: bench.size.likelihoods].round().long().to(bench.device)
+def likelihoods(bench: Bench, model: ScoreModel, images: Tensor, levels: int | None) -> None:
     options: dict[str, Any] = {"levels": levels, "rtol": 1e-4, "atol": 1e-4}
     bits_per_dim(model, images[:2], **options)
     bench.wait()
@@ -377,7 +382,9 @@ def peer_training(bench: Bench, half: bool, layout: bool = False, compiled: bool
 
     blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D")}
     blocks |= {"up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D")}
-    net: Any = UNet2DModel(sample_size=32, in_channels=3, out_channels=3, **blocks, **bench.size.diffusers).to(bench.device)
+    widths = bench.size.diffusers["block_out_channels"]
+    heads = {"attention_head_dim": widths[1] // 4}  # four heads, as ours
+    net: Any = UNet2DModel(sample_size=32, in_channels=3, out_channels=3, **blocks, **heads, **bench.size.diffusers).to(bench.device)
     if layout:
         net = net.to(memory_format=torch.channels_last)
     average = EMAModel(net.parameters(), decay=0.999, use_ema_warmup=True, foreach=True)
@@ -417,6 +424,7 @@ def training(bench: Bench) -> None:
         "bfloat16": (half, False),
         "bfloat16, channels last": (replace(half, channels_last=True), False),
         "bfloat16, streamed": (half, True),
+        "bfloat16, streamed by 4 workers": (replace(half, workers=4), True),
         "float32 in TF32": (replace(base, tf32=True), False),
         "float32": (base, False),
         "bfloat16, channels last, compiled": (fast, False),
@@ -452,12 +460,15 @@ def training(bench: Bench) -> None:
 
 
 def best_over_best(bench: Bench, rates: dict[tuple[str, str], float], label: str) -> None:
-    """Our best rate in bfloat16 over theirs."""
-    mine, theirs = ({n: r for (who, n), r in rates.items() if who == whose and "bfloat16" in n} for whose in ("sde_gen", "diffusers"))
-    if mine and theirs:
-        best, other = max(mine, key=mine.__getitem__), max(theirs, key=theirs.__getitem__)
-        ratio, target = mine[best] / theirs[other], TARGETS["training over diffusers"]
-        bench.say(f"best over best, {label}", ratio=ratio, ours=best, theirs=other, target=target)
+    """Our best rate in bfloat16 over theirs, of the settings that both were measured with, and each setting's own ratio."""
+    both = [name for who, name in rates if who == "diffusers" and "bfloat16" in name and ("sde_gen", name) in rates]
+    if not both:
+        bench.say(f"best over best, {label}", missing="diffusers was not measured", target=TARGETS["training over diffusers"])
+        return
+    best, other = (max(both, key=lambda name, who=who: rates[who, name]) for who in ("sde_gen", "diffusers"))
+    each = {name: rates["sde_gen", name] / rates["diffusers", name] for name in both}
+    ratio = rates["sde_gen", best] / rates["diffusers", other]
+    bench.say(f"best over best, {label}", ratio=ratio, ours=best, theirs=other, each=each, target=TARGETS["training over diffusers"])
 
 
 def throughput(bench: Bench, who: str, name: str, make: Callable[[], Any], flops: int, size: int, peak: float) -> float:
@@ -475,16 +486,17 @@ def throughput(bench: Bench, who: str, name: str, make: Callable[[], Any], flops
         size = getattr(step, "parameters", size)
     figures: dict[str, Any] = {"images_a_second": rate, "parameters": size, "first_steps_seconds": first, "waits_a_step": waited}
     if who == "sde_gen":
-        figures |= {"tflops": rate * flops / 1e12, "share_of_peak": rate * flops / peak}
+        figures |= {"tflops": rate * flops / 1e12, "share_of_measured_bfloat16_peak": rate * flops / peak}
     bench.say(f"{who}, {name}", **figures)
     return rate
 
 
 KERNELS = {
-    "layout": r"nchwToNhwc|nhwcToNchw|transpose|direct_copy|copy_kernel|CatArray",
+    "attention": r"flash|fmha|attention|softmax|sdpa",
+    "layout": r"nchwToNhwc|nhwcToNchw|transpose",
     "products": r"gemm|conv|cutlass|xmma|cudnn|implicit|wgrad|dgrad|nvjet|fprop",
-    "attention": r"flash|fmha|attention|softmax",
     "normalisation": r"norm|RowwiseMoments|GammaBeta|ComputeInternalGradients|ComputeFused",
+    "copies and casts": r"direct_copy|copy_kernel|CatArray",
     "optimiser": r"adam|lerp|multi_tensor|foreach",
 }
 
@@ -510,19 +522,36 @@ def profile(bench: Bench, settings: TrainSettings, flops: int, peak: float) -> N
             kind = next((kind for kind, pattern in KERNELS.items() if re.search(pattern, event.key, re.IGNORECASE)), "other")
             seconds = 1e-6 * event.self_device_time_total / 3
             spent[kind] += seconds
-            kernels[event.key[:90]] = kernels.get(event.key[:90], 0.0) + 1e3 * seconds
+            name = re.sub(r"at::native::|\(anonymous namespace\)::", "", event.key)[:240]
+            kernels[name] = kernels.get(name, 0.0) + 1e3 * seconds
         busy = sum(spent.values())
         most = dict(sorted(kernels.items(), key=lambda item: -item[1])[:12])
-        share = bench.size.train_batch * flops / max(spent["products"] + spent["attention"], 1e-9) / peak
+        rate = bench.size.train_batch * flops / max(spent["products"] + spent["attention"], 1e-9)
+        with_layout = bench.size.train_batch * flops / max(spent["products"] + spent["attention"] + spent["layout"], 1e-9)
+        sheet = next((value for name, value in PEAKS.items() if name in torch.cuda.get_device_name(bench.device)), None)
         bench.say(
             f"a step of bfloat16, {name}",
             milliseconds=1e3 * wall,
             kernels_milliseconds=1e3 * busy,
             share={kind: seconds / busy for kind, seconds in spent.items()},
-            share_of_peak_in_products=share,
+            share_of_measured_peak_in_products=rate / peak,
+            share_of_measured_peak_with_changes_of_layout=with_layout / peak,
+            share_of_data_sheet_in_products=None if sheet is None else rate / sheet,
             target=TARGETS["share of the peak in products"],
             longest_milliseconds=most,
         )
+
+
+def read_cifar(place: Path) -> Any:
+    """CIFAR-10 with labels and test images, from its binary files or from images; ValueError, one line, for anything else."""
+    if not place.exists():
+        raise ValueError(f"--cifar {place}: it is not there")
+    binary = (place.is_dir() and any(place.rglob("data_batch_1.bin"))) or place.name == "cifar-10-binary.tar.gz"
+    root = place.parent if place.is_file() else place
+    data = sde_gen.load_dataset("cifar10", root=str(root)) if binary else sde_gen.load_dataset(str(place))
+    if data.shape != (3, 32, 32) or data.train_labels is None or data.test is None:
+        raise ValueError(f"--cifar {place}: images of 3 x 32 x 32 with labels and a test part are needed, got {data.name}")
+    return data
 
 
 def cifar(bench: Bench) -> None:
@@ -534,7 +563,7 @@ def cifar(bench: Bench) -> None:
     fitting = None
     if bench.cifar is not None:  # the features are fitted on the CPU, beside the training
         fitting = subprocess.Popen([sys.executable, __file__, "--features", str(folder), "--cifar", str(bench.cifar)])
-        data = sde_gen.load_dataset(str(bench.cifar))
+        data = read_cifar(bench.cifar)
         train, test, labels, test_labels = data.train, data.test, data.train_labels, data.test_labels
     else:
         train, test = random_images(64), random_images(256)[64:]
@@ -618,22 +647,24 @@ def processes(bench: Bench) -> None:
             log = bench.out / f"{count}-processes.log"
             with log.open("w", encoding="utf-8") as output:
                 worker = [*command, "--worker", str(file), "--device", bench.device.type]
-                code = run_whole(worker, bench.left - 2, env=environment, stdout=output, stderr=subprocess.STDOUT)
+                code = run_until(worker, bench.until - 8, env=environment, stdout=output, stderr=subprocess.STDOUT)
             if code != 0:
                 raise RuntimeError(f"{count} processes, {'cut off' if code is None else code}: {log.read_text()[-3000:]}")
             found[count] = torch.load(file, weights_only=True)
             bench.say(f"{count} processes", seconds=time.monotonic() - began, backend=found[count].pop("backend"))
     apart = {name: float((found[2][name].double() - found[1][name].double()).abs().max()) for name in found[1]}
-    bench.say("two processes and one, largest difference", **apart)
+    bench.say("two processes and one, largest difference", **apart, tolerance=TOLERANCE)
+    if max(apart.values()) > TOLERANCE:
+        raise RuntimeError(f"two processes give something else than one: {apart}")
 
 
 def worker(file: Path, device: torch.device) -> None:
     """What each process of the phase `processes` does."""
     x = sde_gen.load_dataset("digits").train
     with parallel.processes(device) as place:
-        backend = "none" if parallel.world() == 1 else torch.distributed.get_backend_config().replace("cpu:gloo,", "")
+        backend = "none" if parallel.world() == 1 else torch.distributed.get_backend_config()
         model = spread(build_model(x, network="unet", network_options=TOY.digits)).to(place)
-        settings = TrainSettings(steps=10, batch=32, warmup=2, evaluations=1, tf32=False)
+        settings = TrainSettings(steps=10, batch=32, warmup=2, evaluations=1, tf32=False, clip=1e9)
         kept: list[Tensor] = []
         trainer = Trainer(model, x, settings, None, None, None, place)
         hook = trainer.optimizer.register_step_pre_hook(lambda *_: kept.extend(p.grad.clone() for p in trainer.parameters))
@@ -661,22 +692,22 @@ PHASES: dict[str, Callable[[Bench], None]] = {
 
 def start(name: str, arguments: argparse.Namespace, limit: float) -> bool:
     """A phase in a process of its own; whether it came to its end."""
-    command = [
-        sys.executable,
-        __file__,
-        "--only",
-        name,
-        "--seconds",
-        f"{limit:g}",
-        "--device",
-        arguments.device,
-        "--out",
-        str(arguments.out),
-    ]
+    command = [sys.executable, __file__, "--only", name, "--until", f"{time.time() + limit:.1f}"]
+    command += ["--device", arguments.device, "--out", str(arguments.out)]
     command += ["--cifar", str(arguments.cifar)] if arguments.cifar else []
     command += ["--toy"] if arguments.toy else []
-    code = run_whole(command, limit)
-    why = None if code == 0 else f"cut off after {limit:.0f} s" if code is None else f"exit code {code}"
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        code = process.wait(timeout=limit)
+        why = None if code == 0 else f"exit code {code}"
+    except subprocess.TimeoutExpired:
+        why = f"cut off after {limit:.0f} s"
+    finally:  # of what it has started nothing may disturb what comes after; torchrun's processes are torchrun's to end
+        for number, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 0.0)):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=patience)
     if why is not None:
         print(f"{name:9} {why}", flush=True)
         with (arguments.out / "gpu.jsonl").open("a", encoding="utf-8") as file:
@@ -687,9 +718,12 @@ def start(name: str, arguments: argparse.Namespace, limit: float) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--phases", default=",".join(PHASES), help="names with commas between them")
-    parser.add_argument("--seconds", type=float, default=float(sum(LIMITS.values())), help="for all phases together")
+    parser.add_argument("--seconds", type=float, help=f"for all phases together (default: theirs, {sum(LIMITS.values())} for all)")
+    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--cifar", type=Path, help="CIFAR-10: an archive or a directory that sde_gen reads")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "gpu", help="directory of gpu.jsonl, the log and the picture")
+    parser.add_argument(
+        "--out", type=Path, help="directory of gpu.jsonl, logs and picture (default results/gpu; of a toy, a temporary one)"
+    )
     parser.add_argument("--dry-run", choices=["cpu"], help="everything at toy size")
     parser.add_argument("--device", default="cuda", help=argparse.SUPPRESS)
     parser.add_argument("--toy", action="store_true", help="everything at toy size, on a GPU")
@@ -701,9 +735,10 @@ def main() -> int:
     unknown = sorted(set(arguments.phases.split(",")) - set(PHASES))
     if unknown:
         parser.error(f"unknown phase {', '.join(unknown)}; choose from {', '.join(PHASES)}")
+    if arguments.cifar is not None and not arguments.cifar.exists():
+        parser.error(f"--cifar {arguments.cifar}: it is not there")
     if arguments.features:
-        data = sde_gen.load_dataset(str(arguments.cifar))
-        metrics.cached_features(data, arguments.features)
+        metrics.cached_features(read_cifar(arguments.cifar), arguments.features)
         return 0
     if not arguments.dry_run and arguments.device == "cuda" and not torch.cuda.is_available():
         print("PyTorch sees no CUDA device here; --dry-run cpu runs everything at toy size on the CPU", file=sys.stderr)
@@ -711,16 +746,19 @@ def main() -> int:
     if arguments.worker:
         worker(Path(arguments.worker), torch.device(arguments.device))
         return 0
+    if arguments.out is None:
+        arguments.out = Path(tempfile.mkdtemp(prefix="gpu-toy-")) if arguments.toy else HERE / "results" / "gpu"
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.device == "cpu":
         torch.set_num_threads(1)  # of a toy, more would only wait for each other
     if arguments.only:
-        bench = Bench(torch.device(arguments.device), TOY if arguments.toy else FULL, arguments.seconds, arguments.out, arguments.cifar)
-        bench.phase = arguments.only
+        size = TOY if arguments.toy else FULL
+        bench = Bench(arguments.only, torch.device(arguments.device), size, arguments.until, arguments.out, arguments.cifar)
         PHASES[arguments.only](bench)
         return 0
     chosen = [name for name in PHASES if name in arguments.phases.split(",")]
-    factor = arguments.seconds / sum(LIMITS[name] for name in chosen)
+    usual = sum(LIMITS[name] for name in chosen)
+    factor = (arguments.seconds or usual) / usual
     ended = [start(name, arguments, LIMITS[name] * factor) for name in chosen]
     return 0 if all(ended) else 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,16 +21,23 @@ def find_device(device: torch.device | str | None) -> torch.device:
     return found
 
 
+def current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """In here a card is PyTorch's current one: its events and graphs are those of the current card's stream."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
 @contextlib.contextmanager
 def float32_products(tf32: bool) -> Iterator[None]:
     """In here a GPU works products and convolutions of float32 with factors of 10 bits of mantissa (TF32), or in full; the setting is
     PyTorch's own, for the whole process, and afterwards it is what it was."""
     backends: Any = torch.backends
-    value: bool | str = tf32
-    places, name = (backends.cuda.matmul, backends.cudnn), "allow_tf32"
-    if hasattr(backends.cuda.matmul, "fp32_precision"):  # from PyTorch 2.9 on, which refuses to answer where both names were used
+    places: tuple[Any, ...] = (backends.cuda.matmul, backends.cudnn)
+    name, value = "allow_tf32", cast(bool | str, tf32)
+    try:
+        before = [getattr(place, name) for place in places]
+    except RuntimeError:  # from PyTorch 2.9 on, where somebody has used its newer names: the older ones answer no longer
         places, name, value = (backends.cuda.matmul, backends.cudnn.conv), "fp32_precision", "tf32" if tf32 else "ieee"
-    before = [getattr(place, name) for place in places]
+        before = [getattr(place, name) for place in places]
     try:
         for place in places:
             setattr(place, name, value)
@@ -65,7 +72,7 @@ class OnItsWay:
         if value.device.type == "cuda":
             self._there = torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
             self._event = torch.cuda.Event()
-            self._event.record()
+            self._event.record(torch.cuda.current_stream(value.device))
 
     def arrived(self) -> Tensor:
         """The values on the host, waited for."""

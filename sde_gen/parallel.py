@@ -8,6 +8,7 @@ import gc
 import hashlib
 import itertools
 import os
+import socket
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -47,15 +48,15 @@ def processes(device: torch.device) -> Iterator[torch.device]:
     # DistributedDataParallel imports this; with a group there already, its functions would keep that group, as a default, for ever.
     import torch.distributed.nn
 
-    of_cuda = ""
     if device.type == "cuda":
-        cards = torch.cuda.device_count()
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % cards)
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         torch.cuda.set_device(device)
-        of_cuda = ",cuda:nccl" if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= cards else ",cuda:gloo"
     store, own, size = next(dist.rendezvous("env://", timeout=PATIENCE))
     store = dist.PrefixStore(f"sde_gen/{next(_groups)}", store)  # a second group must not meet at the addresses of the first
-    dist.init_process_group(f"cpu:gloo{of_cuda}" if of_cuda else "gloo", store=store, rank=own, world_size=size, timeout=PATIENCE)
+    backend = "gloo"
+    if device.type == "cuda":
+        backend = "cpu:gloo,cuda:gloo" if _share_a_card(store, own, size, device) else "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, store=store, rank=own, world_size=size, timeout=PATIENCE)
     try:
         with warnings.catch_warnings():
             if rank() > 0:
@@ -65,6 +66,16 @@ def processes(device: torch.device) -> Iterator[torch.device]:
     finally:
         dist.destroy_process_group()
         gc.collect()  # a training and its network refer to each other, and to the group
+
+
+def _share_a_card(store: dist.Store, own: int, size: int, device: torch.device) -> bool:
+    """Whether any two processes have one card, by the cards' own identifiers: a launcher may show each process a card of its own."""
+    card = getattr(torch.cuda.get_device_properties(device), "uuid", device.index)
+    store.set(f"card/{own}", f"{socket.gethostname()}/{card}")
+    shared = len({store.get(f"card/{rank}") for rank in range(size)}) < size
+    if shared and own == 0:
+        warnings.warn("processes share a card: they talk by gloo, which is slower than NCCL", stacklevel=4)
+    return shared
 
 
 def _asked() -> int:

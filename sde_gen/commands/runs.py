@@ -28,7 +28,7 @@ from ..report.files import write_text
 from ..sampling.fitting import check_fit
 from ..sampling.sample import sample
 from ..solvers import GRIDS, make_solver
-from ..training import CheckpointError, Objective, TrainResult, build_model, check_processes, fit, read_extra, save
+from ..training import CheckpointError, Objective, TrainResult, build_model, check_layout, check_processes, fit, read_extra, save
 from ..training.checkpoint import describe
 from ..unknown_numbers import to_json
 from .config import ConfigError, RunConfig, read_config, recipe_note, resolve
@@ -155,6 +155,7 @@ def check(config: RunConfig, data: Dataset) -> ScoreModel:
             config.model.variance,
         )
         Objective(config.training, model, data.levels)
+        check_layout(config.training, data.train.shape)
         if solver.needs_variance and model.variance is None:
             raise ValueError(f"solver {sampling.solver!r} with these options needs a network that learns the variance: --learned-variance")
         model.scales(torch.full((1,), model.sde.t_max, dtype=torch.float64))  # a clock or prediction that does not suit the SDE

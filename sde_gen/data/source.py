@@ -52,11 +52,6 @@ class Source:
         return torch.Size((len(self), *self.item))
 
     @property
-    def ndim(self) -> int:
-        """The number of dimensions, the first being the items."""
-        return 1 + len(self.item)
-
-    @property
     def nbytes(self) -> int:
         """What all items would take in memory as float32."""
         return 4 * self.shape.numel()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..devices import current
 from .base import FixedStepSolver, Run, Solver, Update, run_updates
 
 
@@ -46,11 +47,12 @@ class Graphed(Solver):
             return run_updates(run, x, updates, history)
         inputs = (x, *history, *run.cond.values(), *run.noise.memory)
         captured = self._captured[size]
-        if captured is None or captured.updates != updates:
-            captured = self._captured[size] = _capture(run, inputs, updates, len(history))
-        for mine, theirs in zip(captured.inputs, inputs, strict=True):
-            mine.copy_(theirs)
-        captured.graph.replay()
+        with current(x.device):
+            if captured is None or captured.updates != updates:
+                captured = self._captured[size] = _capture(run, inputs, updates, len(history))
+            for mine, theirs in zip(captured.inputs, inputs, strict=True):
+                mine.copy_(theirs)
+            captured.graph.replay()
         run.nfe += sum(run.model.cost_at(update.t) for update in updates if update.t is not None)
         return captured.output.clone()
 

@@ -5,7 +5,7 @@ from .checkpoint import State, load, read_extra, read_state, save, save_fitted
 from .ema import PowerAverage
 from .loop import Interrupted, build_model, fit, train
 from .objective import Objective
-from .settings import DECAYS, OBJECTIVES, SHARDINGS, TrainSettings, check_processes
+from .settings import DECAYS, OBJECTIVES, SHARDINGS, TrainSettings, check_layout, check_processes
 from .store import CheckpointError
 from .trainer import TrainingError, TrainResult
 from .validation import Validation
@@ -24,6 +24,7 @@ __all__ = [
     "TrainingError",
     "Validation",
     "build_model",
+    "check_layout",
     "check_processes",
     "fit",
     "load",

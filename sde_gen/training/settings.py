@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..discrete import INDEX_SAMPLERS
@@ -83,6 +83,11 @@ class TrainSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        for name in ("bfloat16", "compile", "channels_last", "tf32"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        if self.channels_last and self.shard is not None:
+            raise ValueError(f"channels_last and shard {self.shard!r} exclude each other: shares of weights lie in their plain order")
         for name in ("lr", "clip"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)!r}")
@@ -130,3 +135,9 @@ def check_processes(settings: TrainSettings, processes: int) -> None:
         raise ValueError(f"batch must be at least the number of processes, {processes}, got {settings.batch}")
     if settings.shard is not None and settings.batch % processes:
         raise ValueError(f"batch must be a multiple of the {processes} processes with shard {settings.shard!r}, got {settings.batch}")
+
+
+def check_layout(settings: TrainSettings, shape: Sequence[int]) -> None:
+    """Raises ValueError for a layout that data of `shape` (N, *) do not have."""
+    if settings.channels_last and len(shape) not in (4, 5):
+        raise ValueError(f"channels_last is for images and volumes, (N, C, H, W) or (N, C, D, H, W), got data {tuple(shape)}")

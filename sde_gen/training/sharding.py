@@ -48,7 +48,12 @@ class Placement:
             self.waiting = ((network.cpu(), self.network), (self.averaged.cpu(), self.average.module))
             shard(self.network, device)
             shard(self.average.module, device)
-        asked: Any = torch.compile(self.network) if settings.compile else self.network
+        asked: Any = self.network
+        if settings.compile:
+            try:
+                asked = torch.compile(asked)
+            except RuntimeError as error:  # this Python or system is none of its
+                raise ValueError(f"training.compile: {' '.join(str(error).split())[:200]}") from error
         if parallel.world() > 1 and not self.sharded:
             asked = DistributedDataParallel(asked, device_ids=[device] if device.type == "cuda" else None)
         if asked is not network:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .. import memory, parallel
 from ..data import Source, rows_drawn
-from ..devices import OnItsWay, random_state, set_random_state
+from ..devices import OnItsWay, current, random_state, set_random_state
 from ..models.moments import Moments
 from ..models.score import ScoreModel
 from ..networks import Network
@@ -24,14 +24,14 @@ from ..unknown_numbers import with_nan
 from .batches import read_batches
 from .checkpoint import State
 from .objective import Objective
-from .settings import DECAYS, TrainSettings, check_processes
+from .settings import DECAYS, TrainSettings, check_layout, check_processes
 from .sharding import Placement, in_shares, load_whole, whole
 from .validation import MOST_SAMPLES, Validation
 
 MOST_SKIPPED = 10
 """So many steps in a row may be left out because they are not finite."""
 LOGS = 200
-"""The history of a whole training has about so many entries."""
+"""The history of a whole training has about so many entries, by steps, and as many by time where `max_seconds` may end it."""
 PART_FLOPS = 1.2e11
 """On a CPU a batch is computed in parts of at most so many operations, some seconds of a core: between them a training can be stopped."""
 EVALUATION_SHARE, EVALUATION_SECONDS = 0.05, 5.0
@@ -96,13 +96,12 @@ class Trainer:
         self.settings, self.device = settings, torch.device(device)
         self.rank, self.world = parallel.rank(), parallel.world()
         check_processes(settings, self.world)
+        check_layout(settings, data.shape)
         self.model = model = model.to(self.device)
         normalizer = model.normalizer
         assert normalizer is not None
         self.encode = lambda x: normalizer.encode(x).float()  # data that need float64 need it in their own units alone
         self.x = self.encode(data.to(self.device)) if isinstance(data, Tensor) else data
-        if settings.channels_last and data.ndim not in (4, 5):
-            raise ValueError(f"channels_last is for images and volumes, (N, C, H, W) or (N, C, D, H, W), got data {tuple(data.shape)}")
         self.label = None if labels is None else labels.to(self.device)
         items, of_items = (data, labels) if held_out is None else (held_out, None if labels is None else held_out_labels)
         rows = rows_drawn(len(items), MOST_SAMPLES, settings.seed)
@@ -122,7 +121,7 @@ class Trainer:
         self.generator = torch.Generator(self.device).manual_seed(settings.seed)
         self.part = self._affordable_part()
         self.log_every = max(1, settings.steps // LOGS)
-        self.step = self.taken = self.in_a_row = self.evaluated = 0
+        self.step = self.taken = self.in_a_row = self.evaluated = self.logged = 0
         self.stop: Callable[[], bool] = lambda: False  # asked between the parts of a batch
         self.timed, self.spent = 0, 0.0  # steps of this run and their seconds
         self.evaluated_at = 0  # the step of the last evaluation
@@ -137,7 +136,8 @@ class Trainer:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """The steps happen in here: torch's global generators, which dropout uses, are this training's own meanwhile."""
-        with torch.random.fork_rng(devices=[] if self.device.type == "cpu" else [self.device]), self.placement.running():
+        forked = torch.random.fork_rng(devices=[] if self.device.type == "cpu" else [self.device])
+        with current(self.device), forked, self.placement.running():
             torch.manual_seed(self.settings.seed + (self.rank + self.step if self.rank else 0))
             if self.random is not None:
                 set_random_state(self.random, self.device)
@@ -225,7 +225,7 @@ class Trainer:
             raise
         except RuntimeError as error:
             if self.settings.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                reason = str(error).strip().splitlines()[0][:200]
+                reason = " ".join(str(error).split())[:300]
                 raise TrainingError(f"the network cannot be compiled here (leave training.compile out): {reason}") from error
             raise
         self.timed, self.spent = self.timed + 1, self.spent + time.monotonic() - began
@@ -311,10 +311,17 @@ class Trainer:
         self.unsettled = (self.step, loss, OnItsWay(finite))
         result.steps = self.step
         result.seconds = self.seconds if settings.max_seconds is None else parallel.agreed(self.seconds)
-        due = self.step % self.log_every == 0 or self.done
+        marks = self._marks()
+        due = self.step % self.log_every == 0 or marks > self.logged or self.done
+        self.logged = marks
         if due or not self.runs_ahead:
             self.settle()
         return self._entry(float(torch.stack(self.recent).mean())) if due and self.recent else None
+
+    def _marks(self) -> int:
+        """How many of `LOGS` equal parts of `max_seconds` are behind: a training that the clock ends has a history by the clock."""
+        limit = self.settings.max_seconds
+        return 0 if limit is None else int(LOGS * self.result.seconds / limit)
 
     def settle(self) -> None:
         """Take the last step into the average and the counts, or count it as left out, once it is known whether it was finite.
@@ -445,7 +452,11 @@ class Trainer:
             of_parameters.setdefault(int(number), {})[name] = value
         self.optimizer.load_state_dict({"state": of_parameters, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.objective.load_state_dict(of.get("objective", {}))
-        self.generator.set_state(tensors["generator"].cpu())
+        if len(tensors["generator"]) == len(self.generator.get_state()):
+            self.generator.set_state(tensors["generator"].cpu())
+        else:
+            warnings.warn("this training began on another kind of device: its noise goes on from a new seed", stacklevel=2)
+            self.generator.manual_seed(self.settings.seed + 1_000_003 * (1 + int(values["step"])))
         self.random = tensors["random"].cpu() if self.rank == 0 else of.get("random", {}).get(str(self.rank))
         self.recent = list(tensors["recent"].to(self.device).unbind()) if "recent" in tensors else []
         self.step, self.taken, self.in_a_row, self.evaluated = (int(values[k]) for k in ("step", "taken", "in_a_row", "evaluated"))
@@ -454,5 +465,6 @@ class Trainer:
             raise ValueError(f"counts that cannot be: step {self.step}, taken {self.taken}, part {self.part}, seconds {self.before}")
         result = self.result
         result.steps, result.seconds, result.skipped = self.step, self.before, int(values["skipped"])
+        self.logged = self._marks()
         result.history[:] = with_nan(values["history"])
         self.evaluated_at = max((int(entry["step"]) for entry in result.history if "level_loss" in entry), default=0)
