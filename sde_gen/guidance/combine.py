@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.denoiser import Denoiser, PlannedTime, Prediction, Wrapper, like
+from ..sdes import SDE
 from ..sdes.base import as_time
 from ..shapes import expand_as
 
@@ -70,7 +71,7 @@ class Combine(Wrapper):
                 raise TypeError(f"a term is (weight, model) or (weight, model, cond) with a Denoiser, got {type(model).__name__}")
             if not math.isfinite(weight):
                 raise ValueError(f"weights must be finite, got {weight!r}")
-            if model.sde != parts[0][1].sde:
+            if not same_path(model.sde, parts[0][1].sde):
                 raise ValueError(f"all models must lie along one SDE, got {parts[0][1].sde!r} and {model.sde!r}")
         super().__init__(parts[0][1])
         self.weights = [float(weight) for weight, _, _ in parts]
@@ -176,7 +177,7 @@ class Guided(Wrapper):
         if interval is not None and not interval[0] <= interval[1]:
             raise ValueError(f"interval must be (low, high) in half log-SNR with low <= high, got {interval!r}")
         super().__init__(model)
-        if against is not None and against.sde != model.sde:
+        if against is not None and not same_path(against.sde, model.sde):
             raise ValueError(f"against must lie along the model's SDE, {model.sde!r}, got {against.sde!r}")
         self.strength, self.interval, self.against = float(strength), interval, against
         self.drop = None if drop is None else tuple(drop)
@@ -237,6 +238,16 @@ class Guided(Wrapper):
         if each and self.interval is not None:
             pushed = torch.where(expand_as(self.inside(t).to(x.device).expand(len(x)), x), pushed, first.denoised)
         return Prediction(pushed, first.variance_fraction)
+
+
+def same_path(a: SDE, b: SDE) -> bool:
+    """Whether two processes have the same alpha and sigma between the same ends: states of one are then states of the other."""
+    if a is b:
+        return True
+    if (a.t_min, a.t_max) != (b.t_min, b.t_max):
+        return False
+    times = torch.linspace(a.t_min, a.t_max, 33, dtype=torch.float64)
+    return all(torch.allclose(one, other, rtol=1e-9, atol=1e-12) for one, other in zip(a.marginal(times), b.marginal(times), strict=True))
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:

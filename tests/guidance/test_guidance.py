@@ -299,6 +299,7 @@ def test_bad_models_and_conditions_are_one_line() -> None:
         sde_gen.sample(guide(model, 2.0, drop=("text",)), (2, 1), "ddim", 3, cond=kind(2))
     with pytest.raises(ValueError, match="must lie along the model's SDE"):
         guide(model, 2.0, against=gaussians(VP))
+    assert guide(model, 2.0, against=gaussians(sde_gen.make_sde("ve", sigma_min=0.01, sigma_max=80.0))).cost == 2
     with pytest.raises(ValueError, match="give one of them"):
         guide(model, 2.0, drop=("kind",), against=gaussians())
     with pytest.raises(ValueError, match="at least one term"):
