@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..models.combination import ScoreCombination
 from ..models.denoiser import Denoiser, PlannedTime, Prediction, Wrapper, like
 from ..sdes import SDE
 from ..sdes.base import as_time
@@ -44,12 +45,11 @@ def _filled(model: Denoiser, cond: Cond, conds: Sequence[Cond]) -> Cond | None:
     return found
 
 
-class Combine(Wrapper):
+class Combine(ScoreCombination):
     """The score sum_i a_i grad log p_t(x | cond_i) of the models i, which all lie along one SDE.
 
-        alpha D - x = sum_i a_i (alpha D_i - x),    D = sum_i a_i D_i + (1 - sum_i a_i) x/alpha
-
-    It is the score of prod_i p_i^(a_i) at t_min alone: further up, the noised product is not the product of the noised. A product of
+    It is the score of prod_i p_i^(a_i) at t_min alone: further up, the noised product is not the product of the noised
+    (`sample(..., particles=K)` reaches the product). A product of
     two models is [(1, a), (1, b)], a negative condition [(w, model), (1 - w, model, {"label": 3})], classifier-free guidance
     [(w, model), (1 - w, model, {})].
 
@@ -59,8 +59,6 @@ class Combine(Wrapper):
     The first term's model gives normaliser, data_std and the learned variance. Models that are the same object are asked in one call.
     Raises ValueError for no terms, weights that are not finite, or models along different SDEs. Liu et al. 2022, arXiv:2206.01714.
     """
-
-    same_law = False
 
     def __init__(self, terms: Sequence[tuple[Any, ...]]) -> None:
         parts = [(*term, None)[:3] for term in terms]
@@ -104,18 +102,6 @@ class Combine(Wrapper):
             places = [k for k, other in enumerate(self.models) if other is model]
             found |= dict(zip(places, predict_each(model, x, t, [asked[k] for k in places]), strict=True))
         return [(weight, found[k]) for k, weight in enumerate(self.weights)]
-
-    def predict(self, x: Tensor, t: Tensor | float, **cond: Tensor) -> Prediction:
-        terms = self.predict_terms(x, t, **cond)
-        weight, first = terms[0]
-        denoised = first.denoised if weight == 1 else weight * first.denoised
-        for weight, other in terms[1:]:
-            denoised = torch.add(denoised, other.denoised, alpha=weight)
-        rest = 1 - sum(self.weights)
-        if abs(rest) > 1e-12:
-            alpha, _ = self._marginal(x, t)
-            denoised = denoised + rest * x / alpha
-        return Prediction(denoised, first.variance_fraction)
 
 
 def _distinct(models: Any) -> list[Any]:
@@ -223,17 +209,26 @@ class Guided(Wrapper):
             return self.model.cost_at(t)
         return self.other.cost_at(t) + (0 if self.strength == 0 else self.model.cost_at(t))
 
-    def predict(self, x: Tensor, t: Tensor | float, **cond: Tensor) -> Prediction:
+    def branches(self, x: Tensor, t: Tensor | float, cond: Cond) -> tuple[Prediction | None, Prediction | None]:
+        """What the conditional and the null branch predict; None for one that is not asked, and whose weight is 0."""
         each = isinstance(t, Tensor)  # a time for each sample, some inside the interval and some not
         if self.plain or not (each or bool(self.inside(float(t)))):
-            return self.model.predict(x, t, **cond)
+            return self.model.predict(x, t, **cond), None
         kept = cond if self.against is not None else self._kept(cond)
         if self.strength == 0 and not (each and self.interval is not None):
-            return self.other.predict(x, t, **kept)
+            return None, self.other.predict(x, t, **kept)
         if self.against is not None:
-            first, null = self.model.predict(x, t, **cond), self.against.predict(x, t, **kept)
-        else:
-            first, null = predict_each(self.model, x, t, [cond, kept])
+            return self.model.predict(x, t, **cond), self.against.predict(x, t, **kept)
+        first, null = predict_each(self.model, x, t, [cond, kept])
+        return first, null
+
+    def predict(self, x: Tensor, t: Tensor | float, **cond: Tensor) -> Prediction:
+        each = isinstance(t, Tensor)
+        first, null = self.branches(x, t, cond)
+        if first is None or null is None:
+            alone = null if first is None else first
+            assert alone is not None
+            return alone
         pushed = null.denoised if self.strength == 0 else self.push(x, t, first.denoised, null.denoised)
         if each and self.interval is not None:
             pushed = torch.where(expand_as(self.inside(t).to(x.device).expand(len(x)), x), pushed, first.denoised)

@@ -57,6 +57,9 @@ class Samples:
     failed: (N,) bool, the samples that are not to be used.
     fitted: whether a grid of `fit_grid` was used.
     units: "data", the data's own, or "normalised", a state.
+    log_weights: of particles, (N, particles), not normalised: the mean of their exponentials estimates a sample's evidence, so that
+        the particles of samples with the same conditions can be pooled; None without particles.
+    ess: the effective number of particles of each sample, (N,), or None.
     """
 
     x: Tensor
@@ -66,6 +69,8 @@ class Samples:
     failed: Tensor
     fitted: bool = False
     units: str = "data"
+    log_weights: Tensor | None = None
+    ess: Tensor | None = None
 
 
 @torch.no_grad()
@@ -91,6 +96,7 @@ def sample(
     device: torch.device | str | None = None,
     graph: bool = False,
     x_init_units: str = "normalised",
+    particles: int | None = None,
     **solver_options: Any,
 ) -> Samples:
     """Draw `shape` = (N, *data shape) samples of `model`, on the model's device.
@@ -120,6 +126,10 @@ def sample(
     device: of the states where the model has no parameters; it may not differ from that of a model that has some.
     graph: whether the loop of a fixed-step solver is captured as a CUDA graph and replayed for each batch from the second of a size on;
         the same samples. Ignored on other devices, and where step_hook or trajectory watches.
+
+    particles: so many weighted states for each sample, resampled on their way, of a combination of scores (`guide` with rule "cfg",
+        `guidance.Combine`): their weights turn its samples into those of the law that it stands for. x is then (N, particles, *data
+        shape), with `log_weights` and `ess`; batch_size counts states, and no batch cuts a sample's. For solvers of the reverse SDE.
 
     Raises ValueError or TypeError for bad arguments; SolverError for samples that are not finite, grew absurdly (see `GROWTH`) or did
     not finish within the step cap of an adaptive solver.

@@ -25,6 +25,7 @@ class Ancestral(FixedStepSolver):
     order = 1
     weak_order = 1.0
     stochastic = True
+    reverse_sde = True
     default_steps = 250
 
     def __init__(self, variance: str = "fixed_small") -> None:

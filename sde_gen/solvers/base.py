@@ -57,13 +57,14 @@ class Update:
 
 @dataclass
 class Run:
-    """One batch on its way: the model with its conditions, its noise, and what is counted and watched."""
+    """One batch on its way: the model with its conditions, its noise, what is counted and watched, and the weights of its particles."""
 
     model: Denoiser
     noise: NoiseStream
     nfe: Tensor
     cond: dict[str, Tensor] = field(default_factory=dict)
     observer: Observer | None = None
+    population: Any = None
 
     def moments(self, x: Tensor) -> Moments | None:
         """The data's mean and covariance, from the model (see `moments_of`); None where a condition may have changed them and
@@ -95,7 +96,8 @@ class Solver(ABC):
     """A rule for going from time t to time s, with its declared orders (None where the notion does not apply).
 
     order: of the deterministic error; strong_order, weak_order: of a stochastic method; calls: network calls a step;
-    needs_variance: whether the model must predict the reverse step's variance too.
+    needs_variance: whether the model must predict the reverse step's variance too; reverse_sde: whether its states follow the reverse SDE
+    with the SDE's own noise, step by step, as particles ask for.
     """
 
     order: int | None = None
@@ -104,6 +106,7 @@ class Solver(ABC):
     stochastic: bool = False
     adaptive: bool = False
     needs_variance: bool = False
+    reverse_sde: bool = False
     default_steps: int = 100
     default_grid: str = "half_log_snr"
 
@@ -178,7 +181,11 @@ def run_updates(run: Run, x: Tensor, updates: list[Update], history: tuple[Tenso
     for update, factor in zip(updates, factors(x, updates), strict=True):
         seen = history
         if update.t is not None:
-            prediction = model.predict(x, planned[update.t], **cond)
+            if run.population is None:
+                prediction = model.predict(x, planned[update.t], **cond)
+            else:
+                x, prediction, history = run.population.step(model, x, planned[update.t], history, cond)
+                seen = history
             if not calls:
                 check_prediction(prediction, x, model)
             denoised, fraction = prediction.denoised, prediction.variance_fraction

@@ -26,6 +26,7 @@ class ExponentialMultistepSDE(FixedStepSolver):
     """
 
     stochastic = True
+    reverse_sde = True
     default_steps = 50
 
     order: int

@@ -23,6 +23,7 @@ class EulerMaruyama(FixedStepSolver):
     strong_order = 1.0
     weak_order = 1.0
     stochastic = True
+    reverse_sde = True
     default_steps = 250
 
     def __init__(self, eta: float = 1.0) -> None:

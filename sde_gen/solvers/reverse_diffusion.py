@@ -20,6 +20,7 @@ class ReverseDiffusion(FixedStepSolver):
     order = 1
     weak_order = 1.0
     stochastic = True
+    reverse_sde = True
     default_steps = 250
 
     def plan(self, sde: SDE, times: Tensor) -> list[Update]:
