@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from .. import memory, parallel
+from ..models.combination import ScoreCombination
 from ..models.denoiser import Denoiser
 from ..progress import bar as progress_bar
 from ..randomness import NoiseStream, check_seed
 from ..registry import lookup
 from ..sdes import SDE
-from ..solvers import GRIDS, FixedStepSolver, Graphed, Run, Solver, make_solver, solver_name
+from ..solvers import GRIDS, SOLVERS, FixedStepSolver, Graphed, Populated, Run, Solver, make_solver, solver_name
 
 StepHook = Callable[[int, float, Tensor], bool | None]
 
@@ -136,6 +137,9 @@ def sample(
     """
     if not isinstance(model, Denoiser):
         raise TypeError(f"model must be a Denoiser such as ScoreModel (sde_gen.load reads one from a path), got {type(model).__name__}")
+    if particles is not None:
+        given = {name: value for name, value in locals().items() if name not in ("model", "shape", "solver", "particles", "solver_options")}
+        return _with_particles(model, shape, solver, particles, given, solver_options)
     count, data_shape = _check_shape(shape)
     times = grid if grid is None or isinstance(grid, str | Tensor) else torch.as_tensor(grid, dtype=torch.float64)
     plan = _plan(model, solver, steps, times, t_start, t_end, final, cond, solver_options)
@@ -157,7 +161,8 @@ def sample(
     method, adaptive = plan.method, plan.method.adaptive
     loop = Graphed(method) if graph and isinstance(method, FixedStepSolver) else method
     done: list[_Batch] = []
-    batches = deque(_batches(count, batch_size))
+    group = method.group
+    batches = deque(_batches(count, max(group, batch_size // group * group)))
     # A fixed-step solver shows its steps; an adaptive one, whose samples go at their own pace, and a graph, their finished batches.
     total, unit = (count, "sample") if adaptive or graph else (plan.steps * len(batches), "step")
     with progress_bar(total, f"sampling ({plan.name})", unit, progress, leave=False) as bar:
@@ -180,10 +185,10 @@ def sample(
             try:
                 y = loop.solve(run, x, plan.start, plan.end, plan.steps, plan.grid)
             except (RuntimeError, MemoryError) as error:
-                if not memory.out_of_memory(error) or last - first == 1:
+                if not memory.out_of_memory(error) or last - first == group:
                     raise
                 memory.release()
-                half = (last - first + 1) // 2
+                half = -(-(last - first) // (2 * group)) * group
                 warnings.warn(f"out of memory: going on with batches of {half} (batch_size={half} starts so)", stacklevel=3)
                 batches = deque((begin, min(begin + half, count)) for begin in range(first, count, half))
                 continue
@@ -212,6 +217,46 @@ def sample(
         failed=torch.cat([b.failed for b in done]),
         fitted=plan.fitted,
         units="normalised" if any(b.stopped for b in done) or plan.final == "state" else "data",
+    )
+
+
+def _with_particles(
+    model: Denoiser, shape: Sequence[int], solver: str | Solver, size: int, given: dict[str, Any], solver_options: dict[str, Any]
+) -> Samples:
+    """`sample` with `size` particles in the place of each sample, whose rows lie one after the other."""
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"particles must be a whole number of at least 1, got {size!r}")
+    if not isinstance(model, ScoreCombination):
+        raise TypeError(f"particles are weighted by a combination of scores (guide with rule 'cfg', Combine), got {type(model).__name__}")
+    if not isinstance(solver, str | Solver):
+        raise TypeError(f"solver must be a name or a Solver, got {solver!r}")
+    method = make_solver(solver_name(solver), **solver_options) if isinstance(solver, str) else solver
+    if not (isinstance(method, FixedStepSolver) and method.reverse_sde):
+        able = ", ".join(name for name in SOLVERS if getattr(SOLVERS[name], "reverse_sde", False))
+        raise ValueError(f"particles need a fixed-step solver of the reverse SDE ({able}), got {solver!r}")
+    if given["graph"] or given["trajectory"] is not None or given["step_hook"] is not None or given["t_start"] is not None:
+        raise ValueError("particles go with neither graph, trajectory, step_hook nor t_start")
+    count, data_shape = _check_shape(shape)
+    device, _ = _where(model, given["x_init"], given["device"], given["dtype"])
+    cond = {name: value.repeat_interleave(size, 0) for name, value in model.conditions(given["cond"], count, device).items()}
+    x_init = None if given["x_init"] is None else given["x_init"].repeat_interleave(size, 0)
+    loop = Populated(method, size, check_seed(given["seed"]), given["index_offset"])
+    rows = given | {"cond": cond, "x_init": x_init, "index_offset": given["index_offset"] * size}
+    try:
+        out = sample(model, (count * size, *data_shape), loop, **rows)
+    except SolverError as error:
+        failed = (error.failed // size).unique()
+        healthy = torch.tensor([k for k in range(int(error.failed.max()) // size + 1) if k not in set(failed.tolist())], dtype=torch.int64)
+        kept = error.x[torch.isin(error.healthy // size, healthy)].reshape(-1, size, *data_shape)
+        raise SolverError(type(method).__name__, error.time, error.step, failed, healthy, kept) from None
+    log_weights = torch.cat([population.log_weights for population in loop.done])
+    return replace(
+        out,
+        x=out.x.reshape(count, size, *data_shape),
+        nfe=out.nfe.reshape(count, size).sum(1),
+        failed=out.failed.reshape(count, size).any(1),
+        log_weights=log_weights,
+        ess=torch.cat([population.ess for population in loop.done]),
     )
 
 

@@ -20,6 +20,7 @@ from .grids import GRIDS, make_grid
 from .heun import Heun
 from .langevin import AnnealedLangevin
 from .ode import ProbabilityFlow
+from .particles import Populated
 from .pc import PredictorCorrector
 from .restart import Restart
 from .reverse_diffusion import ReverseDiffusion
@@ -80,6 +81,7 @@ __all__ = [
     "FixedStepSolver",
     "Graphed",
     "Heun",
+    "Populated",
     "PredictorCorrector",
     "ProbabilityFlow",
     "Restart",

@@ -97,7 +97,7 @@ class Solver(ABC):
 
     order: of the deterministic error; strong_order, weak_order: of a stochastic method; calls: network calls a step;
     needs_variance: whether the model must predict the reverse step's variance too; reverse_sde: whether its states follow the reverse SDE
-    with the SDE's own noise, step by step, as particles ask for.
+    with the SDE's own noise, step by step, as particles ask for; group: so many rows of a batch belong together, and no batch cuts them.
     """
 
     order: int | None = None
@@ -107,6 +107,7 @@ class Solver(ABC):
     adaptive: bool = False
     needs_variance: bool = False
     reverse_sde: bool = False
+    group: int = 1
     default_steps: int = 100
     default_grid: str = "half_log_snr"
 

@@ -81,6 +81,8 @@ class Populated(Solver):
 
     def __init__(self, solver: FixedStepSolver, size: int, seed: int, first: int) -> None:
         self.solver, self.size, self.seed, self.first = solver, size, seed, first
+        self.group, self.needs_variance = size, solver.needs_variance
+        self.default_steps, self.default_grid = solver.default_steps, solver.default_grid
         self.done: list[Population] = []
 
     def solve(self, run: Run, x: Tensor, t_start: float, t_end: float, steps: int, grid: str | Tensor) -> Tensor:
