@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..models.combination import ScoreCombination
 from ..models.denoiser import Denoiser, PlannedTime, Prediction, Wrapper, like
+from ..models.moments import Moments
 from ..sdes import SDE
 from ..sdes.base import as_time
 from ..shapes import expand_as
@@ -55,12 +56,13 @@ class Combine(ScoreCombination):
 
     terms: (weight, model) or (weight, model, cond). Without cond, or with None, a model is given what `sample` is given; a mapping takes
         its place, of values for all samples: tensors of first dimension 1, or numbers.
+    moments: of the law that is sampled, in normalised units, where they are known.
 
     The first term's model gives normaliser, data_std and the learned variance. Models that are the same object are asked in one call.
     Raises ValueError for no terms, weights that are not finite, or models along different SDEs. Liu et al. 2022, arXiv:2206.01714.
     """
 
-    def __init__(self, terms: Sequence[tuple[Any, ...]]) -> None:
+    def __init__(self, terms: Sequence[tuple[Any, ...]], moments: Moments | None = None) -> None:
         parts = [(*term, None)[:3] for term in terms]
         if not parts:
             raise ValueError("Combine takes at least one term (weight, model, cond), got none")
@@ -71,7 +73,7 @@ class Combine(ScoreCombination):
                 raise ValueError(f"weights must be finite, got {weight!r}")
             if not same_path(model.sde, parts[0][1].sde):
                 raise ValueError(f"all models must lie along one SDE, got {parts[0][1].sde!r} and {model.sde!r}")
-        super().__init__(parts[0][1])
+        super().__init__(parts[0][1], moments)
         self.weights = [float(weight) for weight, _, _ in parts]
         self.models = nn.ModuleList([model for _, model, _ in parts])
         self.given = [None if cond is None else _fixed(cond) for _, _, cond in parts]
@@ -162,6 +164,8 @@ class Guided(Wrapper):
             raise ValueError(f"drop and against are two null branches, give one of them, got {list(drop)} and {type(against).__name__}")
         if interval is not None and not interval[0] <= interval[1]:
             raise ValueError(f"interval must be (low, high) in half log-SNR with low <= high, got {interval!r}")
+        self.plain = self.plain_at_one and strength == 1
+        self.same_law = self.plain  # the conditional model, of which all is known that was
         super().__init__(model)
         if against is not None and not same_path(against.sde, model.sde):
             raise ValueError(f"against must lie along the model's SDE, {model.sde!r}, got {against.sde!r}")
@@ -169,7 +173,6 @@ class Guided(Wrapper):
         self.drop = None if drop is None else tuple(drop)
         self.other = model if against is None else against
         both = self.model.cost + self.other.cost
-        self.plain = self.plain_at_one and self.strength == 1
         self.cost = model.cost if self.plain else self.other.cost if self.strength == 0 and interval is None else both
 
     @abstractmethod

@@ -16,6 +16,7 @@ import sde_gen
 from sde_gen.data import Normalizer
 from sde_gen.discrete import ChainView, chain_of
 from sde_gen.exact.mixtures import MixtureData
+from sde_gen.guidance import Combine, guide
 from sde_gen.models.denoiser import Denoiser, Prediction, Wrapper
 from sde_gen.models.moments import Moments
 from sde_gen.randomness import NoiseStream
@@ -83,12 +84,19 @@ def told() -> sde_gen.ScoreModel:
     return sde_gen.ScoreModel(Told(), VE, "data", normalizer=base().normalizer, moments=moments, prior="matched", data_std=1.0)
 
 
+def combined() -> Denoiser:
+    """Half of the score twice, by one call of two rows for each."""
+    return Combine([(0.5, told(), {"shift": D}), (0.5, told(), {"shift": D})], moments=told().moments)
+
+
 KINDS: dict[str, tuple[Callable[[], Denoiser], float, bool]] = {
     "transparent": (lambda: Wrapper(base()), 0.0, False),
     "counted": (lambda: Counted(base()), 0.0, False),
     "wrapped twice": (lambda: Wrapper(Counted(base())), 0.0, False),
     "shifted": (lambda: Shifted(base()), D, False),
     "conditional": (told, D, True),
+    "guided by strength 1": (lambda: guide(told(), 1.0), D, True),
+    "combined": (combined, D, False),
 }
 """A model, the shift of its law, and whether it must be told of it."""
 
