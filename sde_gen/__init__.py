@@ -4,6 +4,7 @@ from . import threads as threads  # before all that imports PyTorch
 from .data import Dataset, Normalizer, load_dataset
 from .diagnostics.doctor import diagnose
 from .diagnostics.finding import Finding
+from .diagnostics.information import Information, information
 from .discrete import DiscreteChain, elbo, elbo_continuous, make_chain
 from .exact.empirical import empirical_score
 from .guidance import guide
@@ -35,6 +36,7 @@ __all__ = [
     "DiscreteChain",
     "Finding",
     "FittedGrid",
+    "Information",
     "LogLikelihood",
     "Moments",
     "Normalizer",
@@ -55,6 +57,7 @@ __all__ = [
     "encode",
     "fit_grid",
     "guide",
+    "information",
     "interpolate",
     "load",
     "load_dataset",
