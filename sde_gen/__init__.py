@@ -9,6 +9,7 @@ from .discrete import DiscreteChain, elbo, elbo_continuous, make_chain
 from .exact.empirical import empirical_score
 from .guidance import guide
 from .likelihood.bits_per_dim import BitsPerDim, bits_per_dim
+from .likelihood.classify import Classes, classify
 from .likelihood.flow import LogLikelihood, log_likelihood
 from .models.denoiser import Denoiser, Prediction, Wrapper
 from .models.moments import Moments
@@ -30,6 +31,7 @@ __all__ = [
     "VPSDE",
     "BitsPerDim",
     "CheckpointError",
+    "Classes",
     "CosineVPSDE",
     "Dataset",
     "Denoiser",
@@ -49,6 +51,7 @@ __all__ = [
     "SubVPSDE",
     "Wrapper",
     "bits_per_dim",
+    "classify",
     "diagnose",
     "dsm_loss",
     "elbo",

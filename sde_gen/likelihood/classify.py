@@ -1,0 +1,114 @@
+"""A classifier that was never trained: classes by the likelihoods of a conditional model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models.denoiser import Denoiser
+from ..randomness import check_seed
+from .flow import log_likelihood
+
+METHODS = ("bound", "flow")
+STRATA = 16
+"""Equal intervals of the half log-SNR in each of which every draw of "bound" has one level."""
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What `classify` returns.
+
+    log_prob: log p(c | x) in nats, (N, classes), float64.
+    std_error: of each log p(x | c) up to what all classes share, (N, classes): of its draws, and for "flow" of its solver too.
+    label: the likeliest class, (N,).
+    """
+
+    log_prob: Tensor
+    std_error: Tensor
+
+    @property
+    def label(self) -> Tensor:
+        return self.log_prob.argmax(1)
+
+
+@torch.no_grad()
+def classify(
+    model: Denoiser,
+    x: Tensor,
+    classes: int,
+    prior: Sequence[float] | Tensor | None = None,
+    method: str = "bound",
+    draws: int = 16,
+    name: str = "label",
+    seed: int = 0,
+    batch_size: int = 64,
+    **options: Any,
+) -> Classes:
+    """p(c | x) = p(c) p(x | c)/p(x) of a model that is conditional on a class, for x (N, *) in the data's units.
+
+    classes: the number of classes, 0 .. classes - 1. prior: their shares p(c); None: equal.
+    method: "bound" takes log p(x | c), up to what all classes share, from denoising errors with the same noise for every class:
+        -integral over lambda of E|eps - eps_c|^2 (Li et al. 2023, arXiv:2303.16203; Kong et al. 2023, arXiv:2302.03792). "flow" takes it
+        from `log_likelihood`, with its `options` and one seed for every class.
+    draws: of noise in each of `STRATA` intervals of lambda, half the log-SNR, for "bound".
+    name: the condition that is the class.
+    batch_size: states that the network sees together, for "bound".
+
+    Raises ValueError for fewer than two classes, a prior of another length or without a positive share, or an unknown method.
+    """
+    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 2:
+        raise ValueError(f"classes must be a whole number of at least 2, got {classes!r}")
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; choose from {', '.join(METHODS)}")
+    shares = torch.ones(classes, dtype=torch.float64) if prior is None else torch.as_tensor(prior, dtype=torch.float64)
+    if tuple(shares.shape) != (classes,) or not bool((shares >= 0).all()) or not 0 < float(shares.sum()) < math.inf:
+        raise ValueError(f"prior must be {classes} shares, none negative and not all 0, got {shares.tolist()}")
+    if method == "flow":
+        found = [log_likelihood(model, x, cond={name: torch.full((len(x),), k)}, seed=seed, **options) for k in range(classes)]
+        logits = torch.stack([one.log_prob.double() for one in found], 1)
+        error = torch.stack([torch.hypot(one.std_error.double(), one.solver_error.double()) for one in found], 1)
+    elif options:
+        raise ValueError(f"options {', '.join(options)} are of method 'flow'")
+    else:
+        logits, error = _bound(model, x, classes, draws, name, check_seed(seed), batch_size)
+    log_shares = (shares / shares.sum()).log().to(logits.device)
+    return Classes((logits + log_shares).log_softmax(1), error)
+
+
+def _bound(model: Denoiser, x: Tensor, classes: int, draws: int, name: str, seed: int, batch_size: int) -> tuple[Tensor, Tensor]:
+    """-integral over lambda of E|eps - eps_c|^2 and its standard error, (N, classes) each."""
+    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 2:
+        raise ValueError(f"draws must be a whole number of at least 2, got {draws!r}")
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+    device = x.device if parameter is None else parameter.device
+    z = x.to(device) if model.normalizer is None else model.normalizer.encode(x.to(device))
+    z = z if z.dtype == torch.float64 else z.float()
+    sde = model.sde
+    low, high = (float(sde.half_log_snr(t)) for t in (sde.t_max, sde.t_min))
+    width = (high - low) / STRATA
+    generator = torch.Generator(device).manual_seed(seed)
+    terms = torch.zeros(draws, len(x), classes, dtype=torch.float64, device=device)
+    rows_at_a_time = max(1, batch_size // classes)
+    for draw in range(draws):
+        for stratum in range(STRATA):
+            place = torch.rand(len(x), generator=generator, dtype=torch.float64, device=device)
+            t = sde.time_of(low + width * (stratum + place)).clamp(sde.t_min, sde.t_max)
+            noise = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=device)
+            alpha, sigma = (value.to(z).reshape(-1, *[1] * (z.ndim - 1)) for value in sde.marginal(t))
+            x_t = alpha * z + sigma * noise
+            for first in range(0, len(x), rows_at_a_time):
+                rows = slice(first, first + rows_at_a_time)
+                state, count = x_t[rows], len(x_t[rows])
+                label = torch.arange(classes, device=device).repeat_interleave(count)
+                denoised = model.denoise(state.repeat(classes, *[1] * (z.ndim - 1)), t[rows].repeat(classes), **{name: label})
+                denoised = denoised.reshape(classes, *state.shape)
+                eps = ((state - alpha[rows] * denoised) / sigma[rows]).double()
+                terms[draw, rows] -= width * (noise[rows].double() - eps).square().flatten(2).sum(2).T
+    # What all classes share says nothing of the error of their differences.
+    own = terms - terms.mean(2, keepdim=True)
+    return terms.mean(0), own.std(0) / math.sqrt(draws)
