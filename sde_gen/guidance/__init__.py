@@ -34,7 +34,7 @@ GUIDANCE: Registry[Callable[..., Guided]] = Registry(
         "apg": AdaptiveProjected,
         "cfg_zero": ZeroStar,
     },
-    aliases={"cfg++": "cfgpp", "cfg-zero*": "cfg_zero"},
+    aliases={"cfg++": "cfgpp", "cfg-zero*": "cfg_zero", "auto": "cfg"},
 )
 """Rules of guidance by name, each a class of (model, strength, drop, interval, against, options of its own)."""
 
