@@ -21,7 +21,7 @@ from .sampling.latents import encode, interpolate, mix
 from .sampling.sample import Samples, SolverError, sample
 from .sdes import SDE, VESDE, VPSDE, CosineVPSDE, SubVPSDE, make_sde, register_sde
 from .solvers import Solver, make_solver
-from .training import CheckpointError, load, save, train
+from .training import CheckpointError, load, save, train, train_classifier
 from .training.losses import dsm_loss
 from .version import __version__ as __version__
 
@@ -75,4 +75,5 @@ __all__ = [
     "sample",
     "save",
     "train",
+    "train_classifier",
 ]

@@ -2,6 +2,7 @@
 by noise level and what it says, checkpoints and the state that a training goes on from."""
 
 from .checkpoint import State, load, read_extra, read_state, save, save_fitted
+from .classifier import NoisyClassifier, train_classifier
 from .ema import PowerAverage
 from .loop import Interrupted, build_model, fit, train
 from .objective import Objective
@@ -16,6 +17,7 @@ __all__ = [
     "SHARDINGS",
     "CheckpointError",
     "Interrupted",
+    "NoisyClassifier",
     "Objective",
     "PowerAverage",
     "State",
@@ -33,4 +35,5 @@ __all__ = [
     "save",
     "save_fitted",
     "train",
+    "train_classifier",
 ]
