@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,11 +45,21 @@ class Classifier(_Pushed):
     log_prob: called as log_prob(x, t, **cond), gives log p_t(y | x) for each state, (B, *) to (B,); t is a number or (B,), x in normalised
         units. `sde_gen.train_classifier` makes one. A classifier of clean data is none: it has not seen noise.
 
+    given: names of conditions that the model is given too. The classifier gets all conditions, the model no others than these.
+
     Dhariwal and Nichol 2021, arXiv:2105.05233; Song et al. 2021, arXiv:2011.13456, section 5.
     """
 
-    def __init__(self, model: Denoiser, log_prob: Callable[..., Tensor], strength: float = 1.0) -> None:
+    def __init__(self, model: Denoiser, log_prob: Callable[..., Tensor], strength: float = 1.0, given: Sequence[str] = ()) -> None:
         super().__init__(model, log_prob, strength)
+        self.given = (given,) if isinstance(given, str) else tuple(given)
+
+    def conditions(self, cond: Mapping[str, Any] | None, count: int, device: torch.device) -> dict[str, Tensor]:
+        found = Denoiser.conditions(self, cond, count, device)
+        missing = [name for name in self.given if name not in found]
+        if missing:
+            raise ValueError(f"condition {', '.join(map(repr, missing))} is the model's, and was not given (cond={{...}})")
+        return found | self.model.conditions({name: found[name] for name in self.given}, count, device)
 
     def predict(self, x: Tensor, t: Tensor | float, **cond: Tensor) -> Prediction:
         outside = torch.is_grad_enabled() and x.requires_grad
@@ -57,7 +67,8 @@ class Classifier(_Pushed):
             state = x if outside else x.detach().requires_grad_()
             value = self._checked(self.function(state, t, **cond), x)
             gradient = torch.autograd.grad(value.sum(), state, create_graph=outside)[0]
-        return self._shifted(self.model.predict(x, t, **cond), x, t, gradient)
+        found = self.model.predict(x, t, **{name: cond[name] for name in self.given})
+        return self._shifted(found, x, t, gradient)
 
 
 class Energy(_Pushed):

@@ -188,6 +188,30 @@ def test_the_exact_noisy_classifier_makes_the_class_of_it() -> None:
     torch.testing.assert_close(found.log_prob, exact.log_prob, rtol=0, atol=1e-5)
 
 
+def test_conditions_go_to_the_classifier_and_to_the_model_those_that_are_named() -> None:
+    network = sde_gen.make_network("mlp", (2,), 3, width=8, depth=1)
+    x, label = draws(4).float(), torch.tensor([0, 1, 2, 0])
+    plain = sde_gen.make_network("mlp", (2,), None, width=8, depth=1)
+    seen = []
+
+    def log_prob(x: Tensor, t: Tensor | float, label: Tensor) -> Tensor:
+        seen.append(label)
+        return -(x.sum(1) - label).square()
+
+    for net, given in ((plain, ()), (network, ("label",)), (network, "label")):
+        model = sde_gen.ScoreModel(net, VP, "noise", clock="half_log_snr")
+        guided = Classifier(model, log_prob, given=given)
+        assert torch.equal(guided.conditions({"label": label}, 4, torch.device("cpu"))["label"], label)
+        expected = model.denoise(x, 0.3, **({"label": label} if given else {}))
+        alpha, sigma = marginal(VP, 0.3)
+        gradient = -2 * (x.sum(1) - label)[:, None].expand(4, 2)
+        torch.testing.assert_close(guided.denoise(x, 0.3, label=label), expected + (sigma**2 / alpha).float() * gradient)
+    with pytest.raises(ValueError, match=r"^condition 'label' is the model's, and was not given \(cond=\{...\}\)$"):
+        guided.conditions({}, 4, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"labels must be in 0 .. 2"):
+        guided.conditions({"label": label + 5}, 4, torch.device("cpu"))
+
+
 def test_an_energy_of_the_denoised_data() -> None:
     law = GaussianData.correlated()
     target, x, t = torch.tensor([1.0, 2.0], dtype=torch.float64), draws(), 0.4
