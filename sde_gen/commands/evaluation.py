@@ -26,7 +26,7 @@ from ..training import save_fitted
 from ..training.loss_summary import summarise_losses
 from ..unknown_numbers import from_json, shown_estimate, shown_number, to_json, with_nan
 from .runs import TrainedRun, class_labels, film_count, pictured
-from .training_files import environment, shown_state
+from .training_files import environment, history_of, metrics_of, shown_state
 
 FRAMES = 40
 CALIBRATION = 96
@@ -291,13 +291,9 @@ def _numbers(estimate: metrics.Estimate) -> dict[str, Any]:
 
 
 def _collect(run: TrainedRun, solver: str, scores: dict[str, Any]) -> None:
-    path = run.directory / "metrics.json"
-    try:
-        known = from_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
-    known.setdefault("solvers", {})[solver] = scores
-    write_text(path, to_json(known, 2))
+    known = metrics_of(run.directory) or {}
+    known["solvers"] = known.get("solvers", {}) | {solver: scores}
+    write_text(run.directory / "metrics.json", to_json(known, 2))
 
 
 def report_lines(run: TrainedRun, scores: dict[str, Any]) -> Sequence[str]:
@@ -353,7 +349,7 @@ def _size(scores: dict[str, Any], beside: str) -> str:
 def _learned(run: TrainedRun, scores: dict[str, Any]) -> list[str]:
     """What the training's loss by noise level says, where the run directory has it."""
     try:
-        found = with_nan(from_json((run.directory / "history.json").read_text(encoding="utf-8")))
+        found = with_nan(history_of(run.directory))
         return summarise_losses(found["history"], found["linear"] | found.get("items", {}), scores.get("neighbour_ratio", {}).get("value"))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         return []

@@ -3,6 +3,7 @@ forward.png. A command that was killed before it had made them all leaves the re
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -32,8 +33,36 @@ PARTS_OF_METRICS = ("steps", "seconds", "skipped", "environment", "earlier_ends"
 
 
 def missing_files(directory: Path) -> list[str]:
-    """Which of `TRAINING_FILES` are not there."""
-    return [name for name in TRAINING_FILES if not (directory / name).is_file()]
+    """Which of `TRAINING_FILES` are not there, or are not what a training leaves."""
+    read = {"history.json": history_of, "metrics.json": metrics_of}
+    return [name for name in TRAINING_FILES if (read[name](directory) is None if name in read else not (directory / name).is_file())]
+
+
+def metrics_of(directory: Path) -> dict[str, Any] | None:
+    """What metrics.json holds; None where it is not there, or not what the commands write."""
+    found = _read(directory / "metrics.json")
+    whole = isinstance(found, dict) and isinstance(found.get("solvers"), dict) and isinstance(found.get("training", {}), dict)
+    return found if whole else None
+
+
+def history_of(directory: Path) -> dict[str, Any] | None:
+    """What history.json holds; None where it is not there, or not what the commands write."""
+    found = _read(directory / "history.json")
+    whole = isinstance(found, dict) and _is_history(found.get("history")) and isinstance(found.get("linear"), dict)
+    return found if whole else None
+
+
+def _read(path: Path) -> Any:
+    """The value of a JSON file; None where it cannot be read."""
+    try:
+        return from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _is_history(entries: Any) -> bool:
+    """Whether these are the losses of a training, at least one."""
+    return isinstance(entries, list) and bool(entries) and all(isinstance(one, dict) and {"step", "loss"} <= one.keys() for one in entries)
 
 
 def make_missing_files(
@@ -43,6 +72,7 @@ def make_missing_files(
     missing = missing_files(directory)
     if not missing:
         return
+    broken = [name for name in missing if (directory / name).exists()]
     extra = read_extra(directory / "checkpoint")
     with progress.bar(len(missing), "training's files", "file", show, leave=False) as bar:
         if "history.json" in missing:
@@ -50,18 +80,28 @@ def make_missing_files(
             bar.update()
         if "metrics.json" in missing:
             training = {name: extra[name] for name in PARTS_OF_METRICS if name in extra}
-            write_text(directory / "metrics.json", to_json({"training": training, "solvers": {}}, 2))
+            write_text(directory / "metrics.json", to_json({"training": training, "solvers": _solvers(directory)}, 2))
             bar.update()
-        if "loss.png" in missing and (directory / "history.json").is_file():
-            known = from_json((directory / "history.json").read_text(encoding="utf-8"))
-            report.plot_loss(known["history"], directory / "loss.png", known["linear"])
+        known = history_of(directory)
+        if "loss.png" in missing and known is not None:
+            with contextlib.suppress(KeyError, TypeError, ValueError, IndexError):  # entries that the commands do not write
+                report.plot_loss(known["history"], directory / "loss.png", known["linear"])
             bar.update()
         if "forward.png" in missing:
             _forward_picture(model, data, directory / "forward.png")
             bar.update()
     lost = missing_files(directory)
+    again = [name for name in broken if name not in lost]
+    if again:
+        say(f"warning   {', '.join(again)} held something else than the commands write: made again from the checkpoint")
     if lost:
-        say(f"warning   {', '.join(lost)} cannot be made: the checkpoint, of an earlier version, does not keep what they show")
+        say(f"warning   {', '.join(lost)} cannot be made: the files of the training and its checkpoint do not hold what they show")
+
+
+def _solvers(directory: Path) -> dict[str, dict[str, Any]]:
+    """The metrics of each solver from its own folder, the last measured one last."""
+    files = sorted((directory / "solvers").glob("*/metrics.json"), key=lambda path: path.stat().st_mtime)
+    return {path.parent.name: scores for path in files if isinstance(scores := _read(path), dict)}
 
 
 def _write_history(directory: Path, model: ScoreModel, data: Dataset, config: RunConfig, extra: dict[str, Any]) -> None:
@@ -86,12 +126,13 @@ def _history(directory: Path, extra: dict[str, Any]) -> list[dict[str, Any]] | N
     try:
         lines = (directory / "history.jsonl").read_text(encoding="utf-8").splitlines()
         history = [from_json(line) for line in lines]
-        if history and history[-1]["step"] == extra["steps"]:
+        if _is_history(history) and history[-1]["step"] == extra["steps"]:
             return history
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError):
         pass
     state = read_state(directory / "checkpoint")
-    return None if state is None else list(state[1]["history"])
+    kept = None if state is None else state[1].get("history")
+    return kept if _is_history(kept) else None
 
 
 def _forward_picture(model: ScoreModel, data: Dataset, path: Path) -> None:

@@ -2,18 +2,20 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from toys import TINY_RUN, Command
 
 import sde_gen
 from sde_gen import Dataset, ScoreModel, load_dataset, make_sde, metrics
-from sde_gen.commands import evaluation
+from sde_gen.commands import evaluation, training_files
 from sde_gen.commands.compare import CompareSettings, compare_run
 from sde_gen.commands.config import resolve
 from sde_gen.commands.evaluation import SampleMetrics, measure, report_lines, sample_run
 from sde_gen.commands.likelihood import LikelihoodSettings, _parts
 from sde_gen.commands.runs import TrainedRun
+from sde_gen.data import rows_drawn
 from sde_gen.metrics import features
 
 
@@ -136,6 +138,8 @@ def test_a_perfect_conditional_network_reads_like_held_out_data(classes_run: Tra
     ours, held = (scores[f"{part}sliced_wasserstein"] for part in ("", "held_out_"))
     assert ours["value"] < held["value"] + 3 * held["std_error"] and ours["value"] < 0.6  # classes in turn read about 2
     assert scores["distance_size"] == 200 and "standard deviation" in scores["distance_unit"]
+    with np.load(classes_run.directory / "solvers" / "ddim" / "samples.npz") as kept:
+        assert 0 < kept["label"].sum() < 60 and ((kept["x"][:, 2] > 0) == (kept["label"] == 1)).all()
     line = next(line for line in report_lines(classes_run, scores) if line.startswith("distance"))
     assert line.endswith("(each at 200 items, in units of each column's standard deviation)")
 
@@ -153,14 +157,29 @@ def test_distances_side_by_side_are_of_equal_sizes_and_weigh_all_columns(tmp_pat
     assert "distance_size" not in SampleMetrics(data, tmp_path)(x) and measure(Dataset("alone", train), x, tmp_path)["distance_size"] == 480
 
 
-def test_compare_takes_drawn_held_out_items_and_classes_in_the_shares_of_the_data(classes_run: TrainedRun) -> None:
+def test_compare_takes_drawn_held_out_items_and_classes_in_the_shares_of_the_data(classes_run: TrainedRun, tmp_path: Path) -> None:
     said: list[str] = []
     found = compare_run(classes_run, CompareSettings(("ddim",), (12,), samples=100), said.append)
     row, held = found["rows"][0]["distance"], found["held_out"]["distance"]
     assert max(row["value"], held["value"]) < 0.6  # the head of the held-out part is of class 0 alone; classes in turn read 2
     assert any("100 items each, in units of each column's" in line for line in said)
+    held_out, of_held_out = classes_run.data.test, classes_run.data.test_labels
+    assert held_out is not None and of_held_out is not None and not of_held_out[:100].any()
+    drawn = rows_drawn(200, 100, 0)
+    assert of_held_out[drawn].any() and held == SampleMetrics(classes_run.data, tmp_path)(held_out[drawn])["sliced_wasserstein"]
     more = compare_run(classes_run, CompareSettings(("ddim",), (12,), samples=400), said.append)
     assert any("200 items each" in line for line in said) and more["held_out"]["distance"]["value"] < 0.6
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "null", "3", '{"solvers": null}', '{"history": [], "linear": {}}', '{"history": {}}'])
+def test_what_no_command_wrote_is_not_read(content: str, classes_run: TrainedRun) -> None:
+    place = classes_run.directory
+    for name in ("metrics.json", "history.json"):
+        (place / name).write_text(content)
+    assert {"metrics.json", "history.json"} <= set(training_files.missing_files(place))
+    evaluation._collect(classes_run, "ddim", {"samples": 3})
+    assert training_files.metrics_of(place) == {"solvers": {"ddim": {"samples": 3}}}
+    assert evaluation._learned(classes_run, {}) == []
 
 
 def test_likelihoods_are_of_drawn_items(classes_run: TrainedRun) -> None:
