@@ -80,7 +80,7 @@ def _run(arguments: argparse.Namespace, config: RunConfig, device: torch.device)
         return
     show = not arguments.no_progress
     with contextlib.ExitStack() as hold:
-        how = (arguments.tensorboard, hold, arguments.threads)
+        how = (arguments.tensorboard, hold, arguments.threads, True)
         opened = open_run(config, arguments.out, device, arguments.retrain, show, seconds, say, *how)
         scores = sample_run(opened, device, show)
         if parallel.rank() == 0:
@@ -101,8 +101,8 @@ def likelihood(arguments: argparse.Namespace) -> None:
     """Score the data of a run."""
     settings = LikelihoodSettings(**{name: getattr(arguments, name) for name in LikelihoodSettings.__dataclass_fields__})
     check_settings(settings)
-    with parallel.processes(_device(arguments)) as device:
-        opened = _named_run(arguments, device)
+    with parallel.processes(_device(arguments)) as device, contextlib.ExitStack() as hold:
+        opened = _named_run(arguments, device, hold)
         try:
             likelihood_run(opened, settings, say)
         except ValueError as error:
@@ -119,8 +119,8 @@ def compare(arguments: argparse.Namespace) -> None:
     solvers = tuple(registered_solver(name.strip()) for name in arguments.solvers.split(","))
     settings = CompareSettings(solvers, calls, arguments.samples, arguments.seed, arguments.batch)
     check_compare(settings)
-    with parallel.processes(_device(arguments)) as device:
-        opened = _named_run(arguments, device)
+    with parallel.processes(_device(arguments)) as device, contextlib.ExitStack() as hold:
+        opened = _named_run(arguments, device, hold)
         compare_run(opened, settings, say)
         _report(opened.directory)
 
@@ -157,9 +157,10 @@ def _report(directory: Path) -> None:
         say(f"report    {write_report([directory])}")
 
 
-def _named_run(arguments: argparse.Namespace, device: torch.device) -> TrainedRun:
+def _named_run(arguments: argparse.Namespace, device: torch.device, hold: contextlib.ExitStack) -> TrainedRun:
     config = resolve() if arguments.run is None else config_of_run(arguments.run)
-    return open_run(config, arguments.run, device, progress=not arguments.no_progress, say=say, thread_count=arguments.threads)
+    how = {"progress": not arguments.no_progress, "say": say, "hold": hold, "thread_count": arguments.threads}
+    return open_run(config, arguments.run, device, **how)
 
 
 def say(line: str) -> None:

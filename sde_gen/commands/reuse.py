@@ -16,7 +16,7 @@ from .config import ConfigError, RunConfig
 
 LENGTH = {"training.steps", "training.max_seconds"}
 """What may differ between a training and one that goes on with it."""
-ADVICE = "--retrain replaces it, --out DIR trains beside it"
+ADVICE = "sde-gen run --retrain replaces it, --out DIR trains beside it"
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Earlier:
 
     model: its network, of averaged weights; extra: what the checkpoint says of it; state: what the training goes on from, None where
     it has ended as asked; ends: the steps at which it had ended before, each with the schedule of so many steps; longer: it goes on
-    beyond the end that it was meant to have.
+    beyond the end that it was meant to have; changed: how the data are no longer those that it was trained on, None where they are.
     """
 
     model: ScoreModel
@@ -33,11 +33,12 @@ class Earlier:
     state: State | None
     ends: tuple[int, ...] = ()
     longer: bool = False
+    changed: str | None = None
 
 
 def read_earlier(checkpoint: Path, config: RunConfig, data: Dataset) -> Earlier:
-    """What lies at `checkpoint`, for a run of `config` on `data`. ConfigError where it is of other settings or other data, has been
-    trained for longer than is asked for, or cannot be read."""
+    """What lies at `checkpoint`, for a run of `config` on `data`. ConfigError where it is of other settings or of data of another shape,
+    has been trained for longer than is asked for, would have to go on with other data than it began with, or cannot be read."""
     try:
         extra = read_extra(checkpoint)
         model = load(checkpoint)
@@ -60,8 +61,11 @@ def read_earlier(checkpoint: Path, config: RunConfig, data: Dataset) -> Earlier:
         raise ConfigError(f"{checkpoint} holds a network trained for longer ({done}) than is asked for ({shown}): {ADVICE}")
     if state is None and (different or not complete):
         raise ConfigError(f"{checkpoint} was left at step {extra['steps']} with no state to go on from: --retrain trains again")
+    changed = changed_data(checkpoint, config, data)
+    if state is not None and changed is not None:
+        raise ConfigError(f"{changed}, and its training cannot go on with them: {ADVICE}")
     ends = tuple(extra.get("earlier_ends", ())) + ((extra["steps"],) if different and complete else ())
-    return Earlier(model, extra, state, ends, bool(different))
+    return Earlier(model, extra, state, ends, bool(different), changed)
 
 
 def going_on(checkpoint: Path, earlier: Earlier, training: TrainSettings) -> str:

@@ -34,7 +34,7 @@ from ..unknown_numbers import to_json
 from .config import ConfigError, RunConfig, read_config, recipe_note, resolve
 from .cost import SNAPSHOT_CALLS, sampling_cost, seconds_per_call, seconds_per_step, snapshot_count, training_cost
 from .noise_ends import resolve_ends, warnings_of_ends
-from .reuse import Earlier, changed_data, going_on, read_earlier
+from .reuse import Earlier, going_on, read_earlier
 from .training_files import TRAINING_FILES, environment, make_missing_files, missing_files
 
 FILM = 100
@@ -45,7 +45,7 @@ OF_TRAINING = ("snapshots", "tensorboard")
 """What a training writes as it goes: a new one begins without what another left."""
 OF_NETWORK = (
     *("solvers", "compare", "likelihood"),
-    *(*TRAINING_FILES, "doctor.json", "report.html", "samples.png", "denoising.gif"),
+    *(*TRAINING_FILES, "config.yaml", "doctor.json", "report.html", "samples.png", "denoising.gif"),
 )
 """What was made of a trained network: it stays as long as that network's checkpoint does."""
 Say = Callable[[str], None]
@@ -179,15 +179,17 @@ def open_run(
     tensorboard: bool = False,
     hold: contextlib.ExitStack | None = None,
     thread_count: int | None = None,
+    sampled: bool = False,
 ) -> TrainedRun:
     """The run of `config`: its trained network is reused where the directory holds it, a training that was stopped goes on, as does
     one of fewer steps or seconds, else it is trained now. What a killed command left out of the files of the training is made.
 
     `tensorboard`: a training writes event files in tensorboard/ too. `hold`: the directory stays this thread's to write to until this
-    stack ends, for a command that samples and measures there too, of which the cost is said as well; without it, until this returns.
-    `thread_count`: the number of threads that the user asks for; a training that goes on keeps the one that it began with otherwise.
-    ConfigError where the directory holds a network of other settings or data and `retrain` is not set, or tensorboard is not
-    installed; LockError where another process writes to the directory.
+    stack ends, for a command that leaves more there; without it, until this returns. `thread_count`: the number of threads that the
+    user asks for; a training that goes on keeps the one that it began with otherwise. `sampled`: the command goes on to sample as the
+    configuration says, of which the cost is said as well.
+    ConfigError where the directory holds a network of other settings, or a training that would go on with other data than it began
+    with, and `retrain` is not set, or tensorboard is not installed; LockError where another process writes to the directory.
     """
     config = config.anchored()
     directory = default_directory(config) if directory is None else directory
@@ -206,19 +208,19 @@ def open_run(
             _check_directory(directory)
             if hold is not None or retrain or not _is_finished(directory):
                 directory.mkdir(parents=True, exist_ok=True)
-                (until_returned if hold is None else hold).enter_context(held(directory, "wait for it, or --out DIR works beside it"))
+                remedy = "wait for it, or --out DIR works beside it" if sampled else "wait for it"
+                (until_returned if hold is None else hold).enter_context(held(directory, remedy))
         earlier = None
         if not retrain and _is_there(checkpoint):
             earlier = read_earlier(checkpoint, config, data)
-            changed = changed_data(checkpoint, config, data)
-            if changed:
-                say(f"warning   {changed}; --retrain trains on the data as they are")
+            if earlier.changed is not None:
+                say(f"warning   {earlier.changed}; sde-gen run --retrain trains on the data as they are")
         parallel.wait()  # until all have seen the directory as it was
         if earlier is not None and earlier.state is None:
             spent = f"{earlier.extra['steps']} steps, {earlier.extra['seconds']:.0f} s of training"
             say(f"reusing   the network in {checkpoint} ({spent}); --retrain trains again")
             run = TrainedRun(directory, config, data, earlier.model.to(device))
-            if hold is not None:
+            if sampled:
                 say(f"expected  {_sampling_cost(run.model, run)}")
         else:
             if earlier is not None:
@@ -236,7 +238,7 @@ def open_run(
             if chosen is not None:
                 say(f"recipe    {chosen}")
             run = TrainedRun(directory, config, data, model)
-            result = _train(run, device, progress, checkpoint_seconds, earlier, tensorboard, say, hold is not None)
+            result = _train(run, device, progress, checkpoint_seconds, earlier, tensorboard, say, sampled)
             rate = result.steps * config.training.batch / result.seconds
             skipped = f", {result.skipped} steps skipped as not finite" if result.skipped else ""
             together = f", {parallel.world()} processes" if parallel.world() > 1 else ""
@@ -244,6 +246,8 @@ def open_run(
             say(f"trained   {done} ({rate:.0f} samples/s{together}{skipped})")
             run = replace(run, model=result.model)
         if parallel.rank() == 0:
+            if not (directory / "config.yaml").exists():  # of a network that an earlier version was killed before it had sampled
+                write_text(directory / "config.yaml", config.to_yaml())
             make_missing_files(directory, run.model, data, config, say, progress)
         return run
 
@@ -337,7 +341,7 @@ def _train(
     directory, config, data = run.directory, run.config, run.data
     resume = None if earlier is None else earlier.state
     snapshot_seconds = 0.0  # that the last one took
-    replaces = earlier is None or earlier.longer  # what lies here was made of another network, until the first save
+    replaces = True  # what lies here was made of another network, until the first save
 
     def evaluated(step: int, result: TrainResult) -> None:
         nonlocal snapshot_seconds
@@ -360,7 +364,6 @@ def _train(
         nonlocal replaces
         if replaces:
             _remove(directory, OF_NETWORK)
-            replaces = False
         extra: dict[str, Any] = {"complete": complete, "steps": step, "seconds": result.seconds, "skipped": result.skipped}
         extra |= {"linear": result.linear, "environment": environment(device), "identity": config.identity(), "data": signature}
         extra["data_description"] = description
@@ -368,6 +371,9 @@ def _train(
             extra["earlier_ends"] = list(earlier.ends)
         # A training that has ended keeps its state too: it can go on to more steps.
         save(result.raw, directory / "checkpoint", ema=result.model.network, extra=extra, state=result.state())  # type: ignore[arg-type]
+        if replaces:
+            write_text(directory / "config.yaml", config.to_yaml())
+            replaces = False
 
     def expect(per_step: float, result: TrainResult) -> None:
         per_call = seconds_per_call(result.model, data.shape, min(config.training.batch, config.sampling.samples))

@@ -131,6 +131,10 @@ def sample_to_files(
                 job.parts.mkdir(parents=True, exist_ok=True)
                 hold.enter_context(held(job.parts, "wait for it, or give another --out"))
                 write_text(job.parts / JOB, to_json(job.settings, 1))
+                extra = read_extra(checkpoint_of(directory))
+                if extra.get("complete") is False:
+                    left = f"has not ended: its checkpoint is of step {extra.get('steps')}"
+                    say(f"warning   the training in {directory} {left}; sde-gen run, with the same flags, goes on with it")
                 if known:
                     say(f"going on  with {known} of {len(job.shards)} parts that are there")
             parallel.wait()

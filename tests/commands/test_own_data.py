@@ -14,6 +14,7 @@ import sde_gen
 from sde_gen.commands.config import RECIPES, SIGNALS, VOLUMES, read_config, resolve, shape_recipe
 from sde_gen.data.toys import SINES_CYCLES, blob
 from sde_gen.metrics import features
+from sde_gen.training import read_extra
 
 RNG = np.random.default_rng(0)
 
@@ -77,6 +78,9 @@ def test_a_network_is_never_taken_for_one_of_other_data(sde_gen_command: Command
         code, out, err = sde_gen_command(*arguments)
         assert code == 0 and sum("trained on other data" in line and message in line and "--retrain" in line for line in out) == 1, out
         assert "ddim: measured against other data" in (run / "report.html").read_text()
+    code, out, err = sde_gen_command(*arguments, "--train-steps", "13")
+    assert code == 2 and len(err) == 1 and "of other values), and its training cannot go on with them" in err[0] and "--retrain" in err[0]
+    assert read_extra(run / "checkpoint")["steps"] == 12 and read_extra(run / "checkpoint")["data"] == trained
     code, out, err = sde_gen_command("doctor", "--run", str(run), "--samples", "0")
     assert code == 1 and any(line.startswith("warning   changed data: ") for line in out)
 

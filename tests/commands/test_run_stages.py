@@ -97,6 +97,7 @@ def test_a_run_killed_at_any_stage_is_made_whole_by_the_next_command(
         with pytest.raises((Killed, TypeError)):
             command("--train-steps", "12", "--out", "parts")
     capfd.readouterr()
+    assert (tmp_path / "parts" / "config.yaml").exists() == (stage != "the first save"), "with the first checkpoint"
     code, out, err = command("--train-steps", "12", "--out", "parts")
     assert (code, err) == (0, []) and any(line.startswith(says) for line in out), out
     parts = tmp_path / "parts"
@@ -112,11 +113,15 @@ def test_other_commands_make_the_missing_files_too(name: str, whole: Path, sde_g
     shutil.copytree(whole, tmp_path / "here")
     for file in TRAINING_FILES:
         (tmp_path / "here" / file).unlink()
+        if name == "compare" and file.endswith(".json"):  # what no command writes is as good as not there
+            (tmp_path / "here" / file).write_text('{"solvers": null, "history": []}')
     lines = (tmp_path / "here" / "history.jsonl").read_text().splitlines()
     (tmp_path / "here" / "history.jsonl").write_text("\n".join(lines[:4]))  # then the checkpoint knows the losses
     options = ["--images", "16", "--tolerance", "0.1"] if name == "likelihood" else ["--solvers", "ddim", "--calls", "3", "--samples", "20"]
-    code, _out, err = sde_gen_command(name, "--run", "here", "--no-progress", *options)
+    code, out, err = sde_gen_command(name, "--run", "here", "--no-progress", *options)
     assert (code, err) == (0, []) and all((tmp_path / "here" / file).is_file() for file in TRAINING_FILES)
+    assert any("history.json, metrics.json held something else" in line for line in out) == (name == "compare")
+    assert json.loads((tmp_path / "here" / "metrics.json").read_text()) == json.loads((whole / "metrics.json").read_text())
     assert [entry["step"] for entry in losses(tmp_path / "here")["history"]] == list(range(1, 13))
 
 
@@ -206,6 +211,42 @@ def test_the_same_data_by_any_path_are_the_same_data(command: Command, table: np
     assert code == 0 and any("trained on other data of this name" in line for line in out), "the same path, as its owner changed it"
 
 
+def test_a_killed_training_can_be_looked_at_and_goes_on_with_its_own_data_alone(
+    command: Command, sde_gen_command: Command, table: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = partial(command, "--set", "data.limit=null", "--data", "there/energy.npy", "--train-steps", "12", "--out", "here")
+    advance, here = Trainer.advance, tmp_path / "here"
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "advance", lambda self: killed() if self.step == 7 else advance(self))
+        with pytest.raises(Killed):
+            command("--checkpoint-every", "0.0001s")
+    code, out, err = sde_gen_command("doctor", "--run", "here", "--samples", "0")
+    assert (code, err) == (1, []) and any("unfinished training: " in line and "step 7 of 12" in line for line in out), out
+    assert "the training has not ended" in (here / "report.html").read_text()
+    code, out, err = sde_gen_command("sample", "--run", "here", "--samples", "4", "--out", "x.npy", "--no-progress")
+    assert (code, err) == (0, []) and sum("has not ended: its checkpoint is of step 7;" in line for line in out) == 1
+    assert any("4 with em: 4 network calls" in line for line in out), "the run's own solver"
+    np.save(tmp_path / "there" / "energy.npy", 1000 * table + 5000)
+    code, out, err = command()
+    assert code == 2 and len(err) == 1 and "its training cannot go on with them: sde-gen run --retrain" in err[0], err
+    np.save(tmp_path / "there" / "energy.npy", table)
+    code, out, err = command()
+    assert (code, err) == (0, []) and any(line.startswith("resuming") for line in out)
+    assert not (here / "doctor.json").exists() and "has not ended" not in (here / "report.html").read_text(), "of the network at step 7"
+
+
+def test_a_new_network_that_cannot_be_sampled_has_its_own_configuration(
+    command: Command, whole: Path, sde_gen_command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(whole, tmp_path / "here")
+    with monkeypatch.context() as patch:
+        patch.setattr("sde_gen.commands.evaluation.sample_together", killed)
+        with pytest.raises(Killed):
+            command("--train-steps", "12", "--out", "here", "--retrain", "--set", "model.options.width=8")
+    code, _out, err = sde_gen_command("likelihood", "--run", "here", "--images", "4", "--tolerance", "0.1", "--no-progress")
+    assert (code, err) == (0, []) and "width 8" in (tmp_path / "here" / "report.html").read_text()
+
+
 def test_two_files_of_one_stem_are_two_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "energy").mkdir()
@@ -257,7 +298,11 @@ def test_two_commands_on_one_directory(command: Command, whole: Path, sde_gen_co
             code, _, err = command(*arguments, "--out", "here")
             assert code == 2 and len(err) == 1, err
             assert re.search(rf"here is in use by process {child.pid} on .* since .*: wait for it, or --out DIR works beside it", err[0])
-        code, _out, err = sde_gen_command("compare", "--run", "here", "--solvers", "ddim", "--calls", "3", "--samples", "20")
+        for name in ("compare", "likelihood", "doctor"):
+            code, _, err = sde_gen_command(name, "--run", "here", "--no-progress")
+            assert code == 2 and len(err) == 1 and err[0].endswith("wait for it"), err
+        assert not {"compare", "likelihood", "doctor.json"} & {path.name for path in (tmp_path / "here").iterdir()}
+        code, _, err = sde_gen_command("sample", "--run", "here", "--samples", "4", "--out", "x.npy", "--no-progress")
         assert (code, err) == (0, []), "which only reads the network"
     finally:
         child.kill()
