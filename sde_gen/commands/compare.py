@@ -172,11 +172,11 @@ def _scores(scores: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 HEADER = "| solver | calls | seconds | {} distance | precision | recall | memorised | neighbour ratio |\n|---|---|---|---|---|---|---|---|"
-COLUMNS = (
-    "Distances depend on the number of items: those of one run are taken at the same one. Memorised: the share of samples nearer to a "
-    "training item than 95 % of held-out data are (new data: 0.05, copies: 1). Neighbour ratio: mean distance to the nearest training "
-    "item over that of held-out data (new data: 1, copies: 0)."
+QUALITIES_ARE = (
+    "Memorised: the share of samples nearer to a training item than 95 % of held-out data are (new data: 0.05, copies: 1). Neighbour "
+    "ratio: mean distance to the nearest training item over that of held-out data (new data: 1, copies: 0)."
 )
+COLUMNS = f"Distances depend on the number of items: those of one comparison are taken at the same one. {QUALITIES_ARE}"
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -180,6 +180,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "blobs3d": BLOBS,
 }
 """What each data set starts from; a configuration file and then flags override it."""
+BELONGS = {"network": ("options",), "solver": ("options", "steps", "grid"), "name": ("settings",)}
+"""Of each choice, the settings beside it that mean nothing for another."""
 SMALL_IMAGE = 12
 SAMPLE_FLOPS = 1.25e9
 """Operations of one sample's forward pass (a training step takes three times as many) up to which a recipe is what it is."""
@@ -250,11 +252,12 @@ def recipe_note(config: RunConfig, shape: Sequence[int]) -> str | None:
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the values of `over`, sections merged; a section that names another registry entry (`network`, `solver`,
-    `name`) drops the options and settings of the one it replaces."""
+    `name`) drops the options, steps, grid and settings of the one it replaces."""
     merged = dict(base)
-    for choice, belongs in (("network", "options"), ("solver", "options"), ("name", "settings")):
-        if choice in over and choice in base and over[choice] != base[choice] and belongs in base:
-            merged.pop(belongs)
+    for choice, of_it in BELONGS.items():
+        if choice in over and choice in base and over[choice] != base[choice]:
+            for belongs in of_it:
+                merged.pop(belongs, None)
     if {"name", "root"} & set(over) and "relative_to" not in over:
         merged.pop("relative_to", None)  # another layer's path does not start there
     for key, value in over.items():

@@ -22,7 +22,7 @@ from ..sdes import SDES
 from ..solvers import GRIDS, SOLVERS
 from ..training import OBJECTIVES, SHARDINGS
 from .compare import CALLS, CompareSettings
-from .config import ConfigError, read_config, read_yaml
+from .config import ConfigError, merge, read_config, read_yaml
 from .likelihood import LikelihoodSettings
 from .noise_ends import AUTO
 
@@ -38,7 +38,8 @@ A run directory holds config.yaml, checkpoint/, metrics.json, samples.png, denoi
 snapshots/ (a few fixed-seed samples during training), solvers/<solver>/ with each solver's pictures and numbers, and
 report.html with all of it on one page.
 A second run with the same training settings reuses the trained network and only samples; with more --train-steps or --max-seconds
-its training goes on, by the schedule of the longer one. One command at a time writes to a run directory."""
+its training goes on, by the schedule of the longer one. One command at a time writes to a run directory; sample and report read it
+at any time."""
 
 FLAGS: dict[str, tuple[str, ...]] = {
     "data": ("data", "name"),
@@ -145,7 +146,7 @@ def _number_or_auto(text: str) -> float | str:
 
 
 def layers(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """What the command line asks for, as configuration layers: the file, then the flags, then --set."""
+    """What the command line asks for, as configuration layers: the file, then the flags with --set over them."""
     asked: dict[str, Any] = {}
     for flag, (*sections, key) in FLAGS.items():
         value = getattr(arguments, flag)
@@ -163,7 +164,9 @@ def layers(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     if arguments.sample_seed is not None:
         asked.setdefault("sampling", {})["seed"] = arguments.sample_seed
     found = [read_config(arguments.config)] if arguments.config else []
-    return [*found, asked, *(_setting(text) for text in arguments.set)]
+    for text in arguments.set:  # one layer: another solver drops the file's steps, and keeps those that stand beside it
+        asked = merge(asked, _setting(text))
+    return [*found, asked]
 
 
 def _setting(text: str) -> dict[str, Any]:

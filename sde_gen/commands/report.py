@@ -21,7 +21,7 @@ from ..report.embed import Embedder
 from ..report.files import write_text
 from ..report.page import Block, Cell, Chapter, Code, Facts, Film, Page, Picture, Section, Table, Text, Warnings, render
 from ..unknown_numbers import number, shown_estimate, shown_number, to_json
-from .compare import COLUMNS
+from .compare import COLUMNS, QUALITIES_ARE
 from .config import ConfigError
 from .saved_run import CHANCE, DISTANCES, SavedRun, read_run, warnings
 
@@ -29,6 +29,7 @@ MOST_BYTES = 5_000_000
 FOR_TEXT = 80_000
 """Of them, kept for each run's tables, texts and settings; the rest is shared out evenly for its pictures."""
 QUALITIES = {"precision": "precision", "recall": "recall", "memorised_fraction": "memorised", "neighbour_ratio": "neighbour ratio"}
+SIZE = "at N items"
 UNREADABLE = (KeyError, TypeError, ValueError, IndexError, AttributeError, OSError)
 """What reading a file that no command wrote so can raise."""
 
@@ -108,6 +109,7 @@ def _summary(runs: Sequence[SavedRun]) -> Table:
     """A row for each solver of each run."""
     names = [*DISTANCES.values(), "held-out bits/dim", "held-out nats/dim", *QUALITIES.values()]
     columns = ["run", "data", "SDE", "solver", "network calls", *names, "samples", "s a sample"]
+    columns.insert(columns.index(names[0]) + len(DISTANCES), SIZE)
     rows = []
     for run in runs:
         likelihood = _held_out_likelihood(run)
@@ -115,10 +117,12 @@ def _summary(runs: Sequence[SavedRun]) -> Table:
             rate = scores["seconds"] / scores["samples"] if scores.get("samples") else None
             distances, qualities = ([_estimate(scores.get(key)) for key in keys] for keys in (DISTANCES, QUALITIES))
             which = [Cell(run.name), Cell(run.config.data.name), Cell(run.config.sde.name), Cell(name), _count(scores.get("network_calls"))]
-            rows.append([*which, *distances, *likelihood, *qualities, _count(scores.get("samples")), _number(rate, 3)])
+            size = _count(scores.get("distance_size"))
+            rows.append([*which, *distances, size, *likelihood, *qualities, _count(scores.get("samples")), _number(rate, 3)])
+    notes = f"Distances depend on the number of items, {SIZE!r}: compare those of one number. {QUALITIES_ARE}"
     if len(runs) == 1:
-        return Table("Every solver that sampled this network", columns[3:], [row[3:] for row in rows], COLUMNS).filled()
-    return Table("Every solver of every run", columns, rows, COLUMNS).filled()
+        return Table("Every solver that sampled this network", columns[3:], [row[3:] for row in rows], notes).filled()
+    return Table("Every solver of every run", columns, rows, notes).filled()
 
 
 def _summarised(run: SavedRun) -> bool:
@@ -274,6 +278,8 @@ def _again(run: SavedRun, embedder: Embedder) -> list[Block]:
         chosen = scores.get("settings", {})
         keys = {"steps": "--steps", "grid": "--grid", "samples": "--samples", "seed": "--sample-seed"}
         flags = [f"{flag} {shlex.quote(str(chosen[key]))}" for key, flag in keys.items() if chosen.get(key) is not None]
+        # The solver's own are said too: config.yaml has those of the last run.
+        flags += [f"--set sampling.{key}=null" for key in ("steps", "grid") if key in chosen and chosen[key] is None]
         flags += [f"--set {shlex.quote(f'sampling.options.{key}={to_json(value)}')}" for key, value in chosen.get("options", {}).items()]
         again = f"python experiments/run.py --config {shlex.quote(str(run.directory / 'config.yaml'))} --out {place}"
         lines.append(" ".join([again, f"--solver {shlex.quote(name)}", *flags]))

@@ -1,9 +1,11 @@
+import argparse
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from sde_gen.commands import flags
 from sde_gen.commands.config import RECIPES, ConfigError, RunConfig, merge, parse_seconds, read_config, resolve
 from sde_gen.data import DATASETS
 
@@ -34,6 +36,19 @@ def test_another_choice_drops_the_options_of_the_one_it_replaces() -> None:
     assert merge(base, {"model": {"network": "unet"}})["model"] == {"network": "unet"}
     assert merge(base, {"sde": {"name": "ve"}})["sde"] == {"name": "ve"}
     assert merge(base, {"model": {"network": "mlp"}})["model"] == base["model"]
+    sampling = {"solver": "heun", "steps": 3, "grid": "cosine", "options": {"eta": 1.0}, "samples": 20}
+    assert merge({"sampling": sampling}, {"sampling": {"solver": "dpm"}})["sampling"] == {"solver": "dpm", "samples": 20}
+    assert merge({"sampling": sampling}, {"sampling": {"solver": "heun", "samples": 20}})["sampling"] == sampling
+
+
+def test_the_command_line_is_one_layer(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("sampling: {solver: heun, steps: 3, grid: karras}")
+    parser = argparse.ArgumentParser()
+    flags.add_run_flags(parser)
+    words = ["--config", str(tmp_path / "c.yaml"), "--steps", "5"]
+    for flag in ("--solver dpm", "--set sampling.solver=dpm"):
+        sampling = resolve(*flags.layers(parser.parse_args([*words, *flag.split()]))).sampling
+        assert (sampling.solver, sampling.steps, sampling.grid) == ("dpm", 5, None), flag
 
 
 def test_sampling_does_not_decide_which_network_comes_out() -> None:

@@ -17,7 +17,7 @@ from browser import Browser, open_browser
 from toys import Command
 
 from sde_gen.commands.cli import main
-from sde_gen.commands.report import MOST_BYTES, write_report
+from sde_gen.commands.report import MOST_BYTES, _summary, write_report
 from sde_gen.commands.saved_run import read_run, warnings
 from sde_gen.metrics import features
 
@@ -38,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that every command has added to."""
     place = tmp_path_factory.mktemp("report") / "tiny run"
     shape = ["--set", "model.options={width: 32, depth: 1}", "--out", str(place)]
-    assert main(["run", *TINY, *shape, "--solver", "ddim", "--steps", "6"]) == 0
+    assert main(["run", *TINY, *shape, "--solver", "ddim"]) == 0
     assert main(["run", *TINY, *shape, "--solver", "dpm", "--steps", "6"]) == 0
     chosen = ["--run", str(place), "--no-progress"]
     assert main(["compare", *chosen, "--solvers", "ancestral,dpm", "--calls", "4,10", "--samples", "40"]) == 0
@@ -125,6 +125,7 @@ def test_the_commands_on_the_page_give_the_same_numbers(run: Path, tmp_path: Pat
     lines = [line for line in html.unescape((copy / "report.html").read_text()).splitlines() if "python experiments/" in line]
     before = json.loads((copy / "metrics.json").read_text())["solvers"]["ddim"]
     command = next(line for line in lines if "--solver ddim" in line)
+    assert "--set sampling.steps=null --set sampling.grid=null" in command, "config.yaml has the last solver's"
     words = shlex.split(command[command.index("python experiments/") :].split("<")[0])
     assert main(["run", *words[2:], "--no-progress"]) == 0
     assert "reusing" in capfd.readouterr().out
@@ -133,6 +134,15 @@ def test_the_commands_on_the_page_give_the_same_numbers(run: Path, tmp_path: Pat
     assert {words[1] for words in map(str.split, (line[line.index("python") :] for line in lines))} == {
         f"experiments/{name}.py" for name in ("run", "compare", "likelihood")
     }
+
+
+def test_distances_of_unlike_numbers_of_items_say_so(run: Path) -> None:
+    found = read_run(run)
+    found.solvers["dpm"]["distance_size"] = 17
+    table = _summary([found])
+    column = list(table.columns).index("at N items")
+    assert [row[column].text for row in table.rows] == ["40", "17"]
+    assert "'at N items': compare those of one number" in table.notes and "at the same one" not in table.notes
 
 
 def test_names_and_settings_are_text_not_markup(run: Path, tmp_path: Path) -> None:
