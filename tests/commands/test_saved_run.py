@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from sde_gen.commands import saved_run
 from sde_gen.commands.config import resolve
 from sde_gen.commands.saved_run import SavedRun, warnings
 
@@ -41,6 +42,15 @@ def test_samples_that_stray_are_warned_of_beyond_the_errors(
     assert warned(tmp_path, GOOD) == []
     found = warned(tmp_path, GOOD | {name: (value, error)})
     assert found == [] if said is None else len(found) == 1 and said in found[0]
+
+
+def test_numbers_of_other_data_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, other = {"sha256": "a"}, {"sha256": "b"}
+    monkeypatch.setattr(saved_run, "read_extra", lambda _: {"complete": True, "data": mine})
+    solvers = {"dpm": {"data": other}, "ddim": {"data": mine}, "of an earlier version": {}}
+    run = SavedRun(tmp_path, resolve(), {"solvers": solvers}, likelihood={"data": other}, comparison={"data": mine})
+    found = [line.split(": measured against other data")[0] for line in warnings(run) if "other data" in line]
+    assert found == ["dpm", "the likelihood"]
 
 
 def test_a_loss_that_was_not_measured_or_is_a_zero_networks_is_warned_of(tmp_path: Path) -> None:
