@@ -47,6 +47,10 @@ def float32_products(tf32: bool) -> Iterator[None]:
             setattr(place, name, was)
 
 
+STATE_OF_CARD = 16
+"""Bytes of the state of a card's generator, its seed and offset."""
+
+
 def random_state(device: torch.device) -> Tensor:
     """The state of the global generators that a computation on `device` may draw from: the host's, then the card's."""
     host = torch.get_rng_state()
@@ -54,8 +58,11 @@ def random_state(device: torch.device) -> Tensor:
 
 
 def set_random_state(state: Tensor, device: torch.device) -> None:
-    """Set the global generators to `state` of `random_state`; the card's stays as it is where the state is another device's."""
+    """Set the global generators to `state` of `random_state`; the card's stays as it is where the state is another device's. ValueError
+    for what is no such state."""
     host = len(torch.get_rng_state())
+    if len(state) not in (host, host + STATE_OF_CARD):
+        raise ValueError(f"a state of random generators has {host} or {host + STATE_OF_CARD} bytes, got {len(state)}")
     torch.set_rng_state(state[:host])
     if device.type == "cuda" and len(state) > host:
         torch.cuda.set_rng_state(state[host:], device)

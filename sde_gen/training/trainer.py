@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .. import memory, parallel
 from ..data import Source, rows_drawn
-from ..devices import OnItsWay, current, random_state, set_random_state
+from ..devices import STATE_OF_CARD, OnItsWay, current, random_state, set_random_state
 from ..models.moments import Moments
 from ..models.score import ScoreModel
 from ..networks import Network
@@ -452,8 +452,9 @@ class Trainer:
             of_parameters.setdefault(int(number), {})[name] = value
         self.optimizer.load_state_dict({"state": of_parameters, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.objective.load_state_dict(of.get("objective", {}))
-        if len(tensors["generator"]) == len(self.generator.get_state()):
-            self.generator.set_state(tensors["generator"].cpu())
+        kept, kinds = tensors["generator"].cpu(), {len(torch.get_rng_state()), STATE_OF_CARD}
+        if len(kept) == len(self.generator.get_state()) or len(kept) not in kinds:
+            self.generator.set_state(kept)  # which says what is wrong with it
         else:
             warnings.warn("this training began on another kind of device: its noise goes on from a new seed", stacklevel=2)
             self.generator.manual_seed(self.settings.seed + 1_000_003 * (1 + int(values["step"])))
