@@ -20,7 +20,7 @@ _SAMPLE, _MOST_SHOWN, _MOST_LOOKED_AT = 1000, 3, 1000
 
 def overlap(source: Source) -> tuple[int, int] | None:
     """(stride, length) where neighbours in the file are windows of one series: an item is the one before, moved by `stride` of the
-    `length` entries of one of its axes. None where they are not.
+    `length` entries of one of its axes, or the one after, in a file that runs backwards. None where they are not.
 
     `PAIRS` pairs of neighbours, evenly spaced, are compared for equality; three in four must show the same stride.
     """
@@ -29,6 +29,13 @@ def overlap(source: Source) -> tuple[int, int] | None:
     count = min(PAIRS, len(source) - 1)
     at = np.arange(count) * (len(source) - 1) // count
     first, second = (source.subset(rows).tensor().numpy() for rows in (at, at + 1))
+    forward = _moved(first, second)
+    return _moved(second, first) if forward is None else forward
+
+
+def _moved(first: np.ndarray, second: np.ndarray) -> tuple[int, int] | None:
+    """(stride, length) where three in four items of `second` (B, *) are those of `first` moved, as in `overlap`."""
+    count = len(first)
     differ = (first != second).reshape(count, -1).any(1)
     for axis in range(1 if first.ndim == 2 else 2, first.ndim):
         length = first.shape[axis]

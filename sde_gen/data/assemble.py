@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sde_gen.data.anomalies import overlap, remarks
 from sde_gen.data.dataset import Dataset
-from sde_gen.data.labels import class_indices
+from sde_gen.data.labels import class_indices, missing_labels, remarks_of_classes
 from sde_gen.data.precision import needs_float64
 from sde_gen.data.source import IN_MEMORY, MOST_SAMPLED, Source
 
@@ -63,8 +63,8 @@ def assemble(
         limit: keep this many training items, drawn at random; those of a smaller limit are among those of a larger one.
         in_memory: bytes.
         split: "random" or "tail"; None: "random", or the parts that the files have.
-        missing: the number that marks a missing cell, or "nan". Items with such a cell, or a masked one, are left out and counted in
-            the notes. None: a masked or NaN cell is an error.
+        missing: the number that marks a missing cell, or "nan". Items with such a cell or label, or a masked cell, are left out and
+            counted in the notes. None: a masked or NaN cell is an error.
         columns, label_column: of a table, as in `Dataset`.
 
     Raises:
@@ -79,7 +79,9 @@ def assemble(
         mark = missing_value(missing)
         train = _complete(name, train, mark, "training" if test is not None else "", notes)
         test = None if test is None else _complete(name, test, mark, "held-out", notes)
-    train_labels, test_labels, classes = class_indices(name, train.labels, None if test is None else test.labels, notes)
+    train_labels, test_labels, classes = class_indices(
+        name, train.labels, None if test is None else test.labels, notes, test is not None and test.labels is None
+    )
     label_names = None if train.labels is None else tuple(_plain(label) for label in np.unique(train.labels).tolist())
     train = Part(train.source, train_labels)
     if test is None:
@@ -91,6 +93,7 @@ def assemble(
     if limit is not None and limit < len(train.source):
         notes.append(f"{limit:,} of {len(train.source):,} training items are used, drawn at random, the same ones in every run")
         train = train.subset(slice(limit))
+    notes += remarks_of_classes(train.labels, classes, label_names)
     if test is not None and test.source.nbytes > in_memory:
         count = len(test.source)
         test = test.subset(slice(_fitting(test.source, in_memory)))
@@ -100,7 +103,7 @@ def assemble(
         shown = train.subset(slice(_fitting(train.source, in_memory)))
         notes.append(
             f"{len(train.source):,} training items are {train.source.nbytes / 2**30:.1f} GiB and are read batch by batch; "
-            f"normalisation, metrics and pictures use {len(shown.source):,} of them, drawn at random"
+            f"normalisation, pictures and metrics but nearest neighbours use {len(shown.source):,} of them, drawn at random"
         )
     values = _values(shown.source)
     if values.dtype == torch.float64:
@@ -141,8 +144,10 @@ def missing_value(missing: float | str) -> float:
 
 
 def _complete(name: str, part: Part, missing: float, which: str, notes: list[str]) -> Part:
-    """The items without a missing cell."""
+    """The items without a missing cell or label."""
     kept = part.source.complete(missing)
+    if part.labels is not None:
+        kept &= ~missing_labels(part.labels, missing)
     count, left = len(kept), int(kept.sum())
     which = f"{which} " if which else ""
     if not left:

@@ -69,6 +69,20 @@ class Dataset:
         """Shape of one item, without the batch dimension."""
         return tuple(self.train.shape[1:])
 
+    @property
+    def classifiable(self) -> bool:
+        """Whether a classifier can be fitted to `train`: its labels are of at least two classes."""
+        return self.train_labels is not None and bool((self.train_labels != self.train_labels[:1]).any())
+
+    def held_out(self, labelled: bool) -> tuple[Tensor | None, Tensor | None]:
+        """The held-out items and their labels, on which a network can be measured.
+
+        labelled: whether the network was trained on the labels. It has no right answer for items without one, so that (None, None) is
+            returned where the training items have labels and the held-out ones have none.
+        """
+        unknown = labelled and self.train_labels is not None and self.test_labels is None
+        return (None, None) if unknown else (self.test, self.test_labels)
+
     def draw(self, count: int, seed: int, part: str = "train") -> tuple[Tensor, Tensor | None]:
         """A random part of the items, without repeats, and their labels.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,10 +52,10 @@ def check_labels(labels: Tensor | np.ndarray | Sequence[int], count: int, classe
 
 
 def class_indices(
-    name: str, train: np.ndarray | None, test: np.ndarray | None, notes: list[str]
+    name: str, train: np.ndarray | None, test: np.ndarray | None, notes: list[str], lacks_labels: bool = False
 ) -> tuple[np.ndarray | None, np.ndarray | None, int | None]:
     """Labels of files (whole numbers or words) as 0 .. classes - 1 in the sorted order of their values, and how many classes there
-    are. What has to be said of them is added to `notes`.
+    are. What has to be said of them is added to `notes`. `lacks_labels`: there is a held-out part, and it has none.
 
     Raises:
         ValueError: labels that are neither whole numbers nor words, too many classes, or held-out labels that training lacks.
@@ -73,6 +74,8 @@ def class_indices(
         if labels.dtype.kind == "f" and not bool((labels == np.round(labels)).all()):
             odd: Any = labels[labels != np.round(labels)][0]
             raise ValueError(f"data {name!r}: label {odd:g}; labels must be whole numbers or words")
+    if lacks_labels:
+        notes.append("the held-out part has no labels: a network that is trained on labels is measured on training items alone")
     names, indices = np.unique(train, return_inverse=True)
     if len(names) > MOST_CLASSES:
         raise ValueError(f"data {name!r}: {len(names):,} different labels; at most {MOST_CLASSES:,} classes are allowed")
@@ -86,6 +89,43 @@ def class_indices(
     if names.dtype.kind == "U" or names.tolist() != list(range(len(names))):
         notes.append(f"{len(names)} classes, numbered from 0: {shown}{', ...' if len(names) > 10 else ''}")
     return indices.astype(np.int64), None if held is None else held.astype(np.int64), len(names)
+
+
+def missing_labels(labels: np.ndarray, missing: float) -> np.ndarray:
+    """(N,) Boolean: which labels of files (whole numbers or words) are this number, or a word that writes it; NaN: not a number."""
+
+    def marks(label: Any) -> bool:
+        try:
+            value = float(label)
+        except (TypeError, ValueError):
+            return False
+        return value == missing or (math.isnan(value) and math.isnan(missing))
+
+    if labels.ndim != 1:  # `class_indices` says so
+        return np.zeros(len(labels), bool)
+    different, index = np.unique(labels, return_inverse=True)
+    return np.array([marks(label) for label in different.tolist()], bool)[index]
+
+
+def remarks_of_classes(labels: np.ndarray | None, classes: int | None, names: Sequence[int | str] | None = None) -> list[str]:
+    """A line where some of the classes have no training item, or all items are of one class.
+
+    Args:
+        labels: class of each training item, (N,) in 0 .. classes - 1, or None.
+        classes: how many classes there are, or None.
+        names: the files' own labels; None: the numbers.
+    """
+    if labels is None or classes is None:
+        return []
+    counts = np.bincount(labels, minlength=classes)
+    absent = np.flatnonzero(counts == 0).tolist()
+    shown = ", ".join(str(k if names is None else names[k]) for k in absent[:10]) + ", ..." * (len(absent) > 10)
+    lines = []
+    if absent:
+        lines.append(f"{len(absent)} of {classes} classes have no training item, so that a network learns nothing of them: {shown}")
+    if classes - len(absent) == 1:
+        lines.append("all training items are of one class: there are no features of a classifier to compare pictures with")
+    return lines
 
 
 def draw_labels(labels: Tensor, count: int, seed: int) -> Tensor:

@@ -73,6 +73,24 @@ def as_items(data: Tensor | np.ndarray | Any, name: str = "data") -> Tensor:
         TypeError: complex numbers, whose imaginary part would be lost, or values that are no numbers.
         ValueError: masked cells, which hold no values.
     """
+    x = _numbers(data, name)
+    return x if x.ndim > 1 and needs_float64(x) else x.float()
+
+
+def as_floats(data: Tensor | np.ndarray, name: str = "data") -> Tensor:
+    """Data of a caller's, a tensor or an array, as a floating-point tensor of all digits that it came with.
+
+    A floating-point tensor is handed back untouched, so that gradients go through it; other values become float32, or float64 where
+    their type has more digits (float64 and integers of 32 bits and more). It raises what `as_items` raises, and TypeError for what is
+    neither a tensor nor an array.
+    """
+    if not isinstance(data, Tensor | np.ndarray):
+        raise TypeError(f"{name} must be a tensor or an array, got {type(data).__name__}")
+    return data if isinstance(data, Tensor) and data.is_floating_point() else _numbers(data, name)
+
+
+def _numbers(data: Tensor | np.ndarray | Any, name: str) -> Tensor:
+    """Real numbers as float32, or as the float64 that their type needs; a tensor's floating-point type stays."""
     if np.ma.is_masked(data):
         masked = np.ma.getmaskarray(np.ma.asarray(data))
         raise ValueError(f"{name}: {int(masked.sum()):,} of {masked.size:,} cells are masked; leave out or fill the items that hold them")
@@ -88,8 +106,8 @@ def as_items(data: Tensor | np.ndarray | Any, name: str = "data") -> Tensor:
             raise TypeError(f"{name}: values of type {array.dtype}; numbers (Boolean, integer or floating) are needed")
         x = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64 if wide(array.dtype) else np.float32)).reshape(array.shape)
     if x.dtype in (torch.int32, torch.int64, torch.uint32, torch.uint64):
-        x = x.double()
-    return x if x.ndim > 1 and needs_float64(x) else x.float()
+        return x.double()
+    return x if x.is_floating_point() else x.float()
 
 
 def wide(dtype: np.dtype) -> bool:

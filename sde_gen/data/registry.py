@@ -12,6 +12,7 @@ from sde_gen.data import archives, arrays, folders, tables
 from sde_gen.data.cifar import cifar10
 from sde_gen.data.dataset import Dataset, subset, validate
 from sde_gen.data.images import digits, fashion_mnist, mnist
+from sde_gen.data.labels import remarks_of_classes
 from sde_gen.data.toys import blobs3d, checkerboard, gaussians8, moons, sines, table
 
 DATASETS: dict[str, Callable[[Path | None, int], Dataset]] = {
@@ -86,7 +87,8 @@ def load_dataset(
         if limit is not None and limit < len(dataset.train):
             chosen = subset(len(dataset.train), limit, _LIMIT_SEED)
             labels = None if dataset.train_labels is None else dataset.train_labels[chosen]
-            dataset = dataclasses.replace(dataset, train=dataset.train[chosen], train_labels=labels)
+            notes = (*dataset.notes, *remarks_of_classes(None if labels is None else labels.numpy(), dataset.classes))
+            dataset = dataclasses.replace(dataset, train=dataset.train[chosen], train_labels=labels, notes=notes)
         return validate(dataset)
     return validate(_load_path(Path(name), size, label_column, axes, missing, limit=limit, split=split))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,10 +90,15 @@ class Source:
     def tensor(self) -> Tensor:
         """All items, read whole, in the order of their rows so that a disk reads forwards."""
         whole = torch.empty(self.shape, dtype=self.dtype)
-        order = torch.from_numpy(np.argsort(self.rows, kind="stable"))
-        for piece in order.split(_PIECE):
-            whole[piece] = self[piece]
+        for index, values in self.pieces():
+            whole[index] = values
         return whole
+
+    def pieces(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """All items, some thousand at a time, in the order of their rows: their numbers int64 (B,) and the items (B, *item)."""
+        order = torch.from_numpy(np.argsort(self.rows, kind="stable"))
+        for index in order.split(_PIECE):
+            yield index, self[index]
 
     def complete(self, missing: float) -> np.ndarray:
         """(N,) Boolean: the items without a cell that is masked or equal to `missing`, compared in the file's own type (NaN: not a

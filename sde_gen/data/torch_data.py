@@ -17,6 +17,9 @@ from sde_gen.data.dataset import Dataset, validate
 from sde_gen.data.decode import pixels
 from sde_gen.data.source import IN_MEMORY, Source
 
+CHECKED = 16
+"""The list of labels of a data set too large to be read is compared with those of so many items."""
+
 
 def from_torch(
     dataset: TorchDataset[Any],
@@ -30,7 +33,8 @@ def from_torch(
     in units of its own.
 
     It is stacked where it fits in `in_memory` bytes as float32; otherwise its items are asked for batch by batch, and labels are
-    taken from its attribute `targets` or `labels` (through a `Subset`) or from a `TensorDataset`'s second tensor. Items that are all
+    taken from its attribute `targets` or `labels` (through a `Subset`, and through its `target_transform`) or from a `TensorDataset`'s
+    second tensor, if they are those of `CHECKED` items that are asked for. Items that are all
     uint8, uint16 or Boolean are levels 0 .. 255, 65535 or 1. A label that is no whole number or word is not used, and the notes say so.
 
     Args:
@@ -93,7 +97,10 @@ def _part(
             return layout.apply(_stacked(found)) if found else np.empty((0, *layout.item), np.float32)
 
         known = _known_labels(dataset)
-        if known is None and value(0)[1] is not None:
+        if known is not None and not _are_of_items(known, [(row, value(row)[1]) for row in range(0, count, -(-count // CHECKED))]):
+            known = None
+            notes.append("no labels: the data set's own list of them is not what its items say, which would have to be read one by one")
+        elif known is None and value(0)[1] is not None:
             notes.append("no labels: they would have to be read item by item; give the data set an attribute targets or labels")
         return Part(Source(name, layout.item, read, np.arange(count)), known), {first.dtype}
     pairs = [value(index) for index in range(count)]
@@ -131,7 +138,18 @@ def _known_labels(dataset: TorchDataset[Any]) -> np.ndarray | None:
         found: Any = dataset.tensors[1] if len(dataset.tensors) > 1 and dataset.tensors[1].ndim == 1 else None
     else:
         found = next((getattr(dataset, key) for key in ("targets", "labels") if hasattr(dataset, key)), None)
+        change = getattr(dataset, "target_transform", None)
+        if found is not None and change is not None:
+            found = [change(label) for label in (found.tolist() if isinstance(found, Tensor | np.ndarray) else found)]
     return None if found is None or len(found) != len(dataset) else np.asarray(found)  # type: ignore[arg-type]
+
+
+def _are_of_items(known: np.ndarray, asked: list[tuple[int, Any]]) -> bool:
+    """Whether the list of labels is what these items, (number, label), say."""
+    try:
+        return all(label is not None and bool(known[row] == np.asarray(label)) for row, label in asked)
+    except ValueError:  # a label of several numbers
+        return False
 
 
 def _stacked(items: list[np.ndarray]) -> np.ndarray:

@@ -21,6 +21,7 @@ FORMATS = {".npy": "npy", ".npz": "npz", ".csv": "csv", ".tsv": "tsv"}
 """By the ending of a file; what has none is a folder of PNGs, "png"."""
 _AXES = {1: "NC", 2: "NCL", 3: "NCHW", 4: "NCDHW"}
 _ROWS = 65_536  # at a time, so that no second copy of the data is made
+_EXACT = 2.0**53  # whole numbers up to here are exact in float64, and far from the end of int64
 _CERTAIN = 2.0**23  # float32 numbers beyond are whole whatever was measured
 _BYTE, _WORD = 256, 65_536
 
@@ -139,12 +140,13 @@ class DataDescription:
     def finish(self, x: Tensor | np.ndarray, form: str = "npz") -> tuple[np.ndarray, np.ndarray]:
         """Samples (B, *shape) in the data's units as the numbers that a file holds, and how many of them were rounded and clipped.
 
-        Levels are rounded and clipped to 0 .. levels - 1; other whole numbers are rounded and not clipped; what else there is stays.
+        Levels are rounded and clipped to 0 .. levels - 1; other whole numbers are rounded, and clipped to +-2^53 where data that are
+        all whole numbers lie within these bounds; what else there is stays.
         For PNGs, values are brought from the data's range to the picture's by a linear map, then rounded and clipped: levels and whole
         numbers in 0 .. 255 that a picture holds as they are, are not mapped.
 
         Returns:
-            values: (B, *shape) of uint8, uint16 (levels), int64 (whole), float32 or float64; in a PNG bool, uint8 or uint16.
+            values: (B, *shape) of uint8, uint16 (levels), int64 (whole, within +-2^53), float32 or float64; in a PNG bool, uint8 or uint16.
             touched: int64 (2,), values that rounding and that clipping changed.
         """
         values = x.detach().cpu().numpy() if isinstance(x, Tensor) else x
@@ -163,6 +165,10 @@ class DataDescription:
             kept = rounded.clip(0, top)
             touched[1] = int(np.count_nonzero(kept != rounded))
             rounded = kept
+        elif self.file_dtype(form) == np.int64:  # a sample may have gone astray further than an int64 reaches
+            kept = rounded.clip(-_EXACT, _EXACT)
+            touched[1] = int(np.count_nonzero(kept != rounded))
+            rounded = kept
         if form == "png" and self.levels is not None and self._depth > 2:
             rounded = np.rint(rounded * ((self._depth - 1) / (self.levels - 1)))
         return rounded.astype(self.file_dtype(form)), np.array(touched)
@@ -173,7 +179,8 @@ class DataDescription:
             return np.dtype({2: "bool", _BYTE: "uint8", _WORD: "uint16"}[self._depth])
         if self.levels is not None and self.levels <= _WORD:
             return np.dtype("uint8" if self.levels <= _BYTE else "uint16")
-        return np.dtype("int64" if all(self.whole) else self.dtype)
+        within = max(abs(end) for end in self.value_range) <= _EXACT
+        return np.dtype("int64" if all(self.whole) and within else self.dtype)
 
     def touched_line(self, touched: Sequence[int], count: int, form: str = "npz") -> str:
         """What `finish` did to `count` samples, with the share of values that it touched; "" for nothing."""
@@ -195,7 +202,7 @@ class DataDescription:
             places = [place for place, whole in enumerate(self.whole) if whole]
             named = [str(place) if self.columns is None else self.columns[place] for place in places]
             which = f"whole numbers in the columns that hold such: {', '.join(named[:8])}{', ...' * (len(named) > 8)}"
-        return f"rounded to {which} ({shares[0]})"
+        return f"rounded to {which} ({shares[0]})" + (f", and clipped to +-2^53 ({shares[1]})" if touched[1] else "")
 
     def labels_of(self, classes: np.ndarray) -> np.ndarray:
         """The data's own labels (B,), whole numbers or words, of class indices (B,)."""

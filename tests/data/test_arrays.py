@@ -160,6 +160,10 @@ def test_missing_cells_are_left_out_with_their_labels(tmp_path: Path) -> None:
         assert dataset.test is not None and dataset.test_labels is not None and dataset.train_labels is not None
         found = items_and_labels(torch.cat((dataset.train, dataset.test)), torch.cat((dataset.train_labels, dataset.test_labels)))
         assert found == items_and_labels(torch.from_numpy(x[kept]), y[kept])
+    for mark, labels in ((-1, np.where(np.arange(50) == 9, -1, y)), (np.nan, np.where(np.arange(50) == 9, np.nan, y))):
+        np.savez(tmp_path / "x.npz", x=x, y=labels)
+        dataset = load_dataset(tmp_path / "x.npz", missing=mark)
+        assert dataset.classes == 2 and any("1 of 50 items are left out" in note for note in dataset.notes)
     np.save(tmp_path / "whole.npy", np.arange(40).reshape(20, 2))
     whole = load_dataset(tmp_path / "whole.npy", missing=4)
     assert any("1 of 20 items are left out" in note for note in whole.notes)

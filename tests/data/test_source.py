@@ -1,9 +1,12 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from sde_gen.data.anomalies import PAIRS
 from sde_gen.data.assemble import Part, assemble
+from sde_gen.data.dataset import Dataset
 from sde_gen.data.registry import load_dataset
 from sde_gen.data.source import Source, array_source
 
@@ -95,8 +98,29 @@ def test_labels_are_numbered_in_the_order_of_their_values() -> None:
     assert dict(zip(dataset.test[:, 0].tolist(), dataset.test_labels.tolist(), strict=True)) == {0.0: 0, 2.0: 0, 4.0: 1}
     assert any("2 classes, numbered from 0: -7, 40" in note for note in dataset.notes)
     plain = assemble("x", Part(x, np.array([2, 0, 1])), Part(x))
-    assert plain.notes == () and plain.train_labels is not None
+    assert len(plain.notes) == 1 and "the held-out part has no labels" in plain.notes[0] and plain.train_labels is not None
     assert dict(zip(plain.train[:, 0].tolist(), plain.train_labels.tolist(), strict=True)) == {0.0: 2, 2.0: 0, 4.0: 1}
+
+
+def test_classes_without_a_training_item_are_said(tmp_path: Path) -> None:
+    x, y = np.random.default_rng(0).normal(size=(100, 3)).astype("f4"), np.repeat(np.array([f"k{k}" for k in range(10)]), 10)
+    np.savez(tmp_path / "s.npz", x=x, y=y)
+    absent = "have no training item, so that a network learns nothing of them: "
+    tail = load_dataset(tmp_path / "s.npz", split="tail")
+    assert sum(f"1 of 10 classes {absent}k9" in note for note in tail.notes) == 1
+    few = load_dataset(tmp_path / "s.npz", limit=2)
+    assert any(f"8 of 10 classes {absent}k" in note for note in few.notes) and few.classifiable
+    assert not any(absent in note for note in load_dataset(tmp_path / "s.npz").notes)
+    digits = load_dataset("digits", limit=2)
+    assert any(" of 10 classes have no training item" in note for note in digits.notes)
+
+
+def test_a_network_with_labels_is_not_measured_on_items_without() -> None:
+    x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    data = Dataset("x", x, x, torch.arange(6) % 2, None, classes=2)
+    assert data.held_out(True) == (None, None) and data.held_out(False)[0] is x and data.classifiable
+    plain = Dataset("x", x, x)
+    assert plain.held_out(True)[0] is x and not plain.classifiable
 
 
 def test_options_of_other_data_are_refused() -> None:

@@ -143,3 +143,8 @@ def test_a_line_without_a_label_is_refused_or_left_out(tmp_path: Path) -> None:
         load_dataset(tmp_path / "t.csv", label_column="kind")
     dataset = load_dataset(tmp_path / "t.csv", label_column="kind", missing="nan")
     assert dataset.classes == 2 and dataset.test is not None and len(dataset.train) + len(dataset.test) == 29
+    for kinds in ("01", "ab"):
+        labels = ["-9999" if i == 4 else "-9999.0" if i == 7 else kinds[i % 2] for i in range(30)]
+        (tmp_path / "t.csv").write_text("a,kind\n" + "".join(f"{v[0]},{label}\n" for v, label in zip(VALUES, labels, strict=True)))
+        dataset = load_dataset(tmp_path / "t.csv", label_column="kind", missing=-9999)
+        assert dataset.classes == 2 and dataset.test is not None and len(dataset.train) + len(dataset.test) == 28

@@ -144,6 +144,21 @@ def test_labels_do_not_vanish_without_a_word() -> None:
         assert torch.equal(labels, Y[where])
 
 
+def test_labels_that_a_data_set_changes_are_those_of_its_items() -> None:
+    class Halved(Items):
+        def __getitem__(self, index: int) -> Any:
+            x, label = super().__getitem__(index)
+            return x, label // 2
+
+    dataset = Halved([(x, int(y)) for x, y in zip(X, Y, strict=True)], targets=Y.tolist())
+    assert from_torch(dataset).classes == 2
+    lazy = from_torch(dataset, in_memory=4 * 10 * 12)
+    assert lazy.classes is None and any("list of them is not what its items say" in note for note in lazy.notes)
+    dataset.target_transform = lambda label: label // 2  # type: ignore[attr-defined]
+    lazy = from_torch(dataset, in_memory=4 * 10 * 12)
+    assert lazy.classes == 2 and lazy.source is not None and torch.equal(lazy.training[1], Y[lazy.source.rows] // 2)  # type: ignore[arg-type]
+
+
 def test_masked_and_complex_items() -> None:
     masked = [np.ma.array([1.0 * i, 2.0 * i % 7], mask=[False, i == 3], fill_value=9.97e36) for i in range(20)]
     with pytest.raises(ValueError, match=r"item 3 has masked cells; missing='nan'"):

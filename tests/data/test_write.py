@@ -54,6 +54,20 @@ def test_rounding_and_clipping_are_done_where_the_data_ask_for_them_and_counted(
     assert touched.tolist() == [0, 0] and described(whole=(False,) * 3).touched_line([0, 0], 2) == ""
 
 
+def test_whole_numbers_beyond_64_bits_are_no_integers(tmp_path: Path) -> None:
+    whole = (True, True, True)
+    huge = described(dtype="float64", whole=whole, value_range=(-1e20, 3e20))
+    x = torch.tensor([[1e20, -2.5e20, 7.2], [3.0, 4e20, -1.0]], dtype=torch.float64)
+    values, touched = huge.finish(x)
+    assert values.dtype == np.float64 and values[0].tolist() == [1e20, -2.5e20, 7.0] and touched.tolist() == [1, 0]
+    rows = np.loadtxt(write(tmp_path / "x.csv", "csv", huge, x), delimiter=",")
+    np.testing.assert_array_equal(rows, values)
+    astray = described(dtype="float64", whole=whole)  # within (-5, 20)
+    values, touched = astray.finish(x)
+    assert values.dtype == np.int64 and values[:, 1].tolist() == [-(2**53), 2**53] and touched.tolist() == [1, 3]
+    assert "clipped to +-2^53 (50 % of the values)" in astray.touched_line(touched.tolist(), 2)
+
+
 @pytest.mark.parametrize(("form", "mark"), [("csv", ","), ("tsv", "\t")])
 def test_a_table_comes_back_under_its_own_header_with_the_labels_in_their_place(form: str, mark: str, tmp_path: Path) -> None:
     lines = [
