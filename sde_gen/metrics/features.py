@@ -57,7 +57,7 @@ class LabelledData(Protocol):
 class FeatureNet(nn.Module):
     """A classifier with 64 features: convolutions for items (C, H, W), a multilayer perceptron for any other shape.
 
-    Items come in the data's own units; they are standardised inside, by channel or by feature.
+    Items come in the data's own units; they are standardised inside, by channel or by feature, in the type that the data have.
 
     Args:
         shape: shape of one item.
@@ -125,8 +125,10 @@ class FeatureNet(nn.Module):
             _check_labels("held-out", test, test_labels)
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(train), generator=generator)[: _SETTINGS["items"]]
-        x, y = train.detach().cpu()[chosen].float(), labels.cpu()[chosen]
+        x, y = train.detach().cpu()[chosen], labels.cpu()[chosen]
+        x = x if x.dtype == torch.float64 else x.float()
         net = _seeded(tuple(train.shape[1:]), classes, seed)
+        net.mean, net.std = net.mean.to(x), net.std.to(x)
         over = (0, 2, 3) if x.ndim == 4 else (0,)
         std, mean = torch.std_mean(x, over, correction=0, keepdim=True)
         net.mean.copy_(mean[0])
@@ -181,7 +183,9 @@ class FeatureNet(nn.Module):
         return net.eval().requires_grad_(False)
 
     def _embed(self, x: Tensor) -> Tensor:
-        features: Tensor = self.body((x - self.mean) / self.std)
+        # Data that are float64, because float32 would round them too much, are rounded once they are standardised.
+        standardised = ((x - self.mean) / self.std).to(next(self.body.parameters()))
+        features: Tensor = self.body(standardised)
         return features
 
 
@@ -204,7 +208,8 @@ def cached_features(dataset: LabelledData, directory: str | os.PathLike[str], se
             return net
     except ValueError:
         pass  # missing or broken: both are mended by fitting
-    net = FeatureNet.fit(dataset.train, dataset.train_labels, dataset.test, dataset.test_labels, seed=seed)
+    test = None if dataset.test_labels is None else dataset.test
+    net = FeatureNet.fit(dataset.train, dataset.train_labels, test, dataset.test_labels, seed=seed)
     net.key = key
     path.parent.mkdir(parents=True, exist_ok=True)
     net.save(path)
@@ -303,6 +308,8 @@ def _check_labels(part: str, values: Tensor, labels: Tensor | None) -> None:
 
 def _key(dataset: LabelledData, seed: int) -> str:
     digest = hashlib.sha256(json.dumps({**_SETTINGS, "seed": seed}, sort_keys=True).encode())
+    if dataset.train.dtype == torch.float64:
+        digest.update(b"standardised in float64")
     for tensor in (dataset.train, dataset.train_labels, dataset.test, dataset.test_labels):
         digest.update(b"none" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         if tensor is not None:

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from sde_gen.metrics.estimate import Estimate, check_count, half_difference_error, half_samples, matrices
 
+ALL_COPIES = "every held-out item is a training item"
 _CHUNK = 1 << 23  # distances held at a time
+_CANCELLED = 1e-10  # a squared distance of so small a part of the norms has six right digits or fewer
 
 
 def precision_recall(samples: Tensor, reference: Tensor, k: int = 3, bootstrap: int = 25, seed: int = 0) -> tuple[Estimate, Estimate]:
@@ -115,7 +117,11 @@ def memorised_fraction(
 
 
 def memorised_of(near: Tensor, held_out: Tensor, quantile: float = 0.05, bootstrap: int = 200, seed: int = 0) -> Estimate:
-    """`memorised_fraction` from the `nearest_distances` to the training items of samples (N,) and of held-out items (K,)."""
+    """`memorised_fraction` from the `nearest_distances` to the training items of samples (N,) and of held-out items (K,). Unknown where
+    that quantile of the held-out items is training items themselves: samples that are copies could not be told from new ones."""
+    if float(torch.quantile(held_out, quantile)) == 0:
+        share = float((held_out == 0).double().mean())
+        return Estimate(math.nan, math.nan, ALL_COPIES if share == 1 else f"{share:.0%} of the held-out items are training items")
     near = near.sort().values
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(len(held_out), (bootstrap, len(held_out)), generator=generator)
@@ -145,7 +151,7 @@ def neighbour_ratio(near: Tensor, held_out: Tensor) -> Estimate:
         means.append(float(values.double().mean()))
         errors.append(float(values.double().std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan)
     if means[1] == 0:  # every held-out item is a training item: there is nothing to compare with
-        return Estimate(math.nan, math.nan, "every held-out item is a training item")
+        return Estimate(math.nan, math.nan, ALL_COPIES)
     ratio = means[0] / means[1]
     error = math.hypot(errors[0], ratio * errors[1]) / means[1]
     return Estimate(ratio, error, "one item has no spread" if math.isnan(error) else "")
@@ -186,7 +192,11 @@ def _distances(queries: Tensor, points: Tensor) -> Iterator[tuple[int, Tensor]]:
     step = max(1, _CHUNK // len(points))
     for start in range(0, len(queries), step):
         part = queries[start : start + step]
-        square = torch.addmm(norms + part.square().sum(1, keepdim=True), part, points.T, alpha=-2)
+        scale = norms + part.square().sum(1, keepdim=True)
+        square = torch.addmm(scale, part, points.T, alpha=-2)
+        # What is small beside the norms is the rounding of their difference: a copy's distance has to be 0.
+        for pairs in torch.nonzero(square <= _CANCELLED * scale).split(max(1, _CHUNK // part.shape[1])):
+            square[pairs[:, 0], pairs[:, 1]] = (part[pairs[:, 0]] - points[pairs[:, 1]]).square().sum(1)
         yield start, square.clamp_(min=0).sqrt_()
 
 

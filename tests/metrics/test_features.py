@@ -92,6 +92,16 @@ def test_units_do_not_matter():
     torch.testing.assert_close(fit(scaled).features(scaled.test), fitted().features(data.test), rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("shape", [(3,), (1, 5, 4)])
+def test_data_that_need_float64_are_told_apart(shape, tmp_path):
+    data = blobs(shape)
+    far = dataclasses.replace(data, train=1e9 + data.train.double(), test=1e9 + data.test.double())  # float32 is exact to 64
+    net = cached_features(far, tmp_path)
+    assert net.accuracy > 0.9
+    again = cached_features(far, tmp_path)  # of the file
+    assert torch.equal(again.features(far.test), net.features(far.test)) and again.features(far.test).dtype == torch.float32
+
+
 def test_save_and_load(tmp_path):
     data = blobs((1, 6, 6))
     net = fitted((1, 6, 6))

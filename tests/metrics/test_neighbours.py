@@ -136,6 +136,22 @@ def test_the_neighbour_ratio_where_there_is_nothing_to_compare():
     assert alone.value == 0.5 and np.isnan(alone.std_error)
 
 
+def test_data_that_hold_their_items_several_times(monkeypatch):
+    monkeypatch.setattr(neighbours, "_CHUNK", 1000)  # many chunks
+    train = 3 + normal(8, 36, 0).float().repeat(40, 1)
+    held_out, copies, fresh = (nearest_distances(x, train) for x in (train[:32], train[40:80], 3 + normal(20, 36, 1)))
+    assert not held_out.any() and not copies.any() and fresh.min() > 1
+    for found in (neighbour_ratio(fresh, held_out), memorised_of(copies, held_out)):
+        assert np.isnan([found.value, found.std_error]).all() and found.reason == "every held-out item is a training item"
+    held_out[8:] = fresh.mean()  # a quarter
+    partly = memorised_of(copies, held_out)
+    assert np.isnan(partly.value) and partly.reason == "25% of the held-out items are training items"
+    held_out[1:8] = fresh.mean()  # fewer than one in twenty
+    assert memorised_of(copies, held_out).value == 1 and memorised_of(fresh, held_out).value < 1
+    near = train[:1].double() + 1e-7  # what is not 0 is not lost
+    torch.testing.assert_close(nearest_distances(near, train), torch.tensor([6e-7], dtype=torch.float64), rtol=1e-6, atol=0)
+
+
 def test_mode_fractions():
     centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
     samples = torch.cat([normal(50, 2, 0).float() + centres[0], normal(150, 2, 1).float() + centres[1]])
