@@ -172,9 +172,12 @@ def _collect(weights: Tensor, variances: Tensor, solver: Tensor, calls: Tensor, 
 
 
 def _check(images: Tensor, levels: int | None, dequantization: str, draws: int, scale: float) -> int:
-    if not isinstance(images, Tensor) or images.is_floating_point() or images.is_complex() or images.dtype == torch.bool:
-        kind = getattr(images, "dtype", type(images).__name__)
-        raise TypeError(f"bits per dimension are for integer data, got {kind}; the density of continuous data is in nats: log_likelihood")
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a tensor of integers, got {type(images).__name__}")
+    if images.is_floating_point() or images.is_complex() or images.dtype == torch.bool:
+        raise TypeError(
+            f"bits per dimension are for integer data, got {images.dtype}; the density of continuous data is in nats: log_likelihood"
+        )
     levels = check_levels(images, levels)
     if dequantization not in DEQUANTISATIONS:
         raise ValueError(f"unknown dequantization {dequantization!r}; choose from {', '.join(DEQUANTISATIONS)}")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import parallel
+from ..data import as_floats
 from ..models.denoiser import Denoiser
 from ..models.measured_moments import moments_of
 from ..models.moments import Moments
@@ -122,6 +123,7 @@ def log_likelihood(
     cond: conditions for the model by name, tensors or arrays whose first dimension is B.
     t: the time whose density is meant. None: t_min.
     batch_size: of the samples that are integrated together. None: all.
+    x: a tensor or an array of real numbers; what is returned is float64 where x is, or holds integers of 32 bits and more, else float32.
     dtype: of the states that the network is given, float32 or float64. None: that of its parameters, at least float32. The integration
         itself is float64.
 
@@ -132,7 +134,7 @@ def log_likelihood(
     Song et al. 2021, arXiv:2011.13456, section 4.3; Chen et al. 2018, arXiv:1806.07366; the split is after Wang and Vastola
     2024, arXiv:2412.09726.
     """
-    x = torch.as_tensor(x) if isinstance(x, np.ndarray) else x
+    x = as_floats(x, "x")
     _check(model, x, probes, steps, batch_size, index_offset)
     check_seed(seed)
     tolerances = (check_positive("rtol", rtol), check_positive("atol", atol))
@@ -198,9 +200,6 @@ def log_likelihood_together(
 def _check(model: Denoiser, x: Tensor, probes: int, steps: int | None, batch_size: int | None, index_offset: int) -> None:
     if not isinstance(model, Denoiser):
         raise TypeError(f"model must be a Denoiser such as ScoreModel, got {type(model).__name__}")
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"x must be a floating-point tensor in the data's units, got {kind}")
     if x.ndim < 2 or x.numel() == 0:
         raise ValueError(f"x must be (B, *data shape) with at least one sample, got shape {tuple(x.shape)}")
     numbers = [("probes", probes, 1), ("index_offset", index_offset, 0)]
@@ -306,12 +305,13 @@ class _Remainder:
             spread = torch.zeros_like(log_prob)
         else:
             spread = traces.detach().std(1) / math.sqrt(columns) if columns > 1 else torch.full_like(log_prob, math.nan)
+        dtype = torch.promote_types(x.dtype, torch.float32)  # three digits of a sum over the dimensions would say nothing
         return LogLikelihood(
-            log_prob.to(x.dtype),
-            spread.detach().to(x.dtype),
-            (TRUST * found.errors).to(x.dtype),
+            log_prob.to(dtype),
+            spread.detach().to(dtype),
+            (TRUST * found.errors).to(dtype),
             self.model.cost * found.nfe,
-            latent.detach().to(x.dtype).reshape(x.shape),
+            latent.detach().to(dtype).reshape(x.shape),
             found.converged,
             probes=0 if self.divergence.exact else columns,
         )

@@ -4,31 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..data import as_floats
 from ..models.denoiser import Denoiser
 from .sample import sample
 
 
-def encode(model: Denoiser, x: Tensor, solver: str = "ode", **options: Any) -> Tensor:
-    """The latents of data x (N, *), in the data's own units: the probability flow followed from t_min to t_max.
+def encode(model: Denoiser, x: Tensor | np.ndarray, solver: str = "ode", **options: Any) -> Tensor:
+    """The latents of data x (N, *), a tensor or an array in the data's own units: the probability flow followed from t_min to t_max.
 
     `solver` is a deterministic one and `options` are `sample`'s; the result is the state at t_max in normalised units, which
     `sample(model, z.shape, solver, x_init=z, final="raw")` carries back to x. With solver="ddim" this is DDIM inversion; along a
     chain: grid=chain.times. Song et al. 2021, arXiv:2011.13456, section 4.3; Song et al. 2020, arXiv:2010.02502, section 4.3.
     """
+    x = as_floats(x, "x")
     ends: dict[str, Any] = {} if isinstance(options.get("grid"), Tensor) else {"t_start": model.sde.t_min, "t_end": model.sde.t_max}
     return sample(model, x.shape, solver, x_init=x, x_init_units="data", final="state", **ends, **options).x
 
 
-def interpolate(model: Denoiser, a: Tensor, b: Tensor, n: int, solver: str = "ode", **options: Any) -> Tensor:
+def interpolate(model: Denoiser, a: Tensor | np.ndarray, b: Tensor | np.ndarray, n: int, solver: str = "ode", **options: Any) -> Tensor:
     """`n` steps from each of a to each of b (N, *), in the data's own units, on the sphere between their latents: (n, N, *).
 
     The latents z_a and z_b are joined by sin((1 - w) angle) z_a + sin(w angle) z_b over sin(angle), w = 0, ..., 1, which keeps
     their norm. Ends are a and b to the solver's accuracy. Song et al. 2020, arXiv:2010.02502, section 5.3.
     """
-    _check_pair(a, b, n)
+    a, b = _pair(a, b, n)
     cond = options.pop("cond", None)
     z_a, z_b = (encode(model, x, solver, cond=cond, **options) for x in (a, b))
     flat_a, flat_b = z_a.flatten(1), z_b.flatten(1)
@@ -42,14 +45,23 @@ def interpolate(model: Denoiser, a: Tensor, b: Tensor, n: int, solver: str = "od
     return out.x.reshape(path.shape)
 
 
-def mix(model: Denoiser, a: Tensor, b: Tensor, n: int, t: float, solver: str = "ancestral", seed: int = 0, **options: Any) -> Tensor:
+def mix(
+    model: Denoiser,
+    a: Tensor | np.ndarray,
+    b: Tensor | np.ndarray,
+    n: int,
+    t: float,
+    solver: str = "ancestral",
+    seed: int = 0,
+    **options: Any,
+) -> Tensor:
     """`n` mixtures of each of a with each of b (N, *), in the data's own units, made at diffusion time t: (n, N, *).
 
     Both are noised to time t with the same noise, mixed (1 - w) x_a + w x_b for w = 0, ..., 1, and brought back by `solver`, a
     stochastic one by default with the same noise for every w. Small t mixes pixels, large t what the images show.
     Ho et al. 2020, arXiv:2006.11239, section 4.4 and figure 9.
     """
-    _check_pair(a, b, n)
+    a, b = _pair(a, b, n)
     sde = model.sde
     if not sde.t_min < t <= sde.t_max:
         raise ValueError(f"t must be in ({sde.t_min:.6g}, {sde.t_max:.6g}], got {t!r}")
@@ -64,8 +76,10 @@ def mix(model: Denoiser, a: Tensor, b: Tensor, n: int, t: float, solver: str = "
     return torch.stack(results)
 
 
-def _check_pair(a: Tensor, b: Tensor, n: int) -> None:
+def _pair(a: Tensor | np.ndarray, b: Tensor | np.ndarray, n: int) -> tuple[Tensor, Tensor]:
+    a, b = as_floats(a, "a"), as_floats(b, "b")
     if a.shape != b.shape:
         raise ValueError(f"a and b must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}")
     if isinstance(n, bool) or not isinstance(n, int) or n < 2:
         raise ValueError(f"n must be a whole number of at least 2, got {n!r}")
+    return a, b

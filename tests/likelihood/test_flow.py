@@ -5,6 +5,7 @@ import math
 import warnings
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from toys import CountingNetwork, FailingNetwork, all_sdes
@@ -357,6 +358,17 @@ def test_a_prior_that_fits_is_not_warned_of():
     log_likelihood(GAUSSIAN.model(VP, prior="sde"), X)
 
 
+def test_arrays_whole_numbers_and_narrow_types():
+    model, x = MIXTURE.model(VP), X[:3].round()
+    found = log_likelihood(model, x).log_prob
+    for given in (x.numpy(), x.long(), x.numpy().astype("i8"), np.ma.array(x.numpy())):
+        assert torch.equal(log_likelihood(model, given).log_prob, found)
+    narrow = log_likelihood(model, x.to(torch.bfloat16), "resampled")
+    single = log_likelihood(model, x.float(), "resampled")
+    assert torch.equal(narrow.log_prob, single.log_prob) and torch.equal(narrow.std_error, single.std_error)
+    assert narrow.log_prob.dtype == torch.float32
+
+
 def test_a_network_in_float32_and_data_in_float64(device):
     network = Small(torch.float32).to(device)
     model = ScoreModel(network, VP, prior="matched", data_std=1.0)
@@ -398,7 +410,8 @@ def test_a_network_in_float32_and_data_in_float64(device):
         (ValueError, {"cond": {"label": torch.zeros(11)}}),
         (TypeError, {"cond": {"label": 3}}),
         (TypeError, {"x": [[1.0, 2.0]]}),
-        (TypeError, {"x": torch.zeros(3, 2, dtype=torch.int64)}),
+        (TypeError, {"x": torch.zeros(3, 2, dtype=torch.complex64)}),
+        (ValueError, {"x": np.ma.masked_less(np.zeros((3, 2)), 1)}),
         (ValueError, {"x": torch.zeros(3)}),
         (ValueError, {"x": torch.zeros(0, 2)}),
         (ValueError, {"x": torch.zeros(3, 5)}),

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from toys import all_sdes
@@ -27,6 +28,21 @@ def test_a_multistep_solver_encodes_too(device):
     model, x = data.model(sde), data.sample(16)
     z = sde_gen.encode(model, x, "dpm", steps=100, progress=False)
     torch.testing.assert_close(z, sde_gen.encode(model, x, **TIGHT), rtol=0, atol=1e-3)
+
+
+def test_arrays_are_taken_as_tensors_are():
+    model, x = DATA.model(SDES["vp"]), DATA.sample(4).double()
+    calls = (
+        lambda x: sde_gen.encode(model, x, "dpm", steps=4, progress=False),
+        lambda x: sde_gen.interpolate(model, x, x, 3, "dpm", steps=4, progress=False),
+        lambda x: sde_gen.mix(model, x, x, 3, 0.5, steps=4, progress=False),
+    )
+    for call in calls:
+        assert torch.equal(call(x.numpy()), call(x))
+        with pytest.raises(ValueError, match=r"4 of .* cells are masked"):
+            call(np.ma.array(x.numpy(), mask=np.arange(x.numel()).reshape(x.shape) < 4))
+        with pytest.raises(TypeError, match="must be a tensor or an array, got list"):
+            call([[0.0]])
 
 
 @pytest.mark.parametrize("name", ["vp", "cosine"])
