@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data import Dataset, rows_drawn
+from ..data import Dataset, as_items, rows_drawn
 from ..metrics import Estimate
 from ..models.denoiser import Denoiser
 from ..models.measured_moments import LARGEST, measure_moments
@@ -62,7 +62,7 @@ def diagnose(
             raise TypeError(f"{name} must be a Denoiser such as ScoreModel, got {type(given).__name__}")
     if not isinstance(data, Dataset | Tensor):
         raise TypeError(f"data must be a Dataset or a tensor (N, *), got {type(data).__name__}")
-    x, labels, reference, of_reference = _parts(data, seed)
+    x, labels, reference, of_reference = _parts(data, seed, _classes(model) is not None)
     findings = _broken_weights(model, raw)
     if any(finding.severity == "fault" for finding in findings):
         return findings
@@ -125,18 +125,21 @@ def _check_call(model: Denoiser, z: Tensor, labels: Tensor | None) -> None:
         ) from error
 
 
-def _parts(data: Dataset | Tensor, seed: int) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+def _parts(data: Dataset | Tensor, seed: int, labelled: bool) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
     """Items to measure on with their labels, and others for reference with theirs."""
     generator = torch.Generator().manual_seed(seed)
     train, labels = (data, None) if isinstance(data, Tensor) else (data.train, data.train_labels)
-    train = train if train.is_floating_point() else train.float()
+    train = train if train.is_floating_point() else as_items(train)
+    bad = int((~torch.isfinite(train)).sum())
+    if bad:
+        raise ValueError(f"data holds {bad} NaN or infinite value(s) among {train.numel()}; finite numbers are needed")
     if len(train) < 32:
         raise ValueError(f"data has {len(train)} items; at least 32 are needed to measure anything")
     order = torch.randperm(len(train), generator=generator)
-    held = None if isinstance(data, Tensor) else data.test
-    if isinstance(data, Dataset) and held is not None and len(held) >= 32:
+    held, of_held = (None, None) if isinstance(data, Tensor) else data.held_out(labelled)
+    if held is not None and len(held) >= 32:
         rows = rows_drawn(len(held), ITEMS, seed)
-        x, of_x = held[rows], None if data.test_labels is None else data.test_labels[rows]
+        x, of_x = held[rows], None if of_held is None else of_held[rows]
     else:
         count = min(ITEMS, len(train) // 2)
         x, of_x = train[order[:count]], None if labels is None else labels[order[:count]]

@@ -129,12 +129,16 @@ class LevelErrors:
         return groups if all(bool(of_reference.any()) for of_reference, _ in groups) else [(every[0], every[1])]
 
     def thinned(self, items: int, every: int) -> LevelErrors:
-        """The same with the first `items` items and one in `every` levels: for many questions at a lower price."""
+        """The same with `items` of the items, evenly spaced as they may be sorted, and one in `every` levels: for many questions at a
+        lower price."""
         part = object.__new__(LevelErrors)
         part.__dict__ |= self.__dict__
-        part.items, part.lambdas, part.times = self.items[:items], self.lambdas[::every], self.times[::every]
-        part.labels = None if self.labels is None else (self.labels[0][:items], self.labels[1])
-        part.best, part.best_with_columns = self.best[::every, :items], self.best_with_columns[::every, :items]
+        count = min(items, len(self.items))
+        rows = torch.arange(count) * len(self.items) // count
+        on_device = rows.to(self.items.device)
+        part.items, part.lambdas, part.times = self.items[on_device], self.lambdas[::every], self.times[::every]
+        part.labels = None if self.labels is None else (self.labels[0][on_device], self.labels[1])
+        part.best, part.best_with_columns = self.best[::every, rows], self.best_with_columns[::every, rows]
         return part
 
     def marginal(self, t: float) -> tuple[float, float]:

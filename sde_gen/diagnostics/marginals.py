@@ -32,6 +32,7 @@ def check_marginals(samples: Tensor, data: Tensor) -> list[Finding]:
     samples: (N, *shape); data: (M, *shape), both in the data's own units.
     """
     a, b = _columns(samples), _columns(data)
+    a, b = (x.to(torch.promote_types(a.dtype, b.dtype)) for x in (a, b))
     mine = b[: max(32, MOST_VALUES // b.shape[2])]
     pooled = mine.transpose(0, 1).flatten(1)
     low, high = b.amin((0, 2)), b.amax((0, 2))
@@ -86,4 +87,4 @@ def check_marginals(samples: Tensor, data: Tensor) -> list[Finding]:
 def _columns(x: Tensor) -> Tensor:
     """(N, columns, values of each item in a column) on the CPU, of a table (N, D) or of channels (N, C, *)."""
     flat = x.detach().cpu()
-    return flat.double()[:, :, None] if flat.ndim == 2 else flat.float().flatten(2)
+    return flat.double()[:, :, None] if flat.ndim == 2 else (flat if flat.dtype == torch.float64 else flat.float()).flatten(2)

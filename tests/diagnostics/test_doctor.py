@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from toys import TINY_RUN, Command
 
 from sde_gen import SDE, Dataset, ScoreModel, diagnose, load, load_dataset, make_sde, save
+from sde_gen.diagnostics.level_errors import LevelErrors
 from sde_gen.diagnostics.marginals import check_marginals
 from sde_gen.diagnostics.sampling_checks import check_samples, permuted_distance
 from sde_gen.exact.mixtures import GaussianData, MixtureData, RingData
@@ -233,6 +234,16 @@ def test_a_small_noise_loss_that_is_a_large_error_of_the_data(sde: str) -> None:
     assert names(found) == ["bad noise levels"] and found[0].numbers["highest"] < 0 and found[0].numbers["worst"] > 5
 
 
+def test_a_part_of_sorted_items_is_of_all_of_them() -> None:
+    labels = torch.arange(2).repeat_interleave(50)
+    x = 4.0 * labels[:, None] + torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
+    measured = LevelErrors(RingData().model(make_sde("vp")), x, x.flip(0), (labels, labels.flip(0)))
+    part = measured.thinned(10, 4)
+    assert part.labels is not None and part.labels[0].bincount().tolist() == [5, 5]
+    assert torch.equal(part.items, x[::10]) and torch.equal(part.best, measured.best[::4, ::10])
+    assert len(measured.thinned(1000, 1).items) == 100
+
+
 def test_permutations_hold_their_level() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(600, 2, generator=generator, dtype=torch.float64)
@@ -335,6 +346,14 @@ def test_values_unlike_the_datas_are_named_with_their_columns() -> None:
         wrong[:, column] = change(wrong[:, column])
         (found,) = check_marginals(wrong, data)
         assert f"in 1 of 7 columns; column {column + 1}: " in found.evidence and said in found.evidence, found.evidence
+    crowded, cut = fresh.clone(), torch.quantile(data[:, 0].double(), torch.tensor([0.5, 0.8, 0.9], dtype=torch.float64))
+    crowded[:, 0] = torch.where(crowded[:, 0] > cut[0], cut[1:].mean(), crowded[:, 0].double()).to(data)  # a half where a fifth should be
+    (found,) = check_marginals(crowded, data)
+    assert "above the data's 80% quantile, 20.0% of the data's" in found.evidence, found.evidence
+    for offset in (0.0, 1e8):  # float32 would know this to 8 standard deviations
+        pictures = offset + torch.randn(600, 1, 4, 4, dtype=torch.float64, generator=generator)
+        assert check_marginals(pictures[:200], pictures[200:]) == []
+        assert names(check_marginals(pictures[:200] + 2, pictures[200:])) == ["values unlike the data's"]
     few = check_marginals(fresh[:40] * torch.tensor([1.15, 1, 1, 1, 1, 1, 1]), data)
     assert few == []  # not sure
 
@@ -363,6 +382,8 @@ def test_the_samples_of_a_conditional_model_have_the_classes_of_its_data_and_are
     data = Dataset("classes", x, x[::3], labels, labels[::3], classes=2)
     exact = model.with_network(Known())
     assert names(diagnose(exact, data, sampling={"solver": "dpm", "steps": 15}, samples=400)) == []
+    unlabelled = replace(data, test=100 * x[::3], test_labels=None)  # is not asked for an answer without a label, which `Known` refuses
+    assert names(diagnose(exact, unlabelled)) == []
     wrong = replace(data, train=x.abs(), test=x[::3].abs())  # values that the model does not have
     assert "values unlike the data's" in names(check_samples(exact, wrong.train, labels, 2, {"solver": "dpm", "steps": 15}, 0, 400))
 
@@ -371,6 +392,8 @@ def test_refuses_what_it_cannot_measure(plain: tuple[ScoreModel, ScoreModel]) ->
     model, x = plain[0], torch.randn(50, 2)
     with pytest.raises(ValueError, match="data has 5 items; at least 32"):
         diagnose(model, torch.randn(5, 2))
+    with pytest.raises(ValueError, match="data holds 100 NaN or infinite value") as caught:
+        diagnose(model, torch.full((50, 2), torch.nan))
     needy = model.with_network(lambda x, c, *, age: x)
     for arguments, message in (
         ((model.network, x), "model must be a Denoiser such as ScoreModel, got MLP"),
