@@ -66,8 +66,9 @@ def compare_run(run: TrainedRun, settings: CompareSettings, say: Callable[[str],
 
     Under torchrun all processes call this and share out the samples, their features and nearest neighbours; the rest and the files are
     the first one's alone, and the others get an empty dictionary."""
-    if run.data.train_labels is None and len(run.data.shape) > 1:
-        raise ConfigError(f"data {run.data.name!r} has no labels, and so no features to measure distances with")
+    if not run.data.classifiable and len(run.data.shape) > 1:
+        lack = "no labels" if run.data.train_labels is None else "training items of one class alone"
+        raise ConfigError(f"data {run.data.name!r} has {lack}, and so no features to measure distances with")
     place = run.directory / "compare"
     place.mkdir(parents=True, exist_ok=True)
     key = "sliced_wasserstein" if len(run.data.shape) == 1 else "frechet_distance"

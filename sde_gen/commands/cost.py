@@ -107,8 +107,8 @@ def metrics_seconds(data: Dataset, samples: int, directory: Path) -> float:
         return each * (whole + (0 if data.test is None else len(data.test) + len(data.train)))
     began = time.monotonic()
     metrics.nearest_distances(few, data.train)
-    seconds = (time.monotonic() - began) * samples / len(few)
-    if data.train_labels is None or data.classes is None or (directory / "features").exists():
+    seconds = (time.monotonic() - began) * samples / len(few) * len(data.training[0]) / len(data.train)
+    if not data.classifiable or data.classes is None or (directory / "features").exists():
         return seconds
     return seconds + features.fit_seconds(data.train, data.classes)
 

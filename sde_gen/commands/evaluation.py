@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -200,8 +201,19 @@ class SampleMetrics:
         return parallel.by_shares(self.features.features, x)
 
     def nearest(self, x: Tensor) -> Tensor:
-        """Distances (N,) of items (N, *shape) to the nearest training item."""
-        return parallel.by_shares(lambda part: metrics.nearest_distances(part, self.data.train), x)
+        """Distances (N,) of items (N, *shape) to the nearest of all training items, also where these lie on disk: a copy of an item is
+        one whether or not the item is among those in memory."""
+        items = self.data.training[0]
+        if isinstance(items, Tensor):
+            return parallel.by_shares(lambda part: metrics.nearest_distances(part, items), x)
+
+        def nearest(part: Tensor) -> Tensor:
+            found = part.new_full((len(part),), math.inf, dtype=torch.float64)
+            for _, piece in items.pieces():
+                found = torch.minimum(found, metrics.nearest_distances(part, piece))
+            return found
+
+        return parallel.by_shares(nearest, x)
 
     def common_size(self, samples: int) -> int | None:
         """The number of items at which the distances of so many samples and of the held-out part can stand side by side; None where
@@ -218,7 +230,7 @@ class SampleMetrics:
             if parallel.rank() > 0:
                 return {}
             return {"held_out_sliced_wasserstein": _numbers(self._sliced(held, size))}
-        if self.data.train_labels is None:
+        if not self.data.classifiable:
             return {}
         theirs, of_train = self.features_of(held), self.of_train
         if parallel.rank() > 0:
@@ -243,7 +255,7 @@ class SampleMetrics:
         scores: dict[str, Any] = {}
         images = len(data.shape) > 1
         # What all processes do comes first.
-        ours = self.features_of(x) if images and data.train_labels is not None else None
+        ours = self.features_of(x) if images and data.classifiable else None
         of_train = None if ours is None else self.of_train
         nearest = self.nearest(x) if images and self.held_out_near is not None else None
         if parallel.rank() > 0:
@@ -256,7 +268,8 @@ class SampleMetrics:
             return scores
         if ours is not None and of_train is not None:
             accuracy = self.features.accuracy
-            scores["features"] = f"{type(self.features).__name__} trained on the labels of {data.name}: {accuracy:.1%} held-out accuracy"
+            judged = "no held-out labels to test it on" if accuracy is None else f"{accuracy:.1%} held-out accuracy"
+            scores["features"] = f"{type(self.features).__name__} trained on the labels of {data.name}: {judged}"
             near = of_train[rows_drawn(len(of_train), MOST_REFERENCE, seed)]
             scores["frechet_distance"] = _numbers(metrics.frechet_distance(ours, of_train, seed=seed, size=_part(ours, size)))
             scores["kernel_distance"] = _numbers(metrics.kernel_distance(ours, near))
@@ -331,6 +344,7 @@ def report_lines(run: TrainedRun, scores: dict[str, Any]) -> Sequence[str]:
             f"          nearest-neighbour ratio {number('neighbour_ratio')}: distance to the nearest training item over held-out data's "
             "(1: like new data, 0: copies)"
         )
+        lines += [f"          (not known: {reason})" for reason in dict.fromkeys(_reasons(scores, "memorised_fraction", "neighbour_ratio"))]
     lines += _learned(run, scores)
     lines.append(f"samples   {place / 'samples.npz'}, in the data's own units; sde-gen sample draws more, in other formats")
     training = [run.directory / name for name in ("forward.png", "loss.png")]
@@ -340,6 +354,10 @@ def report_lines(run: TrainedRun, scores: dict[str, Any]) -> Sequence[str]:
         f"numbers   {run.directory / 'metrics.json'}, {run.directory / 'config.yaml'}, {run.directory / 'checkpoint'}/",
     ]
     return lines
+
+
+def _reasons(scores: dict[str, Any], *names: str) -> list[str]:
+    return [scores[name]["reason"] for name in names if "reason" in scores[name]]
 
 
 def _size(scores: dict[str, Any], beside: str) -> str:

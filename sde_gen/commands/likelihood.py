@@ -143,11 +143,12 @@ def _parts(run: TrainedRun, settings: LikelihoodSettings) -> dict[str, tuple[Ten
     data, generator = run.data, torch.Generator().manual_seed(SEED_OF_ORDER)
     chosen = torch.randperm(len(data.train), generator=generator)[: settings.images]
     parts = {"training": (data.train[chosen], None if data.train_labels is None else data.train_labels[chosen])}
-    if data.test is not None:
-        rows = rows_drawn(len(data.test), settings.images, SEED_OF_ORDER)
-        parts["held-out"] = (data.test[rows], None if data.test_labels is None else data.test_labels[rows])
+    held_out, labels = data.held_out(getattr(run.model.network, "classes", None) is not None)
+    if held_out is not None:
+        rows = rows_drawn(len(held_out), settings.images, SEED_OF_ORDER)
+        parts["held-out"] = (held_out[rows], None if labels is None else labels[rows])
     if data.levels is not None:
-        x, labels = parts["held-out" if data.test is not None else "training"]
+        x, labels = parts["held-out" if held_out is not None else "training"]
         rows = rows_drawn(len(x), MOST_STRANGE, SEED_OF_ORDER)
         x, labels = x[rows], None if labels is None else labels[rows]
         shape = tuple(x.shape)

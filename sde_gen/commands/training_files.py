@@ -116,8 +116,9 @@ def _write_history(directory: Path, model: ScoreModel, data: Dataset, config: Ru
     per_call = seconds_per_call(model, data.shape, LEAST)
     affordable = max(SECONDS, SHARE * float(extra.get("seconds", 0.0))) / (per_call * 2 * len(levels))
     count = max(LEAST, min(MOST_ITEMS, int(affordable)))
-    of_held_out = data.test_labels if config.data.labels else None
-    items = measure_levels(model, data.train, data.test, config.training.seed, of_labels, of_held_out, count)
+    held_out, labels = data.held_out(config.data.labels)
+    of_held_out = labels if config.data.labels else None
+    items = measure_levels(model, data.train, held_out, config.training.seed, of_labels, of_held_out, count)
     write_text(directory / "history.json", to_json({"history": history, "linear": linear, "items": items}, 1))
 
 

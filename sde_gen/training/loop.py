@@ -111,8 +111,8 @@ def fit(
 
     `levels`: of data that are whole numbers 0 .. levels - 1, for the decoder of the objectives "vlb" and "hybrid" (None: a density).
     `held_out` (default: the training data) is what the loss by noise level is measured on, at most 128 items of it, drawn by the seed;
-    a conditional network gets their `held_out_labels` (M,), and its null label where these are not given. `on_evaluate(step, result)` is
-    called after each of these measurements, `on_checkpoint(step, result)` every `checkpoint_seconds` and after Ctrl-C or SIGTERM,
+    a conditional network gets their `held_out_labels` (M,), without which it is measured on the training data. `on_evaluate(step, result)`
+    is called after each of these measurements, `on_checkpoint(step, result)` every `checkpoint_seconds` and after Ctrl-C or SIGTERM,
     which then raises `Interrupted`; in both `result.model` has the averaged weights and `result.state()` all that training needs to
     go on. `resume`: such a state; the training goes on from there, bit for bit on the CPU what it would have been.
     `on_log(entry)`: called with each new entry of the history, complete. `on_pace(seconds, result)`: called once, after the first steps,

@@ -103,7 +103,8 @@ class Trainer:
         self.encode = lambda x: normalizer.encode(x).float()  # data that need float64 need it in their own units alone
         self.x = self.encode(data.to(self.device)) if isinstance(data, Tensor) else data
         self.label = None if labels is None else labels.to(self.device)
-        items, of_items = (data, labels) if held_out is None else (held_out, None if labels is None else held_out_labels)
+        alone = held_out is None or (labels is not None and held_out_labels is None)  # items without a label have no right answer
+        items, of_items = (data, labels) if alone or held_out is None else (held_out, None if labels is None else held_out_labels)
         rows = rows_drawn(len(items), MOST_SAMPLES, settings.seed)
         held = self.encode(items[rows].to(self.device))
         moments = model.moments if model.moments is not None else Moments.fit(held)

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import sde_gen
 from sde_gen import Dataset, ScoreModel, load_dataset, make_sde, metrics
 from sde_gen.commands import evaluation, training_files
 from sde_gen.commands.compare import CompareSettings, compare_run
-from sde_gen.commands.config import resolve
+from sde_gen.commands.config import ConfigError, resolve
 from sde_gen.commands.evaluation import SampleMetrics, measure, report_lines, sample_run
 from sde_gen.commands.likelihood import LikelihoodSettings, _parts
 from sde_gen.commands.runs import TrainedRun
 from sde_gen.data import rows_drawn
+from sde_gen.data.assemble import Part, assemble
+from sde_gen.data.source import array_source
 from sde_gen.metrics import features
 
 
@@ -187,3 +190,36 @@ def test_likelihoods_are_of_drawn_items(classes_run: TrainedRun) -> None:
     assert labels is not None and labels.sum() > 2 and torch.equal(x[:, 2] > 0, labels == 1)
     whole, _ = _parts(classes_run, LikelihoodSettings(images=200))["held-out"]
     assert classes_run.data.test is not None and torch.equal(whole, classes_run.data.test)
+    unlabelled = replace(classes_run, data=replace(classes_run.data, test_labels=None))
+    assert list(_parts(unlabelled, LikelihoodSettings(images=150))) == ["training"], "the network takes labels"
+
+
+def pictures(count: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, 1, 4, 4, generator=generator), torch.arange(count) % classes
+
+
+def test_copies_of_items_that_lie_on_disk_are_found(tmp_path: Path) -> None:
+    x, labels = (part.numpy() for part in pictures(3000, 2))
+    there, here = (assemble("x", Part(array_source(x, "x"), labels), in_memory=size) for size in (64 * 300, 1 << 30))
+    assert there.source is not None and len(there.train) == 300 and len(there.source) == 2700
+    assert any("metrics but nearest neighbours use 300" in note for note in there.notes)
+    copies = there.source[torch.arange(0, 2700, 27)]
+    found = [SampleMetrics(data, tmp_path)(copies) for data in (there, here)]
+    assert found[0]["memorised_fraction"]["value"] == 1 and found[0]["neighbour_ratio"]["value"] == 0
+    for name in ("memorised_fraction", "neighbour_ratio"):
+        assert found[0][name] == found[1][name]
+
+
+def test_pictures_of_one_class_have_no_features(tmp_path: Path, classes_run: TrainedRun) -> None:
+    x, labels = pictures(120, 1)
+    data = Dataset("alone", x[:90], x[90:], labels[:90], labels[90:], classes=1)
+    assert set(measure(data, x[30:60], tmp_path)) == {"memorised_fraction", "neighbour_ratio"}
+    with pytest.raises(ConfigError, match="'alone' has training items of one class alone, and so no features"):
+        compare_run(replace(classes_run, data=data), CompareSettings(("ddim",), (12,), samples=20))
+
+
+def test_held_out_pictures_without_labels_are_measured_by_features_too(tmp_path: Path) -> None:
+    x, labels = pictures(120, 2)
+    found = measure(Dataset("x", x[:90], x[90:], labels[:90], classes=2), x[:30], tmp_path)
+    assert "no held-out labels" in found["features"] and found["held_out_frechet_distance"]["value"] > 0

@@ -37,7 +37,20 @@ def array(root: Path) -> list[str]:
     return ["fields.npy"]
 
 
+def one_class(root: Path) -> list[str]:
+    np.savez(root / "one.npz", x=RNG.normal(size=(80, 1, 6, 5)), y=np.zeros(80, int))
+    return ["one.npz", "--labels"]
+
+
+def unlabelled_held_out(root: Path) -> list[str]:
+    x = RNG.normal(size=(100, 1, 6, 5))
+    np.savez(root / "part.npz", x=x[:80], y=np.arange(80) % 2, x_test=x[80:])
+    return ["part.npz", "--labels"]
+
+
 CASES = [
+    (one_class, "one.npz", "all training items are of one class: there are no features"),
+    (unlabelled_held_out, "part.npz", "the held-out part has no labels: a network that is trained on labels"),
     (table, "My table.csv", "2 columns: a, b"),
     (pictures, "faces", "80 grey images of 6 x 6"),
     (array, "fields.npy", "80 images of 3 channels, 6 x 5 (axes NCHW; float64, continuous)"),
@@ -54,6 +67,8 @@ def test_own_files_train_and_sample(  # type: ignore[no-untyped-def]
     assert (code, err) == (0, [])
     assert any(line.startswith("data      ") and note in line for line in out)
     run = tmp_path / "runs" / f"{name}-vp"
+    items = json.loads((run / "history.json").read_text())["items"]
+    assert ("held_out" in items) == (make is not unlabelled_held_out)
     assert (run / "samples.png").stat().st_size > 0 and "ddim" in json.loads((run / "metrics.json").read_text())["solvers"]
     monkeypatch.setattr("sde_gen.commands.cli._report", lambda directory: None)  # the page is there
     code, out, err = sde_gen_command(*arguments)
