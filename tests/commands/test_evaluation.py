@@ -145,6 +145,9 @@ def test_a_perfect_conditional_network_reads_like_held_out_data(classes_run: Tra
         assert 0 < kept["label"].sum() < 60 and ((kept["x"][:, 2] > 0) == (kept["label"] == 1)).all()
     line = next(line for line in report_lines(classes_run, scores) if line.startswith("distance"))
     assert line.endswith("(each at 200 items, in units of each column's standard deviation)")
+    unknown = {"value": None, "std_error": None, "reason": "every held-out item is a training item"}
+    lines = report_lines(classes_run, scores | dict.fromkeys(("memorised_fraction", "neighbour_ratio"), unknown))
+    assert lines.count("          (not known: every held-out item is a training item)") == 1
 
 
 def test_distances_side_by_side_are_of_equal_sizes_and_weigh_all_columns(tmp_path: Path) -> None:
