@@ -124,7 +124,7 @@ def remarks_of_classes(labels: np.ndarray | None, classes: int | None, names: Se
     if absent:
         lines.append(f"{len(absent)} of {classes} classes have no training item, so that a network learns nothing of them: {shown}")
     if classes - len(absent) == 1:
-        lines.append("all training items are of one class: there are no features of a classifier to compare pictures with")
+        lines.append("all training items are of one class: there are no features of a classifier to compare samples with")
     return lines
 
 
