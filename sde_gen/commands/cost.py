@@ -37,7 +37,7 @@ def seconds_per_step(model: ScoreModel, data: Dataset, config: RunConfig, device
     items, labels = data.training
     with torch.random.fork_rng():
         labels = labels if config.data.labels else None
-        trainer = Trainer(model, items, config.training, labels, data.test, data.levels, device)
+        trainer = Trainer(model, items, config.training, labels, data.test, data.levels, device, data.test_labels)
         with trainer.running():
             trainer.advance()
             began, taken, spent = time.monotonic(), 0, 0.0
