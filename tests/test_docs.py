@@ -31,11 +31,13 @@ SLOWEST_IMPORT = 0.4
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory where `runs/digits-vp` and `runs/mnist-vp` hold networks, as after the commands of the pages."""
+    """A directory where `runs/digits-vp`, `runs/mnist-vp` and `runs/cifar10-vp` hold networks, as after the commands of the pages."""
     directory = tmp_path_factory.mktemp("docs")
     data = sde_gen.load_dataset("digits").train
-    for name, items in {"digits-vp": data, "mnist-vp": 255 * torch.rand(64, 1, 28, 28)}.items():
-        model = build_model(items, network="mlp", network_options=SMALL["mlp"]).eval()
+    pictures = {"mnist-vp": 255 * torch.rand(64, 1, 28, 28), "cifar10-vp": 255 * torch.rand(64, 3, 32, 32)}
+    for name, items in ({"digits-vp": data} | pictures).items():
+        classes = 10 if name == "cifar10-vp" else None
+        model = build_model(items, network="mlp", network_options=SMALL["mlp"], classes=classes).eval()
         sde_gen.save(model, directory / "runs" / name / "checkpoint")
     return directory
 
