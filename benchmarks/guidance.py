@@ -83,7 +83,7 @@ def law(strength: float, size: int, groups: int, steps: int, repeats: int) -> di
     return {"strength": strength, "expected": expected, "steps": steps, "particles": size, "solvers": rows}
 
 
-def classifier(count: int) -> dict[str, Any]:
+def classifier(count: int, steps: int) -> dict[str, Any]:
     sde = sde_gen.make_sde("vp")
     means = torch.tensor([[1.0, 0.5], [-1.0, 0.2], [0.3, -1.0]], dtype=torch.float64)
     covariances = torch.eye(2, dtype=torch.float64) * torch.tensor([0.1, 0.2, 0.05], dtype=torch.float64)[:, None, None]
@@ -100,7 +100,7 @@ def classifier(count: int) -> dict[str, Any]:
         method = make_solver(name)
         if method.needs_variance or name == "langevin":
             continue
-        options: dict[str, Any] = {"progress": False, "dtype": torch.float64, "steps": None if method.adaptive else 50}
+        options: dict[str, Any] = {"progress": False, "dtype": torch.float64, "steps": None if method.adaptive else steps}
         found = [sliced_wasserstein(sde_gen.sample(model, (count, 2), name, **options).x, truth) for model in (guided, own)]
         rows[name] = [[estimate.value, estimate.std_error] for estimate in found]
     return {"samples": count, "solvers": rows}
@@ -157,10 +157,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, default=HERE / "results" / "guidance.json")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    groups, repeats, count, batch, rounds = (8, 2, 200, 8, 1) if args.quick else (200, 8, 5000, 64, 9)
+    groups, repeats, count, batch, rounds, steps = (8, 2, 100, 8, 1, 20) if args.quick else (200, 8, 5000, 64, 9, 100)
     results = {
-        "law": [law(strength, 64, groups, 100, repeats) for strength in ((3.0,) if args.quick else (1.5, 3.0, 5.0))],
-        "classifier": classifier(count),
+        "law": [law(strength, 64, groups, steps, repeats) for strength in ((3.0,) if args.quick else (1.5, 3.0, 5.0))],
+        "classifier": classifier(count, steps // 2),
         "cost": cost(batch, rounds),
     }
     show(results)

@@ -23,6 +23,6 @@ def test_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads((tmp_path / "g.json").read_text())
     one = found["law"][0]
     assert one["expected"] == {"law": 0.5, "flow": 0.25, "sde": pytest.approx(0.3875)}
-    assert one["solvers"]["em"]["particles"][0] == pytest.approx(0.5, rel=0.3) and one["solvers"]["ode"]["alone"][0] < 0.3
+    assert one["solvers"]["em"]["particles"][0] == pytest.approx(0.5, rel=0.4) and one["solvers"]["ode"]["alone"][0] < 0.3
     assert len(found["classifier"]["solvers"]) >= 14 and set(found["cost"]["ratios"]) == {"guided", "particles"}
     assert "strength 3" in capsys.readouterr().out
