@@ -42,6 +42,8 @@ from typing import Any
 
 import torch
 from peers_digits import mend_torchvision
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import sde_gen
@@ -639,7 +641,7 @@ def processes(bench: Bench) -> None:
     found = {}
     with tempfile.TemporaryDirectory() as place:
         for count in (1, 2):
-            file = Path(place) / f"{count}.pt"
+            file = Path(place) / f"{count}.safetensors"
             began = time.monotonic()
             command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}", __file__]
             path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
@@ -650,8 +652,10 @@ def processes(bench: Bench) -> None:
                 code = run_until(worker, bench.until - 8, env=environment, stdout=output, stderr=subprocess.STDOUT)
             if code != 0:
                 raise RuntimeError(f"{count} processes, {'cut off' if code is None else code}: {log.read_text()[-3000:]}")
-            found[count] = torch.load(file, weights_only=True)
-            bench.say(f"{count} processes", seconds=time.monotonic() - began, backend=found[count].pop("backend"))
+            found[count] = load_file(file)
+            with safe_open(file, "pt") as kept:
+                backend = kept.metadata()["backend"]
+            bench.say(f"{count} processes", seconds=time.monotonic() - began, backend=backend)
     apart = {name: float((found[2][name].double() - found[1][name].double()).abs().max()) for name in found[1]}
     bench.say("two processes and one, largest difference", **apart, tolerance=TOLERANCE)
     if max(apart.values()) > TOLERANCE:
@@ -678,7 +682,8 @@ def worker(file: Path, device: torch.device) -> None:
             out = sample_together(trainer.result.model, (16, 1, 8, 8), solver="em", steps=20, progress=False)
         if parallel.rank() == 0:
             gradients = torch.cat([gradient.flatten() for gradient in kept])
-            torch.save({"backend": backend, "gradients": gradients.cpu(), "weights": weights.cpu(), "samples": out.x.cpu()}, file)
+            kept_tensors = {"gradients": gradients, "weights": weights, "samples": out.x}
+            save_file({name: value.cpu().contiguous() for name, value in kept_tensors.items()}, file, {"backend": str(backend)})
 
 
 PHASES: dict[str, Callable[[Bench], None]] = {
