@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..guidance.combine import predict_each
-from ..models.denoiser import Denoiser
+from ..models.denoiser import Denoiser, encoded
 from ..randomness import check_seed
 
 LEVELS = 12
@@ -75,11 +75,9 @@ def information(
         raise ValueError(f"information needs at least two items, got {len(x)}")
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
         raise ValueError(f"draws must be a whole number of at least 1, got {draws!r}")
-    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
-    device = x.device if parameter is None else parameter.device
+    z = encoded(model, x)
+    device = z.device
     given = model.conditions(cond, len(x), device)
-    z = x.to(device) if model.normalizer is None else model.normalizer.encode(x.to(device))
-    z = z if z.dtype == torch.float64 else z.float()
     sde = model.sde
     low, high = (float(sde.half_log_snr(t)) for t in (sde.t_max, sde.t_min))
     width = (high - low) / LEVELS

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.denoiser import Denoiser
+from ..models.denoiser import Denoiser, encoded
 from ..randomness import check_seed
 from .flow import log_likelihood
 
@@ -84,10 +84,8 @@ def _bound(model: Denoiser, x: Tensor, classes: int, draws: int, name: str, seed
     """-integral over lambda of E|eps - eps_c|^2 and its standard error, (N, classes) each."""
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 2:
         raise ValueError(f"draws must be a whole number of at least 2, got {draws!r}")
-    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
-    device = x.device if parameter is None else parameter.device
-    z = x.to(device) if model.normalizer is None else model.normalizer.encode(x.to(device))
-    z = z if z.dtype == torch.float64 else z.float()
+    z = encoded(model, x)
+    device = z.device
     sde = model.sde
     low, high = (float(sde.half_log_snr(t)) for t in (sde.t_max, sde.t_min))
     width = (high - low) / STRATA

@@ -278,6 +278,15 @@ class Wrapper(Denoiser):
         return self.model.conditions(cond, count, device)
 
 
+def encoded(model: Denoiser, x: Tensor) -> Tensor:
+    """Data x (N, *) in their own units as normalised ones on the model's device (its first parameter's; x's own where it has none), in
+    float64 where they are and else in float32."""
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+    x = x if parameter is None else x.to(parameter.device)
+    z = x if model.normalizer is None else model.normalizer.encode(x)
+    return z if z.dtype == torch.float64 else z.float()
+
+
 def like(value: Tensor, x: Tensor) -> Tensor:
     """`value`, (), or (B,), of x's dtype and device, ready to multiply x (B, *)."""
     # Cast only after the float64 arithmetic on times is done.
