@@ -11,12 +11,24 @@ from torch import Tensor
 
 from ..registry import Registry, lookup
 from .base import RESERVED, Condition, standardised
-from .label import Label
+from .label import FADE, Label
 from .maps import Map, Mask
 from .numbers import Numbers
 from .sequence import Sequence as SequenceCondition
 
-__all__ = ["CONDITIONS", "RESERVED", "Condition", "Label", "Map", "Mask", "Numbers", "SequenceCondition", "fit_condition", "make_condition"]
+__all__ = [
+    "CONDITIONS",
+    "FADE",
+    "RESERVED",
+    "Condition",
+    "Label",
+    "Map",
+    "Mask",
+    "Numbers",
+    "SequenceCondition",
+    "fit_condition",
+    "make_condition",
+]
 
 CONDITIONS: Registry[Any] = Registry(
     {
@@ -84,7 +96,7 @@ def fit_condition(
         if values.ndim != 1 or values.is_floating_point():
             raise ValueError(f"condition {name!r} is a label: integers (N,) are needed, got {values.dtype} of shape {tuple(values.shape)}")
         classes = int(values.max()) + 1 if names is None else len(names)
-        return {"kind": kind, "classes": classes} | ({} if names is None else {"names": list(names)})
+        return {"kind": kind, "classes": classes, "fade": FADE} | ({} if names is None else {"names": list(names)})
     if kind == "numbers" and values.ndim in (1, 2):
         mean, std = standardised(values if values.ndim == 2 else values[:, None])
         return {"kind": kind, "size": len(mean), "mean": mean, "std": std}

@@ -29,6 +29,8 @@ class Condition(nn.Module):
 
     port: str
     kind: str
+    fade: float | None = None
+    """The half log-SNR at which the network stops being told it, by sigmoid(2 (fade - lambda)); None: it always is."""
 
     def __init__(self, name: str, options: dict[str, Any]) -> None:
         super().__init__()

@@ -7,27 +7,41 @@ from torch import Tensor, nn
 
 from .base import Condition
 
+FADE = 3.0
+"""Where the noise is a twentieth of the data's standard deviation, an item shows its class itself. What a network learns of labels below
+is noise: on digits it cost the conditional branch half a nat."""
+
 
 class Label(Condition):
-    """A learned vector for each of `classes` classes and one more, at index `classes`, for "not given".
+    """A learned vector for each of `classes` classes and one more, at index `classes`, for "not given", all 0 before training.
 
     Values are (B,) integers in 0 .. classes - 1, or `classes`. Dropped in training, one network learns the conditional and the
-    unconditional score (Ho and Salimans 2022, arXiv:2207.12598).
+    unconditional score (Ho and Salimans 2022, arXiv:2207.12598). As the noise vanishes the label fades: classes tell finitely much, and
+    the branches with and without it become one.
 
     names: the data's own words or numbers for the classes, or None.
+    fade: see `Condition`; None where classes differ by less than the noise at which others fade.
     """
 
     port, kind = "vector", "label"
 
-    def __init__(self, name: str, width: int, spatial: tuple[int, ...], classes: int, names: list[str | int] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        width: int,
+        spatial: tuple[int, ...],
+        classes: int,
+        names: list[str | int] | None = None,
+        fade: float | None = None,
+    ) -> None:
         if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
             raise ValueError(f"classes must be an integer of at least 1, got {classes!r}")
         if names is not None and len(names) != classes:
             raise ValueError(f"condition {name!r} has {classes} classes and {len(names)} names; as many are needed")
-        super().__init__(name, {"classes": classes} | ({} if names is None else {"names": list(names)}))
-        self.classes, self.names = classes, None if names is None else list(names)
+        super().__init__(name, {"classes": classes, "fade": fade} | ({} if names is None else {"names": list(names)}))
+        self.classes, self.names, self.fade = classes, None if names is None else list(names), fade
         self.table = nn.Embedding(classes + 1, width)
-        nn.init.normal_(self.table.weight, std=width**-0.5)
+        nn.init.zeros_(self.table.weight)
 
     def fit(self, value: Tensor) -> Tensor:
         if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..conditions import Condition
+from ..conditions import FADE, Condition
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -71,7 +71,7 @@ class Network(nn.Module):
             ranks = " or ".join(str(rank + 1) for rank in self.spatial_ranks)
             raise ValueError(f"{type(self).__name__} takes data of {ranks} dimensions (channels first), got shape {self.shape}")
         if isinstance(conditions, int):
-            conditions = {"label": {"kind": "label", "classes": check_count("classes", conditions)}}
+            conditions = {"label": {"kind": "label", "classes": check_count("classes", conditions), "fade": FADE}}
         self.conditions = {name: dict(spec) for name, spec in (conditions or {}).items()}
         self.out_channels = self.shape[0] if out_channels is None else check_count("out_channels", out_channels)
         self.options = options

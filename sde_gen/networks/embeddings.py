@@ -112,6 +112,8 @@ class ConditionEmbedding(nn.Module):
             if len(value) != len(c):
                 raise ValueError(f"condition {name!r} must have first dimension {len(c)}, one entry for each sample, got {len(value)}")
             found = encoder(value)
+            if encoder.fade is not None:
+                found = found * torch.sigmoid(2 * (encoder.fade - c))[:, None].to(found.dtype)
             if encoder.port == "vector":
                 vector = vector + found
             elif encoder.port == "tokens":

@@ -294,7 +294,8 @@ def _made(about: dict[str, Any]) -> nn.Module:
 def _of_today(about: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Bring a network of a version that knew labels alone, and dropped them itself, up to date."""
     if "shape" in about and "conditions" not in about:
-        about["conditions"] = about.pop("classes")
+        classes = about.pop("classes")
+        about["conditions"] = None if classes is None else {"label": {"kind": "label", "classes": classes}}
         about["options"].pop("label_dropout", None)
         for part in ("network", "ema"):
             table = tensors.pop(f"{part}.condition.label.table.weight", None)
