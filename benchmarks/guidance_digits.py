@@ -64,9 +64,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     found_information = sde_gen.information(model, data.test, "label", {"label": data.test_labels}, draws=given.draws)
     results["information"] = vars(found_information)
-    print(
-        f"information of the label on {len(data.test)} held-out digits (at most ln {data.classes} = {math.log(data.classes):.3f}): {found_information}"
-    )
+    most = math.log(data.classes)
+    print(f"label on {len(data.test)} held-out digits (at most ln {data.classes} = {most:.3f}): {found_information}", flush=True)
 
     label = torch.arange(given.samples) % data.classes
     common: dict[str, Any] = {"solver": given.solver, "steps": given.steps, "batch_size": 250, "progress": False}
