@@ -143,21 +143,23 @@ At strength w = 1 that is the class, at w = 0 everything. Above 1 it looks like 
 class leaning away from what other classes share with it. It is not: the noised product is not the product of the noised, and so each
 sampler draws a law of its own. On a class in the plane beside another that overlaps it, all known exactly, at w = 4 the law itself has
 mean <<law_4_mean:.3f>> along the first axis and standard deviation <<law_4_std:.3f>>; the flow draws <<cfg_4_mean:.3f>> and
-<<cfg_4_std:.3f>>, the SDE <<sde_4_mean:.3f>> and <<sde_4_std:.3f>>. What is missing can be counted while sampling: along the guided SDE each
-state's weight grows by
+<<cfg_4_std:.3f>>, the SDE <<sde_4_mean:.3f>> and <<sde_4_std:.3f>>. What is missing can be counted while sampling: along the guided SDE
+each state's weight grows by
 
 $$\mathrm{d} \log w = \big( |\epsilon|^2 - \textstyle\sum_i a_i |\epsilon_i|^2 \big)\, \mathrm{d}\lambda ,$$
 
 with no further network call (Skreta et al. 2025, arXiv:2503.02819). <<group>> weighted states a sample, resampled on their way, reach
-<<particles_4_mean:.3f>> +- <<particles_4_error:.3f>> and <<particles_4_std:.3f>> (green). Other rules change the push, not that fact (right). Below, digits from the
-same noise: without a label, with it, and beyond it.
+<<particles_4_mean:.3f>> +- <<particles_4_error:.3f>> and <<particles_4_std:.3f>> (green).
+Other rules change the push, not that fact (right). Below, digits from the same noise: without a label, with it, and beyond it.
 """,
     (
         "mean and standard deviation, <<count:,>> samples, <<steps>> steps (standard error of the mean <<error:.3f>>):",
         "  strength 2: law <<law_2_mean:.3f>> <<law_2_std:.3f>>, flow <<cfg_2_mean:.3f>> <<cfg_2_std:.3f>>, "
-        "SDE <<sde_2_mean:.3f>> <<sde_2_std:.3f>>, particles <<particles_2_mean:.3f>> <<particles_2_std:.3f>> (+- <<particles_2_error:.3f>>)",
+        "SDE <<sde_2_mean:.3f>> <<sde_2_std:.3f>>, particles <<particles_2_mean:.3f>> <<particles_2_std:.3f>> "
+        "(+- <<particles_2_error:.3f>>)",
         "  strength 4: law <<law_4_mean:.3f>> <<law_4_std:.3f>>, flow <<cfg_4_mean:.3f>> <<cfg_4_std:.3f>>, "
-        "SDE <<sde_4_mean:.3f>> <<sde_4_std:.3f>>, particles <<particles_4_mean:.3f>> <<particles_4_std:.3f>> (+- <<particles_4_error:.3f>>)",
+        "SDE <<sde_4_mean:.3f>> <<sde_4_std:.3f>>, particles <<particles_4_mean:.3f>> <<particles_4_std:.3f>> "
+        "(+- <<particles_4_error:.3f>>)",
     ),
     "Guided samples of a class beside another at two strengths beside the exact law, means by strength and rule, digits by strength",
     draw,
