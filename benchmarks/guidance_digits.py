@@ -25,7 +25,7 @@ from torch import Tensor
 import sde_gen
 from sde_gen import metrics
 from sde_gen.commands.config import resolve
-from sde_gen.commands.runs import choose_device, open_run
+from sde_gen.commands.runs import choose_device, config_of_run, open_run
 from sde_gen.unknown_numbers import to_json
 
 STRENGTHS = (1.0, 1.5, 2.0, 4.0)
@@ -54,8 +54,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/guidance_digits.json"))
     given = parser.parse_args(arguments)
     device = choose_device(None)
-    run = open_run(resolve({"data": {"labels": True}}), given.run, device)
-    plain = open_run(resolve({}), given.plain, device)
+    asked = {given.run: {"data": {"labels": True}}, given.plain: {}}
+    run, plain = (open_run(config_of_run(p) if p.is_dir() else resolve(layer), p, device) for p, layer in asked.items())
     data, model = run.data, run.model
     assert data.test is not None and data.test_labels is not None and data.train_labels is not None and data.classes is not None
     judge = metrics.cached_features(data, given.run / "features")
