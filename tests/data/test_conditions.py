@@ -380,3 +380,12 @@ def test_bad_conditions_are_one_line(tmp_path: Path) -> None:
             from_torch(Told(False, **changes))
     with pytest.raises(ValueError, match=r"'s' \(its last class: not known\) span 0..4; 0..2 is allowed"):
         validate(Dataset("mine", torch.randn(5, 2), cond={"s": torch.arange(5)}, cond_names={"s": ("a", "b")}))
+
+
+def test_maps_are_found_by_name_and_not_by_order(tmp_path: Path) -> None:
+    for folder, ending in (("faces", ".png"), ("maps", ".bmp")):  # a.c.png comes before a.png, a.bmp before a.c.bmp
+        (tmp_path / folder).mkdir()
+        for value, name in enumerate(["a", "a.c", *map(str, range(60))]):
+            Image.fromarray(np.full((6, 6), value, np.uint8)).save(tmp_path / folder / f"{name}{ending}")
+    data = load_dataset(tmp_path / "faces", condition_map=tmp_path / "maps")
+    assert torch.equal(data.train, data.cond["map"]) and {0, 1} <= {*data.train.flatten().tolist(), *data.test.flatten().tolist()}  # type: ignore[union-attr]
