@@ -57,7 +57,7 @@ def test_columns_of_a_table_leave_the_data_and_stay_with_their_rows(tmp_path: Pa
     assert any(note.startswith("condition 'age': a number; not known of ") for note in data.notes)
     assert any("condition 'site': 3 classes (north, south coast, west); not known of" in note for note in data.notes)
     spec = fit_condition("site", data.cond["site"], (), names=data.cond_names["site"])
-    assert spec == {"kind": "label", "classes": 3, "names": list(WORDS)}
+    assert {"kind": "label", "classes": 3, "names": list(WORDS)}.items() <= spec.items()
     age = fit_condition("age", data.cond["age"], ())
     assert age["kind"] == "numbers" and age["mean"] == pytest.approx([float(data.cond["age"].nanmean())])
 
