@@ -92,7 +92,8 @@ def _run(arguments: argparse.Namespace, config: RunConfig, device: torch.device)
 def sample(arguments: argparse.Namespace) -> None:
     """Write samples of a run's network to a file or a folder."""
     chosen = ("samples", "solver", "steps", "grid", "seed", "label", "guidance", "rule", "threads")
-    settings = SampleSettings(**{name: getattr(arguments, name) for name in chosen}, batch=arguments.batch_size)
+    given = {name: getattr(arguments, name) for name in chosen}
+    settings = SampleSettings(**given, batch=arguments.batch_size, cond=tuple(arguments.cond))
     with parallel.processes(choose_device(arguments.device)) as device:
         sample_to_files(arguments.run, arguments.out, settings, device, arguments.overwrite, not arguments.no_progress, say)
 

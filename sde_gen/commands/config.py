@@ -32,8 +32,10 @@ class DataConfig(_Section):
     """name: a registered data set or the path of the user's own; root: the directory of a registered set's files; limit: keep that
     many training items; labels: train a conditional network on the data's labels; size: resize images from files to this edge;
     label_column: of a table, its column of labels; axes: of an array, a letter for each axis, such as NHWC; missing: what marks a
-    missing cell, a number, "nan" or in a table a word; split: how a tenth is held out, "random" or "tail"; relative_to: the directory
-    that relative paths in name and root start from (None: where the command is called), which a run directory's config.yaml keeps."""
+    missing cell, a number, "nan" or in a table a word; split: how a tenth is held out, "random" or "tail"; conditions: what the network is
+    told of each item, columns of a table or arrays of an .npz file, each COLUMN or NAME=COLUMN; condition_map: a folder or archive of
+    images that are the condition "map" of the images of the same names; relative_to: the directory that relative paths in name, root and
+    condition_map start from (None: where the command is called), which a run directory's config.yaml keeps."""
 
     name: str = "digits"
     root: str | None = None
@@ -44,6 +46,8 @@ class DataConfig(_Section):
     axes: str | None = None
     missing: float | str | None = None
     split: str | None = None
+    conditions: tuple[str, ...] = ()
+    condition_map: str | None = None
     relative_to: str | None = None
 
     @field_validator("missing", mode="before")
@@ -56,6 +60,13 @@ class DataConfig(_Section):
             return value
         return number if math.isfinite(number) else "nan" if isinstance(value, float) and math.isnan(value) else value
 
+    @field_validator("conditions", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        """One name is a list of one, and the number of a column a name."""
+        listed = value if isinstance(value, list | tuple) else [value]
+        return [str(name) if isinstance(name, int) and not isinstance(name, bool) else name for name in listed]
+
     @property
     def location(self) -> str:
         """The name of a registered set; of the user's own data the path to open."""
@@ -65,6 +76,11 @@ class DataConfig(_Section):
     def root_location(self) -> str | None:
         """The directory of a registered set's files to open."""
         return None if self.root is None else os.path.join(self.relative_to or "", self.root)
+
+    @property
+    def map_location(self) -> str | None:
+        """The folder or archive of the condition "map" to open."""
+        return None if self.condition_map is None else os.path.join(self.relative_to or "", self.condition_map)
 
 
 class SDEConfig(_Section):
@@ -113,7 +129,8 @@ class RunConfig(_Section):
         data = found["data"]
         del data["relative_to"]
         data["name"] = self.data.name if self.data.name in DATASETS else os.path.abspath(self.data.location)
-        data["root"] = None if self.data.root_location is None else os.path.abspath(self.data.root_location)
+        for key, place in (("root", self.data.root_location), ("condition_map", self.data.map_location)):
+            data[key] = None if place is None else os.path.abspath(place)
         for name in ("micro_batch", "workers", "shard", "compile", "channels_last"):  # how, not what
             del found["training"][name]
         return found
@@ -121,7 +138,7 @@ class RunConfig(_Section):
     def anchored(self) -> RunConfig:
         """The same run, which says where its relative paths start: it means the same data wherever it is read."""
         data = self.data
-        paths = [*([] if data.name in DATASETS else [data.name]), *([] if data.root is None else [data.root])]
+        paths = [path for path in (None if data.name in DATASETS else data.name, data.root, data.condition_map) if path is not None]
         if all(map(os.path.isabs, paths)):
             return self
         return self.model_copy(update={"data": data.model_copy(update={"relative_to": os.path.abspath(data.relative_to or ".")})})
@@ -258,7 +275,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         if choice in over and choice in base and over[choice] != base[choice]:
             for belongs in of_it:
                 merged.pop(belongs, None)
-    if {"name", "root"} & set(over) and "relative_to" not in over:
+    if {"name", "root", "condition_map"} & set(over) and "relative_to" not in over:
         merged.pop("relative_to", None)  # another layer's path does not start there
     for key, value in over.items():
         old = merged.get(key)
@@ -315,7 +332,8 @@ def resolve(*layers: Mapping[str, Any]) -> RunConfig:
         raise ConfigError(f"data.name: unknown data {name!r}; choose from {', '.join(DATASETS)}, or give a path: {PATHS}")
     try:
         size, axes = (section.get("size"), section.get("axes")) if isinstance(section, Mapping) else (None, None)
-        recipe = RECIPES[name] if name in DATASETS else shape_recipe(item_shape(place, size, axes))
+        given = RunConfig.model_validate({"data": section}).data.conditions if isinstance(section, Mapping) else ()
+        recipe = RECIPES[name] if name in DATASETS else shape_recipe(item_shape(place, size, axes, given))
         return RunConfig.model_validate(merge(recipe, asked))
     except ValidationError as error:
         raise ConfigError(_first(error)) from error

@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import metrics, parallel, report
 from .. import progress as progress_bars
 from ..data import Dataset, rows_drawn
-from ..data.write import DataDescription, write_npz
+from ..data.write import DataDescription, in_words, write_npz
 from ..models.score import ScoreModel
 from ..report.files import atomic_path, write_text
 from ..sampling.fitting import FittedGrid, fit_grid
@@ -82,7 +82,8 @@ def sample_run(run: TrainedRun, device: torch.device | str = "cpu", progress: bo
     _film(run, place / "denoising.gif", common)
     report.picture_samples(x, place / "samples.png", pictured(run.data), run.data.value_range)
     with atomic_path(place / "samples.npz") as temporary:
-        write_npz(temporary, x, (cond or {}).get("label"), DataDescription.of(run.data))
+        told = {name: in_words(value, run.data.cond_names.get(name)) for name, value in (cond or {}).items() if name != "label"}
+        write_npz(temporary, x, (cond or {}).get("label"), DataDescription.of(run.data), told)
     scores |= {
         "samples": settings.samples,
         "network_calls": float(out.nfe.double().mean()),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "axes": ("data", "axes"),
     "missing": ("data", "missing"),
     "split": ("data", "split"),
+    "condition": ("data", "conditions"),
+    "condition_map": ("data", "condition_map"),
     "sde": ("sde", "name"),
     "sigma_min": ("sde", "settings", "sigma_min"),
     "sigma_max": ("sde", "settings", "sigma_max"),
@@ -87,6 +89,13 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--missing", metavar="VALUE", help="leave out items with such a cell: a number, nan, or in a table a word")
     what.add_argument("--split", metavar="NAME", help=f"how a tenth of one's own files is held out: {', '.join(SPLITS)} (default random)")
+    what.add_argument(
+        "--condition",
+        metavar="[NAME=]COLUMN",
+        action="append",
+        help="a column of a table (name or number), or an array of an .npz, that the network is told, under another name (repeatable)",
+    )
+    what.add_argument("--condition-map", metavar="DIR", help="folder or archive of images that the network is told, of the data's names")
     what.add_argument("--sde", metavar="NAME", help=f"forward process: {', '.join(names['sde'])} (default vp)")
     what.add_argument("--sigma-min", metavar="X", type=_number_or_auto, help="smallest noise of VE, in normalised units, or auto")
     what.add_argument("--sigma-max", metavar="X", type=_number_or_auto, help="largest noise of VE, or auto: chosen from the data")
@@ -97,6 +106,13 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--objective", metavar="NAME", help=f"training loss: {', '.join(OBJECTIVES)} (dsm: continuous, the others: discrete)")
     what.add_argument("--chain-steps", metavar="N", type=int, help="length of the chain of a discrete objective (default 1000)")
     what.add_argument("--learned-variance", action="store_true", help="a network that predicts the reverse step's variance too")
+    what.add_argument(
+        "--drop",
+        metavar="[NAME=]SHARE",
+        action="append",
+        default=[],
+        help="share of the training that is not told a condition, of all or of one (repeatable; default 0.1)",
+    )
     what.add_argument("--lr", metavar="X", type=float, help="peak learning rate")
     what.add_argument("--max-seconds", metavar="S", type=float, help="end training after this time (sampling and metrics follow it)")
     what.add_argument("--accumulate", metavar="N", type=int, help="compute each batch in N parts: less memory, the same gradients")
@@ -155,6 +171,8 @@ def layers(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             for section in sections:
                 inner = inner.setdefault(section, {})
             inner[key] = value
+    if arguments.drop:
+        asked.setdefault("training", {})["drop"] = _drop(arguments.drop)
     if arguments.learned_variance:
         asked.setdefault("model", {})["variance"] = "learned_range"
         asked.setdefault("training", {}).setdefault("objective", "hybrid")
@@ -167,6 +185,23 @@ def layers(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     for text in arguments.set:  # one layer: another solver drops the file's steps, and keeps those that stand beside it
         asked = merge(asked, _setting(text))
     return [*found, asked]
+
+
+def _drop(texts: Sequence[str]) -> float | dict[str, float]:
+    """The share of training that is not told the conditions: one number, or one by the name of each."""
+    found: dict[str, float] = {}
+    for text in texts:
+        name, _, share = text.rpartition("=")
+        try:
+            value = float(share)
+        except ValueError:
+            raise ConfigError(f"--drop takes a share in [0, 1), or NAME=SHARE, got {text!r}") from None
+        if name in found:
+            raise ConfigError(f"--drop is given twice for {f'condition {name!r}' if name else 'all conditions'}: {' '.join(texts)}")
+        found[name] = value
+    if "" in found and len(found) > 1:
+        raise ConfigError(f"--drop takes one share for all conditions or one by the name of each, got both: {' '.join(texts)}")
+    return found.get("", found)
 
 
 def _setting(text: str) -> dict[str, Any]:
@@ -197,6 +232,7 @@ SAMPLE_EXAMPLES = """examples:
   %(prog)s --run runs/digits-vp --samples 1000 --out digits.npz     arrays x and, of a conditional network, label
   %(prog)s --run runs/energy.csv-vp --samples 500 --out new.csv     the table's own header and order of columns
   %(prog)s --run runs/faces-vp --samples 100 --out faces --solver dpm --steps 20    a folder of PNGs
+  %(prog)s --run runs/energy.csv-vp --samples 500 --cond site=north --cond age=50 --guidance 2 --out north.csv
   torchrun --nproc-per-node 4 -- experiments/sample.py --run RUN --samples 1000000 --out many.npy
 
 Samples are in the data's own units, whole numbers where the data are. Parts lie in a hidden folder beside the output until all are
@@ -216,7 +252,15 @@ def add_sample_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", metavar="N", type=int, help="of the noise (default: the run's)")
     parser.add_argument("--batch-size", metavar="N", type=int, help="samples at a time (default: the run's)")
     parser.add_argument("--label", metavar="LABEL", help="of a conditional network: this class alone, by the data's own label")
-    parser.add_argument("--guidance", metavar="X", type=float, help="push samples towards their classes: 1 not at all, 2 or 3 strongly")
+    parser.add_argument(
+        "--cond",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="a condition: a category's word, numbers separated by commas (nan: not known), a .npy file of one row or one a sample, of a "
+        "map an image too, or nothing for not given (repeatable)",
+    )
+    parser.add_argument("--guidance", metavar="X", type=float, help="push samples towards their conditions: 1 not at all, 2 or 3 strongly")
     parser.add_argument("--rule", metavar="NAME", help=f"rule of guidance: {', '.join(GUIDANCE)} (default cfg)")
     parser.add_argument(
         "--threads", metavar="N", type=int, default=1, help="of each process on the CPU; bits may depend on it (%(default)s)"

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from .. import parallel, report, threads
-from ..conditions import fit_condition
+from ..conditions import RESERVED, fit_condition
 from ..data import DATASETS, SOURCES, Dataset, download, load_dataset
 from ..data.dataset import subset
-from ..data.write import DataDescription
+from ..data.write import MEMBERS, DataDescription
 from ..devices import find_device
 from ..locks import held
 from ..models.denoiser import Denoiser
@@ -125,7 +125,12 @@ def load_data(config: RunConfig) -> Dataset:
             raise ValueError(f"data.root is for {', '.join(SOURCES)}, whose files it holds; {chosen.name!r} reads none from there")
         column = None if chosen.label_column is None else str(chosen.label_column)
         reading = (chosen.limit, chosen.size, column, chosen.axes, chosen.missing, chosen.split)
-        return load_dataset(chosen.location, chosen.root_location, config.training.seed, *reading)
+        told = (chosen.conditions, chosen.map_location)
+        data = load_dataset(chosen.location, chosen.root_location, config.training.seed, *reading, *told)
+        taken = next((name for name in data.cond if name in RESERVED or name in MEMBERS), None)
+        if taken is not None:
+            raise ValueError(f"a condition cannot be called {taken!r}; --condition NAME={taken} gives it another name")
+        return data
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

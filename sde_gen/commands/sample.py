@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from ..training import CheckpointError, load, read_extra
 from ..training.checkpoint import WEIGHTS, checkpoint_of, open_checkpoint
 from ..unknown_numbers import from_json, to_json
 from .config import ConfigError, RunConfig, SamplingConfig, read_config, registered_solver
+from .given_conditions import Given, given_conditions
 from .runs import config_of_run, load_data
 
 MOST_SHARDS = 4096
@@ -43,8 +44,9 @@ Say = Callable[[str], None]
 class SampleSettings:
     """What is drawn. None: what the run's configuration says, of steps and grid where its solver is the same.
 
-    samples: how many; solver, steps, grid, seed: as `sample` takes them; batch: how many at a time; label: the data's own label of one
-    class, None: all classes in the shares of the training data; guidance: the strength with which samples are pushed towards their classes
+    samples: how many; solver, steps, grid, seed: as `sample` takes them; batch: how many at a time; cond: conditions, "NAME=VALUE" each
+    (`given_conditions`); label: short for "label=..."; without it classes come in the shares of the training data, and other conditions
+    are not given; guidance: the strength with which samples are pushed towards their conditions
     (None and 1: not at all) by `rule`, a name in GUIDANCE (None: "cfg"); threads: of each process on the CPU, on which the last bits of
     some networks depend, so that with one number of them any number of processes draws the same bits.
     """
@@ -59,11 +61,15 @@ class SampleSettings:
     guidance: float | None = None
     rule: str | None = None
     threads: int = 1
+    cond: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A set of samples in a form, and where its shards lie."""
+    """A set of samples in a form, and where its shards lie.
+
+    given: the conditions that are asked for, None for one that is asked not to be given. labelled: whether each sample has a class.
+    """
 
     model: Denoiser
     about: DataDescription
@@ -71,9 +77,17 @@ class _Job:
     out: Path
     settings: dict[str, Any]
     batch: int
-    label: int | None
+    given: dict[str, Given | None]
     device: torch.device
-    labelled: bool = field(default=False)
+
+    @property
+    def labelled(self) -> bool:
+        return "label" in self.model.encoders and self.given.get("label", True) is not None and self.about.label_counts is not None
+
+    @property
+    def beside(self) -> dict[str, Given]:
+        """The conditions but the label that samples are given."""
+        return {name: value for name, value in self.given.items() if name != "label" and value is not None}
 
     @property
     def samples(self) -> int:
@@ -95,9 +109,15 @@ class _Job:
         """The class of each of the samples first .. last - 1, a function of its number alone."""
         if not self.labelled or self.about.label_counts is None:
             return None
-        if self.label is not None:
-            return np.full(last - first, self.label)
-        return classes_by_shares(first, last, self.about.label_counts)
+        label = self.given.get("label")
+        return classes_by_shares(first, last, self.about.label_counts) if label is None else label.rows(first, last)
+
+    def conditions(self, first: int, last: int) -> dict[str, Tensor] | None:
+        """The conditions of the samples first .. last - 1, with nulls for what is not given; None for a model that takes none."""
+        found = {name: encoder.missing(last - first, torch.device("cpu")) for name, encoder in self.model.encoders.items()}
+        classes = self.classes(first, last)
+        found |= {} if classes is None else {"label": torch.from_numpy(np.array(classes))}
+        return (found | {name: value.tensor(first, last) for name, value in self.beside.items()}) or None
 
 
 def sample_to_files(
@@ -183,8 +203,8 @@ def _job(directory: Path, out: str, settings: SampleSettings, device: torch.devi
         form = form_of(out)
         about = _description(directory, extra)
         about.check(form)
-        label = _label(model, about, settings.label)
-        drawn = _guided(model, settings)
+        given = _given(model, about, settings)
+        drawn = _guided(model, given, settings)
         solver = own.solver if settings.solver is None else registered_solver(settings.solver)
         same = solver == own.solver
         options = own.options if same else {}
@@ -198,9 +218,10 @@ def _job(directory: Path, out: str, settings: SampleSettings, device: torch.devi
             raise ValueError(f"--steps must be at least 1, got {steps}")
         if grid not in (None, "fitted", *GRIDS):
             raise ValueError(f"unknown grid {grid!r}; choose from {', '.join(GRIDS)}, fitted")
-        classes = getattr(model.network, "classes", None)
-        key = (solver, method.default_steps if steps is None else steps, () if classes is None else ("label",))
+        key = (solver, method.default_steps if steps is None else steps, tuple(sorted(model.encoders)))
         fitted = drawn.fitted.get(key) if not options and grid in (None, "fitted") else None
+        if grid == "fitted" and fitted is None and drawn is not model and settings.grid is None:
+            grid = None  # the run's grid is fitted to the network as it is, not to a guided one
         if grid == "fitted" and fitted is None:
             raise ValueError(f"no grid is fitted for {solver!r} at {key[1]} steps; sde-gen run --grid fitted with these fits one")
     except ValueError as error:
@@ -218,6 +239,7 @@ def _job(directory: Path, out: str, settings: SampleSettings, device: torch.devi
         "seed": seed,
         "batch": batch,
         "label": settings.label,
+        "cond": {name: None if value is None else value.setting for name, value in given.items()} or None,
         "guidance": settings.guidance,
         "rule": None if settings.guidance is None else settings.rule or "cfg",
         "form": form,
@@ -227,18 +249,22 @@ def _job(directory: Path, out: str, settings: SampleSettings, device: torch.devi
         "data": about.to_config(),
     }
     settled = from_json(to_json(job))  # as it is read back
-    return _Job(drawn, about, form, Path(out), settled, batch, label, device, classes is not None)
+    return _Job(drawn, about, form, Path(out), settled, batch, given, device)
 
 
-def _guided(model: ScoreModel, settings: SampleSettings) -> Denoiser:
+def _guided(model: ScoreModel, given: dict[str, Given | None], settings: SampleSettings) -> Denoiser:
     """The model with the guidance that is asked for."""
     if settings.guidance is None:
         if settings.rule is not None:
             raise ValueError(f"--rule {settings.rule} is of guidance: give its strength too, --guidance X")
         return model
-    if getattr(model.network, "classes", None) is None:
-        asked = f"--guidance {settings.guidance:g}"
-        raise ValueError(f"{asked}: this network was trained without labels (sde-gen run --labels trains one with them)")
+    asked = f"--guidance {settings.guidance:g}"
+    if not model.encoders:
+        without = "without labels or other conditions (sde-gen run --labels, --condition)"
+        raise ValueError(f"{asked}: this network was trained {without}")
+    by_shares = "label" in model.encoders and "label" not in given
+    if not by_shares and not any(value is not None for value in given.values()):
+        raise ValueError(f"{asked}: towards what? --cond NAME=VALUE says it, of {', '.join(model.encoders)}")
     return guide(model, settings.guidance, rule=settings.rule or "cfg")
 
 
@@ -268,22 +294,22 @@ def _description(directory: Path, extra: dict[str, Any]) -> DataDescription:
         ) from error
 
 
-def _label(model: ScoreModel, about: DataDescription, asked: str | None) -> int | None:
-    """The class of the data's own label `asked`; None for all."""
+def _given(model: ScoreModel, about: DataDescription, settings: SampleSettings) -> dict[str, Given | None]:
+    """The conditions that are asked for, by name."""
     classes = getattr(model.network, "classes", None)
     if classes is not None and (about.label_names is None or len(about.label_names) != classes):
         raise ValueError(
             f"the network has {classes} classes, and the data {len(about.label_names or ())}: they are not those it was trained on"
         )
-    if asked is None:
-        return None
-    if classes is None or about.label_names is None:
-        raise ValueError(f"--label {asked}: this network was trained without labels (sde-gen run --labels trains one with them)")
-    names = [str(name) for name in about.label_names]
-    if asked not in names:
-        shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-        raise ValueError(f"--label {asked}: no such label; choose from {shown}")
-    return names.index(asked)
+    texts, label = list(settings.cond), settings.label
+    if label is not None:
+        if classes is None or about.label_names is None:
+            raise ValueError(f"--label {label}: this network was trained without labels (sde-gen run --labels trains one with them)")
+        if label not in map(str, about.label_names):
+            shown = ", ".join(map(str, about.label_names[:20])) + (", ..." if len(about.label_names) > 20 else "")
+            raise ValueError(f"--label {label}: no such label; choose from {shown}")
+        texts.append(f"label={label}")
+    return given_conditions(model.encoders, texts, settings.samples, about.label_names)
 
 
 def _check_out(job: _Job, asked: str, overwrite: bool) -> None:
@@ -350,8 +376,7 @@ def _draw(job: _Job, known: int, show: bool) -> tuple[int, int]:
 
 def _shard(job: _Job, first: int, last: int, common: dict[str, Any]) -> tuple[Tensor, int]:
     """The samples first .. last - 1 in the data's units, and the network calls of all of them."""
-    classes = job.classes(first, last)
-    cond = None if classes is None else {"label": torch.from_numpy(classes)}
+    cond = job.conditions(first, last)
     shape = (last - first, *job.about.shape)
     try:
         out = sample(job.model, shape, cond=cond, batch_size=job.batch, index_offset=first, progress=False, **common)
@@ -376,15 +401,18 @@ def _join(job: _Job, show: bool) -> list[str]:
         with np.load(file) as arrays:
             touched += arrays["touched"]
     passes = 1 + (job.form == "npz" and job.labelled)
+    beside = {name: value.written for name, value in job.beside.items()}
+    strength = job.settings["guidance"]
+    facts: dict[str, float | str] = {} if strength is None else {"guidance": float(strength), "rule": str(job.settings["rule"])}
     with progress.bar(passes * len(shards), "writing", "part", show, leave=False) as bar:
         if job.form == "png":
             folder = job.parts / "folder"
             shutil.rmtree(folder, ignore_errors=True)
-            write_samples(folder, job.form, job.about, job.samples, parts, job.labelled)
+            write_samples(folder, job.form, job.about, job.samples, parts, job.labelled, beside, facts)
             os.replace(folder, job.out)
         else:
             with atomic_path(job.out) as temporary:
-                write_samples(temporary, job.form, job.about, job.samples, parts, job.labelled)
+                write_samples(temporary, job.form, job.about, job.samples, parts, job.labelled, beside, facts)
     shutil.rmtree(job.parts)
     return list(_result_lines(job, touched.tolist()))
 
@@ -395,14 +423,27 @@ def _result_lines(job: _Job, touched: list[int]) -> Iterator[str]:
     if line:
         yield f"values    {line}"
     if job.settings["guidance"] is not None:
-        yield f"guidance  strength {job.settings['guidance']:g} by rule {job.settings['rule']}: samples of the rule, not of the data's law"
-    if job.labelled and job.label is None:
+        kept = "" if job.form == "npz" else "; an .npz file keeps both"
+        rule = f"strength {job.settings['guidance']:g} by rule {job.settings['rule']}"
+        yield f"guidance  {rule}: samples of the rule, not of the data's law{kept}"
+    if job.beside:
+        yield f"condition {', '.join(f'{name}={value.text}' for name, value in job.beside.items())}"
+    absent = [name for name in job.model.encoders if job.given.get(name) is None and not (name == "label" and job.labelled)]
+    if absent:
+        several = len(absent) > 1
+        yield f"condition {', '.join(absent)} {'are' if several else 'is'} not given: samples are of all values{' of them' * several}"
+    if job.labelled and job.given.get("label") is None:
         yield f"labels    {len(about.label_names or ())} classes in the shares of the training data"
     if job.form == "npy" and job.labelled:
         yield "labels    are not in an .npy file; .npz keeps them"
+    columns = {name for name, _, _ in about.cond_columns} if job.form in ("csv", "tsv") else set()
+    lost = [name for name in job.beside if name not in columns] if job.form != "npz" else []
+    if lost:
+        yield f"condition {', '.join(lost)}: {job.form} has no place for {'them' if len(lost) > 1 else 'it'}; an .npz file keeps all"
     if job.form in ("csv", "tsv") and not job.labelled and about.label_column is not None:
         name = about.label_column[0] or about.label_column[1]
-        yield f"labels    column {name} is left out: the network was trained without labels (sde-gen run --labels)"
+        why = "no label is given" if "label" in job.model.encoders else "the network was trained without labels (sde-gen run --labels)"
+        yield f"labels    column {name} is left out: {why}"
     items = "x".join(map(str, about.shape))
     kind = "PNGs" if job.form == "png" else f"{about.file_dtype(job.form)}, axes {about.axes}"
     yield f"samples   {job.out}: {job.samples:,} of shape {items} ({kind}), in the units of {about.name}"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import tokenize
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from sde_gen.data import conditions as of_items
 from sde_gen.data.assemble import Part, assemble
 from sde_gen.data.axes import Layout, check_axes, levels_of, read_layout
 from sde_gen.data.dataset import Dataset
@@ -36,31 +37,49 @@ def load_npy(path: Path, axes: str | None = None, **options: Any) -> Dataset:
     Raises:
         ValueError: no such file or not an .npy file, truncated, objects, text or complex numbers, or a shape that is not allowed.
     """
-    return _dataset(path, {"train": _checked(path.name, _open_npy(path))}, (), axes, **options)
+    return _dataset(path, {"train": _checked(path.name, open_npy(path))}, (), axes, **options)
 
 
-def load_npz(path: Path, axes: str | None = None, **options: Any) -> Dataset:
+def load_npz(path: Path, axes: str | None = None, conditions: Sequence[str] = (), **options: Any) -> Dataset:
     """A data set from the arrays of an .npz file, by their names (`KEYS`); stored (not compressed) arrays are mapped from disk.
 
-    `axes`: those of the items' arrays, as in `load_npy`.
+    axes: those of the items' arrays, as in `load_npy`; a condition of as many axes is read the same way.
+    conditions: "KEY" or "NAME=KEY" of arrays (N, *) that are conditions of the items; of those held out the array KEY_test. Whole numbers,
+        Booleans and words (N,) are classes, other arrays numbers with NaN where one is not known, in the shapes of
+        `sde_gen.conditions.fit_condition`; an array of the data's grid without channels is a map of one.
 
     Raises:
-        ValueError: as `load_npy`, or no array for the training part, or arrays that unpack to more than `MOST_UNPACKED` bytes.
+        ValueError: as `load_npy`, or no array for the training part or for a condition, or arrays that unpack to more than
+            `MOST_UNPACKED` bytes.
     """
     members = _members(path)
-    found = _chosen(path, members)
+    told = _told(path, conditions)
+    for key in told.values():
+        if key not in members:
+            raise ValueError(f"{path.name}: no array {key!r} for a condition; its arrays are {', '.join(sorted(members))}")
+    keys = {("train", name): key for name, key in told.items()}
+    keys |= {("test", name): f"{key}_test" for name, key in told.items() if f"{key}_test" in members}
+    found = _chosen(path, members, set(keys.values()))
     arrays = {part: _open_member(path, members[key]) for part, key in found.items()}
-    unused = sorted(set(members) - set(found.values()))
-    return _dataset(path, arrays, [f"arrays not used: {', '.join(unused)}"] if unused else (), axes, **options)
+    of_cond = {place: _open_member(path, members[key]) for place, key in keys.items()}
+    unused = sorted(set(members) - {*found.values(), *keys.values()})
+    return _dataset(path, arrays, [f"arrays not used: {', '.join(unused)}"] if unused else (), axes, of_cond, **options)
 
 
-def item_shape(path: Path, axes: str | None = None) -> tuple[int, ...]:
+def _told(path: Path, conditions: Sequence[str]) -> dict[str, str]:
+    """The array of each condition by its name."""
+    pairs = [(key if name is None else name, key) for name, key in of_items.asked(path.name, conditions)]
+    of_items.check_names(path.name, [name for name, _ in pairs])
+    return dict(pairs)
+
+
+def item_shape(path: Path, axes: str | None = None, conditions: Sequence[str] = ()) -> tuple[int, ...]:
     """Shape of one item, from the file's header alone. ValueError as the loaders'."""
     if path.suffix.lower() == ".npy":
-        array = _open_npy(path)
+        array = open_npy(path)
     else:
         members = _members(path)
-        array = _open_member(path, members[_chosen(path, members)["train"]])
+        array = _open_member(path, members[_chosen(path, members, _told(path, conditions).values())["train"]])
     return arrange(path.name, _checked(path.name, array), axes)[1].item
 
 
@@ -78,7 +97,14 @@ def arrange(name: str, array: np.ndarray, axes: str | None = None) -> tuple[Sour
     return Source(name, layout.item, lambda rows: layout.apply(array[rows]), np.arange(len(array))), layout
 
 
-def _dataset(path: Path, arrays: dict[str, np.ndarray], notes: Any, axes: str | None, **options: Any) -> Dataset:
+def _dataset(
+    path: Path,
+    arrays: dict[str, np.ndarray],
+    notes: Any,
+    axes: str | None,
+    cond: Mapping[tuple[str, str], np.ndarray] | None = None,
+    **options: Any,
+) -> Dataset:
     notes, parts = list(notes), {}
     train = arrays["train"]
     levels = levels_of(train.dtype)
@@ -94,13 +120,22 @@ def _dataset(path: Path, arrays: dict[str, np.ndarray], notes: Any, axes: str | 
         labels = arrays.get("labels" if part == "train" else "test_labels")
         if labels is not None and labels.shape != (len(source),):
             raise ValueError(f"{path.name}: labels of shape {labels.shape} for {len(source)} {part} items; ({len(source)},) is needed")
-        parts[part] = Part(source, None if labels is None else np.array(labels))
+        told = {
+            name: _condition(path, name, value, arrays[part].ndim, axes, layout) for (p, name), value in (cond or {}).items() if p == part
+        }
+        parts[part] = Part(source, None if labels is None else np.array(labels), told)
         if part == "train":
             notes.insert(0, layout.note)
     if levels is None and train.dtype.kind in "iu":
         notes.append(f"{train.dtype} values are taken as continuous; save them as uint8 or uint16 where they are levels 0 .. 255 or 65535")
     shown = None if levels is None else (0.0, float(levels - 1))
     return assemble(path.name, parts["train"], parts.get("test"), levels=levels, value_range=shown, notes=notes, **options)
+
+
+def _condition(path: Path, name: str, array: np.ndarray, rank: int, axes: str | None, layout: Layout) -> of_items.Values:
+    alike = array.ndim == rank > 2
+    source = arrange(f"{path.name}: condition {name!r}", array, layout.axes if axes is None else axes)[0] if alike else None
+    return of_items.of_array(path.name, array, layout, source)
 
 
 def _checked(name: str, array: np.ndarray) -> np.ndarray:
@@ -127,7 +162,8 @@ def _guarded(path: Path, member: str, action: Callable[[], np.ndarray]) -> np.nd
         raise ValueError(f"{where} cannot be read ({one_line(error)}); a complete .npy array of numbers is needed") from error
 
 
-def _open_npy(path: Path) -> np.ndarray:
+def open_npy(path: Path) -> np.ndarray:
+    """The array of an .npy file, mapped from disk and never unpickled. ValueError where it cannot be read."""
     _needs_file(path, b"\x93NUMPY", ".npy")
     return _guarded(path, "", lambda: _mapped(path, 0))
 
@@ -177,15 +213,19 @@ def _members(path: Path) -> dict[str, zipfile.ZipInfo]:
         raise ValueError(f"{path.name}: cannot be read ({one_line(error)}); a complete .npz file is needed") from error
 
 
-def _chosen(path: Path, members: dict[str, zipfile.ZipInfo]) -> dict[str, str]:
-    found = {part: next((key for key in keys if key in members), None) for part, keys in KEYS.items()}
-    if found["train"] is None and len(members) == 1:
-        found["train"] = next(iter(members))
+def _chosen(path: Path, members: dict[str, zipfile.ZipInfo], told: Iterable[str] = ()) -> dict[str, str]:
+    """The arrays of items and labels among those that are no conditions, `told`."""
+    told = [key for key in told if key in members]
+    left = [key for key in members if key not in told]
+    found = {part: next((key for key in keys if key in left), None) for part, keys in KEYS.items()}
+    if found["train"] is None and len(left) == 1:
+        found["train"] = left[0]
     if found["train"] is None:
         raise ValueError(
             f"{path.name}: holds arrays {', '.join(sorted(members)) or 'none'}; one named {', '.join(KEYS['train'])} is needed"
         )
-    unpacked = sum(members[key].file_size for key in found.values() if key is not None and members[key].compress_type != zipfile.ZIP_STORED)
+    opened = [key for key in (*found.values(), *told) if key is not None]
+    unpacked = sum(members[key].file_size for key in opened if members[key].compress_type != zipfile.ZIP_STORED)
     if unpacked > MOST_UNPACKED:
         raise ValueError(f"{path.name}: its arrays unpack to {unpacked:,} bytes; at most {MOST_UNPACKED:,} are allowed, save them as .npy")
     return {part: key for part, key in found.items() if key is not None}

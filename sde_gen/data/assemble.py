@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sde_gen.data import conditions
 from sde_gen.data.anomalies import overlap, remarks
 from sde_gen.data.dataset import Dataset
 from sde_gen.data.labels import class_indices, missing_labels, remarks_of_classes
@@ -24,14 +25,21 @@ _SPLIT_SEED = 0
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Items of one split and the raw label of each: whole numbers or words, not yet 0 .. classes - 1."""
+    """Items of one split, the raw label of each, whole numbers or words that are not yet 0 .. classes - 1, and their conditions by name."""
 
     source: Source
     labels: np.ndarray | None = None
+    cond: Mapping[str, conditions.Values] = field(default_factory=dict)
 
     def subset(self, index: np.ndarray | slice) -> Part:
-        """The items `index` with their labels."""
-        return Part(self.source.subset(index), None if self.labels is None else self.labels[index])
+        """The items `index` with their labels and conditions."""
+        cond = {name: value.subset(index) if isinstance(value, Source) else value[index] for name, value in self.cond.items()}
+        return Part(self.source.subset(index), None if self.labels is None else self.labels[index], cond)
+
+    @property
+    def nbytes(self) -> int:
+        """What the items, or the largest of their conditions, would take in memory as float32."""
+        return max(self.source.nbytes, *(value.nbytes for value in self.cond.values() if isinstance(value, Source)), 0)
 
 
 def assemble(
@@ -47,14 +55,15 @@ def assemble(
     missing: float | str | None = None,
     columns: Sequence[str] | None = None,
     label_column: tuple[str | None, int] | None = None,
+    cond_columns: Mapping[str, tuple[str | None, int]] | None = None,
 ) -> Dataset:
     """The data set of a user's own files.
 
     Without a held-out part of its own, a tenth of the items (at most 10,000) is held out: `split` "random", the default, by one
     fixed permutation; "tail", the last ones of the file. Both parts come in a random order that is the same in every run, whatever
     the file's order, so that the first items of a part are a fair draw. Values stay float64 where float32 would hurt them
-    (`precision.needs_float64`). Training items beyond `in_memory` bytes as float32 stay on disk (`Dataset.source`), and
-    `Dataset.train` is a part of them drawn at random.
+    (`precision.needs_float64`). Training items beyond `in_memory` bytes as float32, of themselves or of a condition, stay on disk
+    (`Dataset.source`, `Dataset.source_cond`), and `Dataset.train` is a part of them drawn at random. Conditions go with their items.
 
     Args:
         name: of the file, for messages.
@@ -64,45 +73,50 @@ def assemble(
         in_memory: bytes.
         split: "random" or "tail"; None: "random", or the parts that the files have.
         missing: the number that marks a missing cell, or "nan". Items with such a cell or label, or a masked cell, are left out and
-            counted in the notes. None: a masked or NaN cell is an error.
-        columns, label_column: of a table, as in `Dataset`.
+            counted in the notes; of a condition such a value is not known. None: a masked or NaN cell is an error, but for conditions.
+        columns, label_column, cond_columns: of a table, as in `Dataset`.
 
     Raises:
-        ValueError: parts of different shapes, labels that do not fit, a split or missing value that is not allowed, or no item left.
+        ValueError: parts of different shapes, labels or conditions that do not fit, a split or missing value that is not allowed, or no
+            item left.
     """
     if split not in (None, *SPLITS):
         raise ValueError(f"data {name!r}: split {split!r}; {' or '.join(SPLITS)} is allowed")
     if split is not None and test is not None:
         raise ValueError(f"data {name!r} has a held-out part of its own; split={split!r} is for data without one")
     notes = list(notes)
+    mark = math.nan if missing is None else missing_value(missing)
+    train = _with_conditions(name, train, mark, "" if test is None else "training ")
+    test = None if test is None else _with_conditions(name, test, mark, "held-out ")
     if missing is not None:
-        mark = missing_value(missing)
         train = _complete(name, train, mark, "training" if test is not None else "", notes)
         test = None if test is None else _complete(name, test, mark, "held-out", notes)
     train_labels, test_labels, classes = class_indices(
         name, train.labels, None if test is None else test.labels, notes, test is not None and test.labels is None
     )
     label_names = None if train.labels is None else tuple(_plain(label) for label in np.unique(train.labels).tolist())
-    train = Part(train.source, train_labels)
+    train = dataclasses.replace(train, labels=train_labels)
+    test = None if test is None else dataclasses.replace(test, labels=test_labels)
+    train, test, cond_names = _numbered(name, train, test, notes)
     if test is None:
         train, test = _split(train, split or "random", classes, notes)
     elif test.source.item != train.source.item:
         raise ValueError(f"data {name!r}: held-out items of shape {test.source.item} beside training items of shape {train.source.item}")
     else:
-        train, test = _shuffled(train), _shuffled(Part(test.source, test_labels))
+        train, test = _shuffled(train), _shuffled(test)
     if limit is not None and limit < len(train.source):
         notes.append(f"{limit:,} of {len(train.source):,} training items are used, drawn at random, the same ones in every run")
         train = train.subset(slice(limit))
     notes += remarks_of_classes(train.labels, classes, label_names)
-    if test is not None and test.source.nbytes > in_memory:
+    if test is not None and test.nbytes > in_memory:
         count = len(test.source)
-        test = test.subset(slice(_fitting(test.source, in_memory)))
+        test = test.subset(slice(_fitting(test, in_memory)))
         notes.append(f"{len(test.source):,} of {count:,} held-out items are used, drawn at random")
-    shown, whole = train, train.source.nbytes <= in_memory
+    shown, whole = train, train.nbytes <= in_memory
     if not whole:
-        shown = train.subset(slice(_fitting(train.source, in_memory)))
+        shown = train.subset(slice(_fitting(train, in_memory)))
         notes.append(
-            f"{len(train.source):,} training items are {train.source.nbytes / 2**30:.1f} GiB and are read batch by batch; "
+            f"{len(train.source):,} training items are {train.nbytes / 2**30:.1f} GiB and are read batch by batch; "
             f"normalisation, pictures and metrics but nearest neighbours use {len(shown.source):,} of them, drawn at random"
         )
     values = _values(shown.source)
@@ -111,6 +125,9 @@ def assemble(
     if levels is None:
         notes += remarks(values, columns)
     as_read = dataclasses.replace(train.source, dtype=values.dtype)
+    cond = {key: conditions.tensor(value) for key, value in shown.cond.items()}
+    for key, value in cond.items():
+        notes += conditions.remarks(key, value, len(values.shape) - 2, cond_names.get(key))
     return Dataset(
         name,
         values,
@@ -126,7 +143,50 @@ def assemble(
         columns=None if columns is None else tuple(columns),
         label_column=label_column,
         label_names=label_names,
+        cond=cond,
+        test_cond={} if test is None else {key: conditions.tensor(value) for key, value in test.cond.items()},
+        source_cond={} if whole else {key: _as_read(value, cond[key]) for key, value in train.cond.items()},
+        cond_names=cond_names,
+        cond_columns=dict(cond_columns or {}),
     )
+
+
+def _with_conditions(name: str, part: Part, mark: float, which: str) -> Part:
+    """The part with its conditions checked, which know what stands for a value that is not known."""
+    conditions.check_names(name, list(part.cond))
+    conditions.check_rows(name, which.strip() or "data", part.cond, len(part.source))
+    for key, value in part.cond.items():
+        conditions.check_grid(name, key, value, part.source.item)
+    return dataclasses.replace(part, cond=conditions.with_mark(part.cond, mark))
+
+
+def _numbered(name: str, train: Part, test: Part | None, notes: list[str]) -> tuple[Part, Part | None, dict[str, tuple[int | str, ...]]]:
+    """The parts with categories as classes 0, 1, ..., and the categories' words."""
+    held = {} if test is None else {key: value for key, value in test.cond.items() if key in train.cond}
+    of_train, of_test, names = dict(train.cond), dict(held), {}
+    for key, value in train.cond.items():
+        other = held.get(key)
+        if test is not None and other is None:
+            notes.append(f"the held-out part has no condition {key!r}: a network that is told it is measured on training items alone")
+        if isinstance(value, Source) != isinstance(held.get(key, value), Source):
+            raise ValueError(f"data {name!r}: condition {key!r} is of classes in one part and of numbers in the other; one kind is needed")
+        if isinstance(value, Source):
+            if isinstance(other, Source) and other.item != value.item:
+                raise ValueError(
+                    f"data {name!r}: condition {key!r} has entries of shape {other.item} held out and {value.item} in training"
+                )
+            continue
+        of_train[key], numbered, names[key] = conditions.numbered(name, key, value, other)  # type: ignore[arg-type]
+        if numbered is not None:
+            of_test[key] = numbered
+    return dataclasses.replace(train, cond=of_train), None if test is None else dataclasses.replace(test, cond=of_test), names
+
+
+def _as_read(value: conditions.Values, shown: Tensor) -> Tensor | Source:
+    """A condition of all items, numbers still unread and in the type of those that are shown."""
+    if not isinstance(value, Source):
+        return conditions.tensor(value)
+    return dataclasses.replace(value, dtype=shown.dtype if shown.is_floating_point() else torch.float32)
 
 
 def _plain(label: float | str) -> int | str:
@@ -191,9 +251,9 @@ def _shuffled(part: Part) -> Part:
     return part.subset(np.random.default_rng(_SPLIT_SEED).permutation(len(part.source)))
 
 
-def _fitting(source: Source, in_memory: int) -> int:
+def _fitting(part: Part, in_memory: int) -> int:
     """How many items fit in memory."""
-    return max(2, min(MOST_SAMPLED, in_memory // (source.nbytes // len(source))))
+    return max(2, min(MOST_SAMPLED, in_memory // (part.nbytes // len(part.source))))
 
 
 def _values(source: Source) -> Tensor:

@@ -45,7 +45,8 @@ class Dataset:
         cond: what else is known of each training item and a network can be told, by name: (N, *) beside `train`. NaN is not known.
         test_cond: the same of `test`, (M, *) each.
         source_cond: the same of `source`, tensors or sources.
-        cond_names: of conditions that are categories, the files' own words for the classes 0, 1, ...
+        cond_names: of conditions that are categories, the files' own words for the classes 0, 1, ...; a class of their number is not known.
+        cond_columns: of conditions that were columns of a table, name and place as in `label_column`.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Dataset:
     test_cond: Mapping[str, Tensor] = field(default_factory=dict)
     source_cond: Mapping[str, Tensor | Source] = field(default_factory=dict)
     cond_names: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
+    cond_columns: Mapping[str, tuple[str | None, int]] = field(default_factory=dict)
 
     @property
     def training(self) -> tuple[Tensor | Source, Tensor | None]:
@@ -181,6 +183,9 @@ def validate(dataset: Dataset) -> Dataset:
                 raise ValueError(f"data {dataset.name!r}: condition {name!r} has {len(value):,} {part} entries beside {beside}")
             if value.is_floating_point() and bool(torch.isinf(value).any()):
                 raise ValueError(f"data {dataset.name!r}: condition {name!r} holds infinite {part} values; NaN says that one is not known")
+            if name in dataset.cond_names:
+                what = f"data {dataset.name!r}: condition {name!r}"
+                check_labels(value, len(value), len(dataset.cond_names[name]) + 1, f"{what} (its last class: not known)")
     if len(dataset.train) < 2:
         raise ValueError(f"data {dataset.name!r}: {len(dataset.train)} training item(s); at least 2 are needed, better hundreds")
     if bool((dataset.train == dataset.train[:1]).all()):

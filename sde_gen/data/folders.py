@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -36,7 +36,9 @@ class _Seen:
         return f"{self.name} ({self.size[1]} x {self.size[0]}, {self.mode})"
 
 
-def load_images(path: Path, size: int | None = None, in_memory: int = IN_MEMORY, **options: Any) -> Dataset:
+def load_images(
+    path: Path, size: int | None = None, in_memory: int = IN_MEMORY, condition_map: Path | None = None, **options: Any
+) -> Dataset:
     """A data set (N, C, H, W) of the images below a folder, or in a .tar, .tar.gz, .tgz or .zip archive.
 
     Where the top folders are train and test (or val, valid, validation), they are the split. The subfolders (below these) are
@@ -48,12 +50,16 @@ def load_images(path: Path, size: int | None = None, in_memory: int = IN_MEMORY,
         path: the folder or archive.
         size: resize each image's shorter side to this and cut out the middle square; None: all must be of one size and mode.
         in_memory: bytes.
+        condition_map: another folder or archive, whose images are the condition "map" of those of the same names, whatever their endings:
+            all of one size and mode, on the same grid or a coarser one. `size` resizes those that are larger or no squares.
         options: of `assemble`.
 
     Raises:
-        ValueError: no images, one that is broken or not allowed (see `decode`), different sizes or modes, a damaged archive.
+        ValueError: no images, one that is broken or not allowed (see `decode`), different sizes or modes, a damaged archive, an image
+            without a map or a map without an image.
     """
-    return _from_folder(path, size, in_memory, options) if path.is_dir() else _from_archive(path, size, in_memory, options)
+    images = _read(path, size, in_memory)
+    return _finish(images, None if condition_map is None else _maps(condition_map, images, size, in_memory), in_memory, options)
 
 
 def item_shape(path: Path, size: int | None = None) -> tuple[int, ...]:
@@ -69,7 +75,50 @@ def item_shape(path: Path, size: int | None = None) -> tuple[int, ...]:
     return (3 if mode == "RGB" else 1, *((height, width) if size is None else (size, size)))
 
 
-def _from_folder(path: Path, size: int | None, in_memory: int, options: dict[str, Any]) -> Dataset:
+@dataclass(frozen=True, eq=False)
+class _Images:
+    """What was found: the images by their names, in order, their mode, how many other files, and the dataset.json files by name."""
+
+    path: Path
+    names: list[str]
+    source: Source
+    mode: str
+    left_out: int
+    described: dict[str, bytes]
+
+    @property
+    def keys(self) -> list[str]:
+        """The names without their endings and the folders around everything."""
+        return [PurePosixPath(*parts).with_suffix("").as_posix() for parts in _inside(PurePosixPath(name).parts for name in self.names)]
+
+
+def _read(path: Path, size: int | None, in_memory: int) -> _Images:
+    return _from_folder(path, size, in_memory) if path.is_dir() else _from_archive(path, size, in_memory)
+
+
+def _maps(path: Path, images: _Images, size: int | None, in_memory: int) -> Source:
+    """The map of each image."""
+    if not path.exists():
+        raise ValueError(f"{path.name}: no such folder or archive; one with a map of each image of {images.path.name} is needed")
+    if size is not None:
+        height, width = item_shape(path)[1:]
+        size = None if height == width <= size else size
+    maps = _read(path, size, in_memory)
+    of_images, of_maps = ({key: row for row, key in enumerate(found.keys)} for found in (images, maps))
+    for found, rows in ((images, of_images), (maps, of_maps)):
+        if len(rows) < len(found.names):
+            twice = next(name for row, (name, key) in enumerate(zip(found.names, found.keys, strict=True)) if rows[key] != row)
+            raise ValueError(f"{found.path.name}/{twice}: another image has this name but for its ending; a map is found by it")
+    without, beyond = ([key for key in a if key not in b] for a, b in ((of_images, of_maps), (of_maps, of_images)))
+    if without or beyond:
+        parts = [f"no map of {len(without)} of {len(of_images)} images, the first {without[0]}"] if without else []
+        parts += [f"{len(beyond)} of {len(of_maps)} maps of no image, the first {beyond[0]}"] if beyond else []
+        raise ValueError(f"{path.name}: {'; '.join(parts)}; a map of the same name for each image of {images.path.name} is needed")
+    source = maps.source.subset(np.array([of_maps[key] for key in of_images]))
+    return source if maps.mode != "1" else replace(source, read=lambda rows: maps.source.read(rows).astype(bool))
+
+
+def _from_folder(path: Path, size: int | None, in_memory: int) -> _Images:
     found = sorted(_walk(path), key=_order)
     names = [name for name in found if _is_image(name)]
     if not names:
@@ -79,7 +128,7 @@ def _from_folder(path: Path, size: int | None, in_memory: int, options: dict[str
     item = (3 if first[0].mode == "RGB" else 1, *first[0].size)
     if len(names) * int(np.prod(item)) <= in_memory:  # as bytes, which is how they are kept
         images = [_decoded(_content(path, name), name, path, size, first) for name in names]
-        return _finish(path, names, np.stack(images), first[0].mode, len(found) - len(names), options, in_memory, described)
+        return _Images(path, names, array_source(np.stack(images), path.name), first[0].mode, len(found) - len(names), described)
     for name in names[1:]:  # only the headers: the pixels are decoded when they are asked for
         _one_kind(first, _seen(_content(path, name), name, path, size))
 
@@ -87,10 +136,10 @@ def _from_folder(path: Path, size: int | None, in_memory: int, options: dict[str
         return np.stack([_decoded(_content(path, names[row]), names[row], path, size, first) for row in rows.tolist()])
 
     source = Source(path.name, item, read, np.arange(len(names)))
-    return _finish(path, names, source, first[0].mode, len(found) - len(names), options, in_memory, described)
+    return _Images(path, names, source, first[0].mode, len(found) - len(names), described)
 
 
-def _from_archive(path: Path, size: int | None, in_memory: int, options: dict[str, Any]) -> Dataset:
+def _from_archive(path: Path, size: int | None, in_memory: int) -> _Images:
     if not path.is_file():
         raise ValueError(f"{path.name}: no such file or folder; a folder of images or an archive ({' '.join(archives.ENDINGS)}) is needed")
     images: dict[str, np.ndarray] = {}
@@ -109,27 +158,21 @@ def _from_archive(path: Path, size: int | None, in_memory: int, options: dict[st
     if not images:
         raise _none(path, left_out)
     names = sorted(images, key=_order)
-    return _finish(path, names, np.stack([images[name] for name in names]), first[0].mode, left_out, options, in_memory, described)
+    source = array_source(np.stack([images[name] for name in names]), path.name)
+    return _Images(path, names, source, first[0].mode, left_out, described)
 
 
-def _finish(
-    path: Path,
-    names: list[str],
-    images: np.ndarray | Source,
-    mode: str,
-    left_out: int,
-    options: dict[str, Any],
-    in_memory: int,
-    described: dict[str, bytes],
-) -> Dataset:
-    source = images if isinstance(images, Source) else array_source(images, path.name)
-    known = _described(path, names, described)
+def _finish(images: _Images, maps: Source | None, in_memory: int, options: dict[str, Any]) -> Dataset:
+    path, names, mode, left_out = images.path, images.names, images.mode, images.left_out
+    whole = Part(images.source, cond={} if maps is None else {"map": maps})
+    known = _described(path, names, images.described)
     if known is None:
-        train, test, notes = _parts([PurePosixPath(name).parts for name in names], source)
+        train, test, notes = _parts([PurePosixPath(name).parts for name in names], whole)
     else:
         left_out -= 1
         (labels, note), test = known, None
-        train, notes = Part(source, labels), [note]
+        train, notes = replace(whole, labels=labels), [note]
+    source = images.source
     shape = source.item
     kind = "colour" if mode == "RGB" else {"L": "grey", "I;16": "16-bit grey", "1": "black-and-white"}[mode]
     notes.insert(0, f"{len(names):,} {kind} images of {shape[2]} x {shape[1]} (axes NCHW; levels 0 .. {LEVELS[mode] - 1})")
@@ -167,18 +210,26 @@ def _described(path: Path, names: list[str], described: dict[str, bytes]) -> tup
     return np.array(labels), f"labels from {_DESCRIPTION}; subfolders are not classes"
 
 
-def _parts(paths: Sequence[tuple[str, ...]], source: Source) -> tuple[Part, Part | None, list[str]]:
+def _inside(paths: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """The paths without a folder around everything, which says nothing."""
+    found = list(paths)
+    while all(len(parts) > 1 and parts[0] == found[0][0] for parts in found):
+        found = [parts[1:] for parts in found]
+    return found
+
+
+def _parts(paths: Sequence[tuple[str, ...]], whole: Part) -> tuple[Part, Part | None, list[str]]:
     """The split and the labels that the folders stand for."""
-    while all(len(parts) > 1 and parts[0] == paths[0][0] for parts in paths):
-        paths = [parts[1:] for parts in paths]  # one folder around everything says nothing
+    paths = _inside(paths)
     tops = {parts[0].lower() for parts in paths if len(parts) > 1}
     split = any(top in _TRAIN for top in tops) and any(top in _TEST for top in tops) and all(len(parts) > 1 for parts in paths)
     if not split or not tops <= {*_TRAIN, *_TEST}:
         labels, notes = _labels(paths)
-        return Part(source, labels), None, notes
+        return replace(whole, labels=labels), None, notes
     held = np.array([parts[0].lower() in _TEST for parts in paths])
     labels, notes = _labels([parts[1:] for parts in paths])
-    train, test = (Part(source.subset(np.flatnonzero(rows)), None if labels is None else labels[rows]) for rows in (~held, held))
+    whole = replace(whole, labels=labels)
+    train, test = (whole.subset(np.flatnonzero(rows)) for rows in (~held, held))
     return train, test, notes
 
 

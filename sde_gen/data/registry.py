@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ def load_dataset(
     axes: str | None = None,
     missing: float | str | None = None,
     split: str | None = None,
+    conditions: Sequence[str] = (),
+    condition_map: str | os.PathLike[str] | None = None,
 ) -> Dataset:
     """Load and check a data set of the registry, or one from files.
 
@@ -66,6 +68,10 @@ def load_dataset(
             left out and counted in the notes. None: NaN and empty cells are errors.
         split: of files without a held-out part of their own, how a tenth is held out: "random", or "tail" for the last items of the
             file, which suits windows of a series. None: "random".
+        conditions: what is known of each item and a network can be told, `Dataset.cond`: columns of a table (`tables.load_table`) or
+            arrays of an .npz file (`arrays.load_npz`), each "COLUMN", or "NAME=COLUMN" for a condition of another name.
+        condition_map: of images, a folder or archive with another image of the same name for each, on the same or a coarser grid, which
+            is the condition "map" (`folders.load_images`).
 
     Raises:
         ValueError: unknown name, a bad seed or limit, an option that this kind of data does not take, files missing or broken, or
@@ -80,7 +86,8 @@ def load_dataset(
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"{key} {value!r}; None or a positive integer is needed")
     if name in DATASETS:
-        given = {"size": size, "label_column": label_column, "axes": axes, "missing": missing, "split": split}
+        given: dict[str, Any] = {"size": size, "label_column": label_column, "axes": axes, "missing": missing, "split": split}
+        given |= {"conditions": tuple(conditions) or None, "condition_map": condition_map}
         if any(value is not None for value in given.values()):
             raise ValueError(f"data {name!r} takes no {', no '.join(given)}; they are for the user's own files")
         dataset = DATASETS[name](None if root is None else Path(root), seed)
@@ -90,11 +97,19 @@ def load_dataset(
             notes = (*dataset.notes, *remarks_of_classes(None if labels is None else labels.numpy(), dataset.classes))
             dataset = dataclasses.replace(dataset, train=dataset.train[chosen], train_labels=labels, notes=notes)
         return validate(dataset)
-    return validate(_load_path(Path(name), size, label_column, axes, missing, limit=limit, split=split))
+    told = (tuple(conditions), None if condition_map is None else Path(condition_map))
+    return validate(_load_path(Path(name), size, label_column, axes, missing, *told, limit=limit, split=split))
 
 
 def _load_path(
-    path: Path, size: int | None, label_column: str | None, axes: str | None, missing: float | str | None, **options: Any
+    path: Path,
+    size: int | None,
+    label_column: str | None,
+    axes: str | None,
+    missing: float | str | None,
+    conditions: tuple[str, ...],
+    condition_map: Path | None,
+    **options: Any,
 ) -> Dataset:
     ending = path.suffix.lower()
     images, is_table = _holds_images(path), ending in tables.ENDINGS
@@ -107,12 +122,20 @@ def _load_path(
         raise ValueError(f"{path.name}: axes={axes!r} is for arrays (.npy, .npz)")
     if missing is not None and images:
         raise ValueError(f"{path.name}: missing={missing!r} is for arrays and tables")
+    if conditions and (images or ending == ".npy"):
+        raise ValueError(
+            f"{path.name}: conditions={conditions!r} are columns of a table or arrays of an .npz file; condition_map is for images"
+        )
+    if condition_map is not None and not images:
+        raise ValueError(f"{path.name}: condition_map={str(condition_map)!r} is for images in a folder or archive")
     if images:
-        return folders.load_images(path, size, **options)
+        return folders.load_images(path, size, condition_map=condition_map, **options)
     if is_table:
-        return tables.load_table(path, label_column, missing=missing, **options)
+        return tables.load_table(path, label_column, missing=missing, conditions=conditions, **options)
+    if ending == ".npz":
+        return arrays.load_npz(path, axes, conditions, missing=missing, **options)
     if is_array:
-        return (arrays.load_npy if ending == ".npy" else arrays.load_npz)(path, axes, missing=missing, **options)
+        return arrays.load_npy(path, axes, missing=missing, **options)
     raise ValueError(f"{path.name}: {'not a known kind of file' if path.exists() else 'no such file or folder'}; {PATHS} are read")
 
 
@@ -121,7 +144,7 @@ def _holds_images(path: Path) -> bool:
     return path.name.lower().endswith(archives.ENDINGS) or (path.is_dir() and not known)
 
 
-def item_shape(name: str, size: int | None = None, axes: str | None = None) -> tuple[int, ...] | None:
+def item_shape(name: str, size: int | None = None, axes: str | None = None, conditions: Sequence[str] = ()) -> tuple[int, ...] | None:
     """Shape of one item of the user's own files, from as little of them as tells it; vectors as (0,). None where they are broken,
     or where `axes` are needed to tell."""
     path = Path(name)
@@ -129,7 +152,7 @@ def item_shape(name: str, size: int | None = None, axes: str | None = None) -> t
         if path.suffix.lower() in tables.ENDINGS:
             return (0,)
         if path.suffix.lower() in (".npy", ".npz"):
-            return arrays.item_shape(path, axes)
+            return arrays.item_shape(path, axes, conditions)
         return folders.item_shape(path, size) if _holds_images(path) else None
     except ValueError:
         return None  # loading it says what is wrong

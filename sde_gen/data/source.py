@@ -34,6 +34,8 @@ class Source:
         rows: (N,) int64, the row of the file that each item is.
         then: applied to every batch that was read, as a normaliser's encoding, or None.
         dtype: float32, or float64 for values that float32 would round too much (`precision.needs_float64`).
+        gap: of conditions, the number that says that a value is not known, as NaN and a masked cell do: all three are read as NaN. None:
+            they are refused.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Source:
     rows: np.ndarray
     then: Callable[[Tensor], Tensor] | None = None
     dtype: torch.dtype = torch.float32
+    gap: float | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -66,6 +69,8 @@ class Source:
             return self[torch.tensor([index])][0]
         rows = self.rows[index if isinstance(index, slice) else index.cpu().numpy()]
         values = np.asanyarray(self.read(rows))
+        if self.gap is not None:
+            return self._with_gaps(values, self.gap, rows)
         masked = _first(np.ma.getmaskarray(values)) if isinstance(values, np.ma.MaskedArray) else None
         if masked is not None:
             raise ValueError(f"data {self.name!r}: item {rows[masked]} has masked cells; {_CURE}")
@@ -75,6 +80,20 @@ class Source:
         if bad is not None:
             cure = f" ({_CURE})" if np.isnan(values[bad]).any() else ""
             raise ValueError(f"data {self.name!r}: item {rows[bad]} holds NaN or infinite values; finite float32 numbers are needed{cure}")
+        batch = torch.from_numpy(items)
+        return batch if self.then is None else self.then(batch)
+
+    def _with_gaps(self, values: np.ndarray, gap: float, rows: np.ndarray) -> Tensor:
+        holes = _holes(values, gap)
+        with np.errstate(over="ignore"):
+            items = np.ascontiguousarray(np.ma.getdata(values), dtype=np.float64 if self.dtype == torch.float64 else np.float32)
+        items = items.copy() if np.shares_memory(items, values) else items
+        items[holes] = np.nan
+        bad = _first(np.isinf(items))
+        if bad is not None:
+            raise ValueError(
+                f"data {self.name!r}: item {rows[bad]} holds infinite values; numbers, or NaN for what is not known, are needed"
+            )
         batch = torch.from_numpy(items)
         return batch if self.then is None else self.then(batch)
 
@@ -105,14 +124,7 @@ class Source:
         number). Every item is read once."""
         whole = np.ones(len(self), bool)
         for start in range(0, len(self), _PIECE):
-            values = np.asanyarray(self.read(self.rows[start : start + _PIECE]))
-            holes = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else np.zeros(values.shape, bool)
-            plain = np.ma.getdata(values)
-            if plain.dtype.kind == "f":
-                with np.errstate(over="ignore"):
-                    holes = holes | (np.isnan(plain) if np.isnan(missing) else plain == plain.dtype.type(missing))
-            elif missing == missing // 1 and abs(missing) < 2**63:
-                holes = holes | (plain == int(missing))
+            holes = _holes(np.asanyarray(self.read(self.rows[start : start + _PIECE])), missing)
             whole[start : start + _PIECE] = ~holes.reshape(len(holes), -1).any(1)
         return whole
 
@@ -120,6 +132,18 @@ class Source:
 def array_source(array: np.ndarray, name: str) -> Source:
     """The rows of an array (N, *item), mapped from disk or in memory."""
     return Source(name, tuple(array.shape[1:]), lambda rows: array[rows], np.arange(len(array)))
+
+
+def _holes(values: np.ndarray, missing: float) -> np.ndarray:
+    """Which cells are masked or equal to `missing`, compared in the type of the values (NaN: not a number)."""
+    holes = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else np.zeros(values.shape, bool)
+    plain = np.ma.getdata(values)
+    if plain.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            return holes | (np.isnan(plain) if np.isnan(missing) else plain == plain.dtype.type(missing))
+    if missing == missing // 1 and abs(missing) < 2**63:
+        return holes | (plain == int(missing))
+    return holes
 
 
 def _first(bad: np.ndarray) -> int | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import math
 from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
+from sde_gen.data import conditions as of_items
 from sde_gen.data.assemble import Part, assemble
 from sde_gen.data.dataset import Dataset
 from sde_gen.data.errors import one_line
@@ -25,7 +26,13 @@ _NOT_THERE = ("", "na", "n/a", "nan", "null", "none")
 _LIKELY_LABELS = ("label", "labels", "class", "classes", "target", "category", "species")
 
 
-def load_table(path: Path, label_column: str | None = None, missing: float | str | None = None, **options: Any) -> Dataset:
+def load_table(
+    path: Path,
+    label_column: str | None = None,
+    missing: float | str | None = None,
+    conditions: Sequence[str] = (),
+    **options: Any,
+) -> Dataset:
     """A data set (N, D) from a text table, one item a line; `options` go to `assemble`.
 
     Cells are separated by tabs in .tsv, otherwise by whichever of , ; tab is in the first line, or by spaces if none is. A
@@ -37,7 +44,9 @@ def load_table(path: Path, label_column: str | None = None, missing: float | str
         path: a UTF-8 file.
         label_column: the column of class labels (whole numbers or words), by its name in the header or its number from 0.
         missing: what marks a missing cell: a number, a word, or "nan" for nothing, NaN, NA, N/A, null and None. Lines with such a
-            cell, the label included, are left out and counted in the notes.
+            cell, the label included, are left out and counted in the notes; in a column of `conditions` it says that one is not known.
+        conditions: columns that are conditions and leave the data, each "COLUMN" or "NAME=COLUMN", by name or number as `label_column`.
+            A column of numbers is one number an item, any other a category. Cells of nothing, NaN, NA, N/A, null and None are not known.
         options: of `assemble`.
 
     Raises:
@@ -55,7 +64,7 @@ def load_table(path: Path, label_column: str | None = None, missing: float | str
         missing = "nan"  # as what such cells are read
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            table = _parse(path, file, label_column, mark)
+            table = _parse(path, file, label_column, mark, of_items.asked(path.name, conditions))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path.name}: cannot be read as a text table ({one_line(error)}); UTF-8 text is needed") from error
     notes, count = [], table.values.shape[1]
@@ -67,39 +76,48 @@ def load_table(path: Path, label_column: str | None = None, missing: float | str
     likely = next((name for name in names or () if name.lower() in _LIKELY_LABELS), None)
     if label_column is None and likely is not None:
         notes.append(f"column {likely!r} is read as a number; label_column={likely!r} (--label-column {likely}) makes it the label")
-    train = Part(array_source(table.values, path.name), None if table.labels is None else _as_labels(table.labels))
-    return assemble(path.name, train, notes=notes, missing=missing, columns=names, label_column=table.label_column, **options)
+    found: dict[str, of_items.Values] = {}
+    for name, cells in table.cond.items():
+        found[name], odd = _condition(path, name, cells, mark)
+        if odd is not None:
+            notes.append(f"condition {name!r} is read as classes though most of its cells are numbers: it holds {odd!r}")
+    train = Part(array_source(table.values, path.name), None if table.labels is None else _as_labels(table.labels), found)
+    columns: dict[str, Any] = {"columns": names, "label_column": table.label_column, "cond_columns": table.cond_columns}
+    return assemble(path.name, train, notes=notes, missing=missing, **columns, **options)
 
 
 @dataclass
 class _Table:
     """Numbers (N, D) float64, the labels as they stand, the names of the D columns, what the left-out index is called, and the name of
-    the column of labels with its place among the columns but the index."""
+    the column of labels with its place among the columns but the index; of conditions by name the cells (line, text) and the same."""
 
     values: np.ndarray
     labels: list[str] | None
     names: list[str] | None
     index: str | None
     label_column: tuple[str | None, int] | None = None
+    cond: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+    cond_columns: dict[str, tuple[str | None, int]] = field(default_factory=dict)
 
 
-def _parse(path: Path, file: TextIO, label_column: str | None, missing: str | None) -> _Table:
+def _parse(
+    path: Path, file: TextIO, label_column: str | None, missing: str | None, conditions: Sequence[tuple[str | None, str]] = ()
+) -> _Table:
     lines = _rows(path, file)
     first_line, first = next(lines, (0, []))
     if not first:
         raise ValueError(f"{path.name}: empty; a table of numbers is needed")
-    header = not all(_is_number(cell) or _absent(cell, missing) or not cell for i, cell in enumerate(first) if str(i) != label_column)
+    apart = {label_column, *(column for _, column in conditions)}  # columns by number may hold words where there is no header
+    header = not all(_is_number(cell) or _absent(cell, missing) or not cell for i, cell in enumerate(first) if str(i) not in apart)
     header = header or _counts(first)
     names = first if header else [str(i) for i in range(len(first))]
-    column = None
-    if label_column is not None:
-        numbered = {str(i): i for i in range(len(names))}
-        if label_column not in names and label_column not in numbered:
-            listed = ", ".join(names[:_SHOWN])
-            raise ValueError(f"{path.name}: no column {label_column!r} for the labels; its columns are {listed}")
-        column = names.index(label_column) if label_column in names else numbered[label_column]
-    nameless = header and column != 0 and len(first) > 1 and first[0] in ("", "Unnamed: 0")
+    column = None if label_column is None else _place(path, names, label_column, "the labels")
+    told = _conditions(path, names, header, conditions)
+    if column in told:
+        raise ValueError(f"{path.name}: column {names[column]!r} is asked for as the labels and as a condition; one of them is needed")
+    nameless = header and column != 0 and 0 not in told and len(first) > 1 and first[0] in ("", "Unnamed: 0")
     cells, labels, index = array("d"), [], []
+    cond: dict[str, list[tuple[int, str]]] = {name: [] for name in told.values()}
     for number, row in lines if header else _chain((first_line, first), lines):
         if len(row) != len(first):
             raise ValueError(
@@ -115,26 +133,64 @@ def _parse(path: Path, file: TextIO, label_column: str | None, missing: str | No
                         f"{path.name}: line {number}, column {names[i]!r} holds no label; one each is needed, or missing='nan' "
                         "(--missing nan) to leave such lines out"
                     )
+            elif i in told:
+                cond[told[i]].append((number, cell))
             elif i == 0 and nameless:
                 index.append(cell)
             else:
                 cells.append(_cell(path, number, names[i], cell, missing, column is not None))
         if hole and len(cells):
             cells[-1] = math.nan  # a line without a label is left out like any other with a hole
-    width = len(first) - (column is not None) - nameless
+    width = len(first) - (column is not None) - len(told) - nameless
     if not len(cells):
-        raise ValueError(f"{path.name}: a header but no numbers" if width else f"{path.name}: no column beside the labels")
+        beside = "labels and conditions" if told else "labels"
+        raise ValueError(f"{path.name}: a header but no numbers" if width else f"{path.name}: no column beside the {beside}")
     values = np.frombuffer(cells, dtype=np.float64).reshape(-1, width)
-    shown = [name for i, name in enumerate(names) if i != column] if header else None
-    about = None if column is None else (names[column] if header else None, column)
+    shown = [name for i, name in enumerate(names) if i != column and i not in told] if header else None
+    left = bool(nameless and shown is not None and _tells_apart(index))
+    about = None if column is None else (names[column] if header else None, column - left)
+    of_cond = {name: (names[i] if header else None, i - left) for i, name in told.items()}
     words = labels if column is not None else None
-    if nameless and not _tells_apart(index):  # a column of data after all
+    if nameless and not left:  # a column of data after all
         extra = [_cell(path, number, names[0], cell, missing, column is not None) for number, cell in enumerate(index, first_line + 1)]
         values = np.column_stack((extra, values))
-    elif nameless and shown is not None:
+    elif left and shown is not None:
         left_out = f"{index[0]}, {index[1]}, ..." if len(index) > 1 else index[0]
-        return _Table(values, words, shown[1:], left_out, None if about is None else (about[0], about[1] - 1))
-    return _Table(values, words, shown, None, about)
+        return _Table(values, words, shown[1:], left_out, about, cond, of_cond)
+    return _Table(values, words, shown, None, about, cond, of_cond)
+
+
+def _place(path: Path, names: list[str], column: str, what: str) -> int:
+    """The number of a column that is given by its name or number; ValueError where there is none."""
+    numbered = {str(i): i for i in range(len(names))}
+    if column not in names and column not in numbered:
+        listed = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+        raise ValueError(f"{path.name}: no column {column!r} for {what}; its columns are {listed}")
+    return names.index(column) if column in names else numbered[column]
+
+
+def _conditions(path: Path, names: list[str], header: bool, conditions: Sequence[tuple[str | None, str]]) -> dict[int, str]:
+    """The condition's name of each column that is one."""
+    found: dict[int, str] = {}
+    for name, column in conditions:
+        place = _place(path, names, column, "a condition")
+        name = (names[place] if header else column) if name is None else name
+        if place in found:
+            raise ValueError(f"{path.name}: column {names[place]!r} is asked for as two conditions, {found[place]!r} and {name!r}")
+        found[place] = name
+    of_items.check_names(path.name, list(found.values()))
+    return found
+
+
+def _condition(path: Path, name: str, cells: list[tuple[int, str]], missing: str | None) -> tuple[of_items.Values, str | None]:
+    """The column of a condition, and what `conditions.of_cells` says of it."""
+    texts = [cell for _, cell in cells]
+    known = np.array([not (cell.lower() in _NOT_THERE or _absent(cell, missing)) for cell in texts])
+    numbers = [_number(cell) if there else None for cell, there in zip(texts, known, strict=True)]
+    for (line, cell), number in zip(cells, numbers, strict=True):
+        if number is not None and math.isinf(number):
+            raise ValueError(f"{path.name}: line {line}, condition {name!r} holds {cell[:40]!r}; finite numbers or words are needed")
+    return of_items.of_cells(path.name, known, texts, numbers)
 
 
 def _counts(first: list[str]) -> bool:
@@ -162,7 +218,7 @@ def _cell(path: Path, line: int, name: str, cell: str, missing: str | None, labe
     if cell.lower() in _NOT_THERE:
         cure = "; missing='nan' (--missing nan) leaves such lines out"
     elif value is None and not labelled:
-        cure = " (words are allowed in the label column alone: --label-column)"
+        cure = " (words are allowed in columns of labels and conditions alone: --label-column, --condition)"
     raise ValueError(f"{path.name}: line {line}, column {name!r} holds {found}; finite numbers are needed{cure}")
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import math
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -19,12 +19,18 @@ from sde_gen.data.dataset import Dataset
 
 FORMATS = {".npy": "npy", ".npz": "npz", ".csv": "csv", ".tsv": "tsv"}
 """By the ending of a file; what has none is a folder of PNGs, "png"."""
+T = TypeVar("T")
 _AXES = {1: "NC", 2: "NCL", 3: "NCHW", 4: "NCDHW"}
 _ROWS = 65_536  # at a time, so that no second copy of the data is made
+_BYTES = 1 << 26
 _EXACT = 2.0**53  # whole numbers up to here are exact in float64, and far from the end of int64
 _CERTAIN = 2.0**23  # float32 numbers beyond are whole whatever was measured
 _BYTE, _WORD = 256, 65_536
 
+MEMBERS = ("x", "label", "guidance", "rule")
+"""Arrays of an .npz of samples that are no condition of theirs."""
+Column = Callable[[int, int], np.ndarray]
+"""Of a condition: its values (last - first, *) for the samples first .. last - 1, as a file of the data would have them."""
 Parts = Callable[[], Iterator[tuple[np.ndarray, np.ndarray | None]]]
 """Gives, each time that it is called, all samples part by part: values (B, *shape) of `DataDescription.finish` and classes (B,) or None."""
 
@@ -41,6 +47,7 @@ class DataDescription:
     columns, label_column: as in `Dataset`.
     label_names: the data's own label of each class, or None without labels.
     label_counts: training items of each class, or None.
+    cond_columns: of each condition that was a column of the table, its own name, and name and place of the column as in `label_column`.
     """
 
     name: str
@@ -53,6 +60,7 @@ class DataDescription:
     label_column: tuple[str | None, int] | None = None
     label_names: tuple[int | str, ...] | None = None
     label_counts: tuple[int, ...] | None = None
+    cond_columns: tuple[tuple[str, str | None, int], ...] = ()
 
     @classmethod
     def of(cls, data: Dataset) -> DataDescription:
@@ -71,6 +79,7 @@ class DataDescription:
             data.label_column,
             None if classes is None else data.label_names or tuple(range(classes)),
             None if labels is None or classes is None else tuple(torch.bincount(labels, minlength=classes).tolist()),
+            tuple((name, *column) for name, column in data.cond_columns.items()),
         )
 
     def to_config(self) -> dict[str, Any]:
@@ -83,6 +92,9 @@ class DataDescription:
         try:
             lists: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
             found = cls(**lists)
+            columns = tuple((str(name), header, int(place)) for name, header, place in found.cond_columns)
+            found = replace(found, cond_columns=columns)
+            beside = len(columns) + (found.label_column is not None)
             wide = found.shape[0] if len(found.shape) == 1 else 1
             names, counts = found.label_names, found.label_counts
             right = (
@@ -96,13 +108,20 @@ class DataDescription:
                 and (found.columns is None or (len(found.columns) == wide and all(isinstance(name, str) for name in found.columns)))
                 and (names is None) == (counts is None)
                 and (counts is None or names is None or (len(names) == len(counts) and min(counts) >= 0 and sum(counts) > 0))
-                and (found.label_column is None or (len(found.label_column) == 2 and 0 <= found.label_column[1] <= wide))
+                and (found.label_column is None or len(found.label_column) == 2)
+                and all(0 <= place < wide + beside for place in found._beside)
+                and len(set(found._beside)) == beside
             )
         except (AttributeError, TypeError, ValueError, IndexError):
             right = False
         if not right:
             raise ValueError(f"{str(config)[:80]!r} describes no data; what DataDescription.to_config gives is needed")
         return found
+
+    @property
+    def _beside(self) -> list[int]:
+        """Places of the columns of the table that are no data."""
+        return [place for _, _, place in self.cond_columns] + ([] if self.label_column is None else [self.label_column[1]])
 
     @property
     def axes(self) -> str:
@@ -236,20 +255,48 @@ def form_of(out: str) -> str:
     return FORMATS[ending]
 
 
-def write_npz(path: Path, x: Tensor | np.ndarray, classes: Tensor | np.ndarray | None, about: DataDescription) -> None:
-    """Write samples (N, *shape) in the data's units as an .npz file: x, and label where `classes` (N,) are given."""
+def in_words(values: Tensor | np.ndarray, names: Sequence[int | str] | None = None) -> np.ndarray:
+    """Values (N, *) of a condition as a file has them: of a category, whose classes are called `names`, its words, and nothing for a class
+    that is not known; other values as they are."""
+    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
+    if names is None:
+        return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+    words = np.array(names)
+    return words[array] if not len(array) or array.max() < len(names) else np.array([*map(str, names), ""])[array]
+
+
+def write_npz(
+    path: Path,
+    x: Tensor | np.ndarray,
+    classes: Tensor | np.ndarray | None,
+    about: DataDescription,
+    beside: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Write samples (N, *shape) in the data's units as an .npz file: x, label where `classes` (N,) are given, and the arrays `beside`."""
     values, _ = about.finish(x)
     indices = classes.cpu().numpy() if isinstance(classes, Tensor) else classes
-    write_samples(path, "npz", about, len(values), lambda: iter([(values, indices)]), indices is not None)
+    columns: dict[str, Column] = {name: lambda first, last, own=own: own[first:last] for name, own in (beside or {}).items()}  # type: ignore[misc]
+    write_samples(path, "npz", about, len(values), lambda: iter([(values, indices)]), indices is not None, columns)
 
 
-def write_samples(path: Path, form: str, about: DataDescription, count: int, parts: Parts, labelled: bool) -> None:
+def write_samples(
+    path: Path,
+    form: str,
+    about: DataDescription,
+    count: int,
+    parts: Parts,
+    labelled: bool,
+    beside: Mapping[str, Column] | None = None,
+    facts: Mapping[str, float | str] | None = None,
+) -> None:
     """Write `count` samples, given part by part as `about.finish` made them for this form; memory holds one part at a time.
 
-    npy: the values alone. npz: arrays x and, where `labelled`, label with the data's own labels. csv, tsv: the training table's header
-    and order of columns, the labels in their place or, where the data had no such column, last. png: a folder of PNGs, named by number,
-    in a subfolder for each label where `labelled`.
+    npy: the values alone. npz: arrays x and, where `labelled`, label with the data's own labels; those of the conditions `beside`, and
+    the single values `facts`. csv, tsv: the training table's header
+    and order of columns, the labels in their place or, where the data had no such column, last; conditions that were columns in theirs,
+    with empty cells where they are not `beside`. png: a folder of PNGs, named by number, in a subfolder for each label where `labelled`.
     """
+    beside = beside or {}
     if form == "npy":
         with path.open("wb") as file:
             _write_array(file, (count, *about.shape), about.file_dtype(form), (values for values, _ in parts()))
@@ -262,9 +309,18 @@ def write_samples(path: Path, form: str, about: DataDescription, count: int, par
                 with archive.open("label.npy", "w", force_zip64=True) as member:
                     labels = (about.labels_of(classes) for _, classes in parts() if classes is not None)
                     _write_array(member, (count,), dtype, labels)  # type: ignore[arg-type]
+            for name, column in beside.items():
+                like = column(0, 1)
+                step = max(1, min(_ROWS, _BYTES // max(1, like.nbytes)))
+                rows = (column(first, min(first + step, count)) for first in range(0, count, step))
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    _write_array(member, (count, *like.shape[1:]), like.dtype, rows)  # type: ignore[arg-type]
+            for name, fact in (facts or {}).items():
+                with archive.open(f"{name}.npy", "w") as member:
+                    np.lib.format.write_array(member, np.array(fact), allow_pickle=False)
     elif form in ("csv", "tsv"):
         with path.open("w", encoding="utf-8", newline="") as text:
-            _write_table(text, "," if form == "csv" else "\t", about, parts(), labelled)
+            _write_table(text, "," if form == "csv" else "\t", about, parts(), labelled, beside)
     else:
         _write_pictures(path, about, count, parts(), labelled)
 
@@ -278,20 +334,44 @@ def _write_array(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype, parts:
 
 
 def _write_table(
-    file: Any, mark: str, about: DataDescription, parts: Iterable[tuple[np.ndarray, np.ndarray | None]], labelled: bool
+    file: Any,
+    mark: str,
+    about: DataDescription,
+    parts: Iterable[tuple[np.ndarray, np.ndarray | None]],
+    labelled: bool,
+    beside: Mapping[str, Column],
 ) -> None:
     writer = csv.writer(file, delimiter=mark, lineterminator="\n")
-    name, place = about.label_column or (None, about.shape[0])
+    told = {place: name for name, _, place in about.cond_columns}
+    name, place = about.label_column or (None, about.shape[0] + len(told))
     if about.columns is not None:
-        header = list(about.columns)
-        if labelled:
-            header.insert(place, "label" if name is None else name)
-        writer.writerow(header)
+        headers: dict[int, str] = {place: header or name for name, header, place in about.cond_columns}
+        writer.writerow(_in_places(about.columns, headers | ({place: name or "label"} if labelled else {}), about._beside))
+    first = 0
     for values, classes in parts:
-        columns: list[Sequence[str]] = [_cells(values[:, i], whole) for i, whole in enumerate(about.whole)]
+        last = first + len(values)
+        others: dict[int, Sequence[str]] = {}
+        for at, known in told.items():
+            others[at] = _told_cells(beside[known](first, last)) if known in beside else [""] * len(values)
         if labelled and classes is not None:
-            columns.insert(place, about.labels_of(classes).astype(str).tolist())
+            others[place] = about.labels_of(classes).astype(str).tolist()
+        columns = _in_places([_cells(values[:, i], whole) for i, whole in enumerate(about.whole)], others, about._beside)
         writer.writerows(zip(*columns, strict=True))
+        first = last
+
+
+def _in_places(columns: Sequence[T], others: Mapping[int, T], places: Sequence[int]) -> list[T]:
+    """The data's columns with `others` where they stood; `places`: of all columns that are no data, written or not."""
+    left, taken = iter(columns), {*others, *places}
+    total = len(columns) + len(taken)
+    return [others[place] if place in others else next(left) for place in range(total) if place in others or place not in taken]
+
+
+def _told_cells(values: np.ndarray) -> list[str]:
+    """Words as they are, whole numbers without a point, nothing for NaN."""
+    if values.dtype.kind not in "fc":
+        return [str(value) for value in values.tolist()]
+    return ["" if math.isnan(value) else str(int(value) if value.is_integer() else value) for value in values.tolist()]
 
 
 def _cells(values: np.ndarray, whole: bool) -> list[str]:

@@ -64,7 +64,7 @@ def test_shapes_and_what_is_said_of_them(
 def test_it_is_mapped_and_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     array = save(tmp_path / "x.npy", (500, 40), np.float32)
     monkeypatch.setattr(np, "load", None)
-    opened = module._open_npy(tmp_path / "x.npy")
+    opened = module.open_npy(tmp_path / "x.npy")
     assert isinstance(opened, np.memmap) and not opened.flags.writeable
     np.testing.assert_array_equal(opened, array)
     dataset = module.load_npy(tmp_path / "x.npy", in_memory=8000)

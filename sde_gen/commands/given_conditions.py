@@ -1,0 +1,161 @@
+"""Conditions of samples as the command line gives them: words, numbers, arrays and images in files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..conditions import Condition, Label
+from ..data.arrays import open_npy
+from ..data.decode import FORMATS, decode
+from ..data.precision import wide
+from ..data.write import in_words
+
+MOST_IMAGE = 256 << 20
+_PIECE = 4096
+_OF_SPACE = ("map", "mask")
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """A condition that all samples are given.
+
+    text: as it was asked for; sha256: of the file that it names, or None.
+    values: classes (R,) or numbers (R, *) of one sample, R = 1, for all, or of each, perhaps mapped from disk.
+    names: of a category, the data's own words for its classes, else None.
+    """
+
+    text: str
+    values: np.ndarray
+    names: Sequence[str | int] | None = None
+    sha256: str | None = None
+
+    def rows(self, first: int, last: int) -> np.ndarray:
+        """Those of the samples first .. last - 1."""
+        if len(self.values) > 1:
+            return self.values[first:last]
+        return np.broadcast_to(self.values, (last - first, *self.values.shape[1:]))
+
+    def tensor(self, first: int, last: int) -> Tensor:
+        """The same, as a model takes them."""
+        return _tensor(self.rows(first, last))
+
+    def written(self, first: int, last: int) -> np.ndarray:
+        """The same, as a file has them: words, or numbers."""
+        return in_words(self.rows(first, last), self.names)
+
+    @property
+    def setting(self) -> str | list[str]:
+        """What tells it from another."""
+        return self.text if self.sha256 is None else [self.text, self.sha256]
+
+
+def given_conditions(
+    encoders: Mapping[str, Condition], texts: Sequence[str], samples: int, label_names: Sequence[str | int] | None
+) -> dict[str, Given | None]:
+    """What each of "NAME=VALUE" stands for, None for "NAME=", which asks for it not to be given.
+
+    encoders: of the network's conditions. samples: how many there will be. label_names: the data's own labels, or None.
+
+    Raises ValueError for a condition that the network does not take, and values that it cannot have.
+    """
+    found: dict[str, Given | None] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--cond takes NAME=VALUE, as in age=50, got {text!r}")
+        if name in found:
+            raise ValueError(f"--cond {text}: condition {name!r} is given twice")
+        if name not in encoders:
+            known = f"takes {', '.join(encoders)}" if encoders else "was trained without conditions (sde-gen run --condition, --labels)"
+            raise ValueError(f"--cond {text}: no condition {name!r}; this network {known}")
+        try:
+            found[name] = _given(encoders[name], value, samples, label_names if name == "label" else None)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"--cond {text}: {error}") from error
+    return found
+
+
+def _given(encoder: Condition, text: str, samples: int, label_names: Sequence[str | int] | None) -> Given | None:
+    if not text:
+        return None
+    names = None
+    if isinstance(encoder, Label):
+        names = label_names or encoder.names or list(range(encoder.classes))
+        words = [str(name) for name in names]
+        if text in words:
+            return Given(text, np.array([words.index(text)]), names)
+    sha256, ending = None, Path(text).suffix.lower()
+    if ending == ".npy":
+        values = _rows(encoder, open_npy(Path(text)), names)
+        if len(values) not in (1, samples):
+            raise ValueError(f"it has {len(values):,} rows for {samples:,} samples; one, or as many, are needed")
+        with Path(text).open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    elif names is not None:
+        raise ValueError(f"no such class; choose from {_listed(names)}")
+    elif ending in FORMATS and encoder.kind in _OF_SPACE:
+        content = _content(text)
+        values, sha256 = decode(content, text)[0][None], hashlib.sha256(content).hexdigest()
+    else:
+        values = _numbers(encoder, text)
+    for first in range(0, len(values), _PIECE):
+        encoder.check(_tensor(values[first : first + _PIECE]))
+    return Given(text, values, names, sha256)
+
+
+def _rows(encoder: Condition, array: np.ndarray, names: Sequence[str | int] | None) -> np.ndarray:
+    """The rows of a file's array, classes by the data's own words for them."""
+    if names is not None:
+        array = array.reshape(1) if array.ndim == 0 else array
+        words = {str(name): place for place, name in enumerate(names)}
+        if array.ndim != 1 or array.dtype.kind not in "iuU":
+            raise ValueError(f"it holds {array.dtype} of shape {array.shape}; a whole number or word a sample is needed")
+        strange = next((word for word in np.unique(array).tolist() if str(word) not in words), None)
+        if strange is not None:
+            raise ValueError(f"it holds {strange!r}; choose from {_listed(names)}")
+        return np.array([words[str(word)] for word in array.tolist()])
+    if array.dtype.kind not in "buif":
+        raise ValueError(f"it holds {array.dtype}; numbers are needed")
+    one = {"numbers": 0 if encoder.options.get("size") == 1 else 1, "sequence": 2}.get(
+        encoder.kind, 1 + len(encoder.options.get("grid", ()))
+    )
+    return array[None] if array.ndim == one else array
+
+
+def _numbers(encoder: Condition, text: str) -> np.ndarray:
+    """Numbers separated by commas, as one row."""
+    short = encoder.kind == "sequence" and encoder.options["features"] == 1
+    if encoder.kind != "numbers" and not short:
+        what = "a .npy file or an image" if encoder.kind in _OF_SPACE else "a .npy file"
+        raise ValueError(f"it is a {encoder.kind}, which {what} holds")
+    try:
+        row = np.array([float(part) for part in text.split(",")])
+    except ValueError:
+        raise ValueError("a number, several separated by commas (nan: not known), or a .npy file is needed") from None
+    return row[None, :, None] if short else row[None]
+
+
+def _content(text: str) -> bytes:
+    try:
+        with Path(text).open("rb") as file:
+            return file.read(MOST_IMAGE)
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror}); an image is needed") from error
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    if values.dtype.kind in "iu" and values.ndim == 1:
+        return torch.from_numpy(np.array(values, dtype=np.int64))
+    return torch.from_numpy(np.array(values, dtype=np.float64 if wide(values.dtype) else np.float32))
+
+
+def _listed(names: Sequence[Any]) -> str:
+    return ", ".join(map(str, names[:20])) + (", ..." if len(names) > 20 else "")
