@@ -238,7 +238,7 @@ def test_a_small_noise_loss_that_is_a_large_error_of_the_data(sde: str) -> None:
 def test_a_part_of_sorted_items_is_of_all_of_them() -> None:
     labels = torch.arange(2).repeat_interleave(50)
     x = 4.0 * labels[:, None] + torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
-    measured = LevelErrors(RingData().model(make_sde("vp")), x, x.flip(0), (labels, labels.flip(0)))
+    measured = LevelErrors(RingData().model(make_sde("vp")), x, x.flip(0), ({"label": labels}, {"label": labels.flip(0)}))
     part = measured.thinned(10, 4)
     assert part.labels is not None and part.labels[0].bincount().tolist() == [5, 5]
     assert torch.equal(part.items, x[::10]) and torch.equal(part.best, measured.best[::4, ::10])
@@ -386,7 +386,7 @@ def test_the_samples_of_a_conditional_model_have_the_classes_of_its_data_and_are
     unlabelled = replace(data, test=100 * x[::3], test_labels=None)  # is not asked for an answer without a label, which `Known` refuses
     assert names(diagnose(exact, unlabelled)) == []
     wrong = replace(data, train=x.abs(), test=x[::3].abs())  # values that the model does not have
-    assert "values unlike the data's" in names(check_samples(exact, wrong.train, labels, 2, {"solver": "dpm", "steps": 15}, 0, 400))
+    assert "values unlike the data's" in names(check_samples(exact, wrong.train, {"label": labels}, {"solver": "dpm", "steps": 15}, 0, 400))
 
 
 def test_refuses_what_it_cannot_measure(plain: tuple[ScoreModel, ScoreModel]) -> None:
