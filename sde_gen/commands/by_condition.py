@@ -141,9 +141,8 @@ def class_lines(scores: Mapping[str, Any]) -> list[str]:
     found = scores.get("by_class")
     if not found:
         return []
-    lines = []
-    if "confirmed" in found:
-        lines.append(f"{shown_estimate(found['confirmed'], 3)} of the samples are of the class they were drawn for, say the features")
+    judge = "" if found["judge"] is None else f" (of held-out data {found['judge']:.3f})"
+    lines = [f"{shown_estimate(found['confirmed'], 3)} of the samples are taken for the class that they were drawn for{judge}"]
     measured = [one for one in found["classes"] if one["distance"] is not None]
     if measured:
         ends = [pick(measured, key=lambda one: float(one["distance"]["value"])) for pick in (min, max)]

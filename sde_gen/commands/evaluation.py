@@ -280,7 +280,8 @@ class SampleMetrics:
     def by_class(self, x: Tensor, labels: Tensor) -> dict[str, Any]:
         """The samples (N, *shape) of each class that they were drawn for, labels (N,) int64.
 
-        "confirmed": the share of all that the features' classifier takes for that class. "classes": a row for each class, with "name",
+        "confirmed": the share of all that the features' classifier takes for that class; "judge": its accuracy on held-out items, or
+        None. "classes": a row for each class, with "name",
         "samples", "confirmed", "distance" to that class's training items and "held_out", that of its held-out items; None where there
         are fewer than `LEAST_PART` samples or items, with a "reason". "size": at so many items, one number for all classes.
         "distance": which it is.
@@ -326,7 +327,8 @@ class SampleMetrics:
                 row["held_out"] = distance(held, held_labels, k)
             rows.append(row)
         which = "frechet_distance" if images else "sliced_wasserstein"
-        return {"size": size, "distance": which, "confirmed": _numbers(metrics.share(guess == labels)), "classes": rows}
+        confirmed = _numbers(metrics.share(guess == labels))
+        return {"size": size, "distance": which, "confirmed": confirmed, "judge": self.features.accuracy, "classes": rows}
 
     @property
     def spread(self) -> Tensor:

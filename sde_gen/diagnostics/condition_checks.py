@@ -15,6 +15,8 @@ from .level_errors import LevelErrors
 
 DRAWS = 2
 """Noises of each item in each stratum of the information."""
+TWICE = 2.0
+"""A branch is wrong at a level where its error is so many times that of the best simple denoiser."""
 RIDGES = (1e-3, 1e-1, 10.0)
 """Of the linear regression of items on a condition, in units of the features' mean square."""
 Cond = dict[str, Tensor]
@@ -66,13 +68,18 @@ def _null_branch(model: Denoiser, measured: LevelErrors, nulls: Cond) -> list[Fi
     without = LevelErrors(model, measured.items, measured.reference, (nulls, {}), measured.seed)
     told, untold = measured.learned(model), without.learned(model)
     behind = [significant(one.excess - MUCH * one.scale) for one in (told, untold)]
-    if behind[0] or not behind[1]:
+    worse = [
+        [bool(significant(errors - TWICE * best)) for errors, best in zip(one.errors(one.denoiser(model)), one.best, strict=True)]
+        for one in (measured, without)
+    ]
+    levels = sum(off and not of_told for of_told, off in zip(*worse, strict=True))
+    if (behind[0] or not behind[1]) and not levels:
         return []
     text = (
-        f"told nothing, the network has learned {untold.share} of what simple denoisers know that are told nothing either; told its "
-        f"conditions, {told.share}"
+        f"told nothing, the network has learned {untold.share} of what simple denoisers know that are told nothing either, and at {levels} "
+        f"of {len(worse[1])} noise levels is {TWICE:g} times as wrong; told its conditions it has learned {told.share}"
     )
-    numbers = {"untold": untold.share.value, "untold_error": untold.share.std_error, "told": told.share.value}
+    numbers = {"untold": untold.share.value, "untold_error": untold.share.std_error, "told": told.share.value, "levels": levels}
     return [Finding("null branch trained too little", "warning", text, f"{RAISE_DROP}; guidance needs both branches", numbers)]
 
 

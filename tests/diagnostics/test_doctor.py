@@ -32,6 +32,10 @@ LAWS: dict[str, MixtureData] = {
 }
 
 
+OF_NULL = {"null branch trained too little", "branches disagree"}
+"""What is true of a network that was without its label for 35 steps; tests/diagnostics/test_condition_checks.py has exact ones."""
+
+
 def names(findings: list[Any]) -> list[str]:
     return [finding.name for finding in findings]
 
@@ -79,8 +83,8 @@ def test_silent_on_exact_models(sde: str, law: str) -> None:
 
 
 def test_silent_on_trained_models(data: Dataset, conditional: tuple[ScoreModel, ScoreModel], plain: tuple[ScoreModel, ScoreModel]) -> None:
-    for model, raw in (conditional, plain):
-        assert diagnose(model, data, raw, sampling=DDIM) == []
+    assert diagnose(plain[0], data, plain[1], sampling=DDIM) == []
+    assert set(names(diagnose(conditional[0], data, conditional[1], sampling=DDIM))) <= OF_NULL
 
 
 def test_average_too_young(data: Dataset, plain: tuple[ScoreModel, ScoreModel]) -> None:
@@ -103,7 +107,7 @@ def test_nan_weights(data: Dataset, conditional: tuple[ScoreModel, ScoreModel]) 
     found = diagnose(model.with_network(broken), data, raw)
     assert names(found) == ["NaN weights"] and found[0].numbers["values"] == 1 and "averaged" in found[0].evidence
     found = diagnose(model, data, raw.with_network(broken))
-    assert names(found) == ["NaN weights"] and found[0].severity == "warning"
+    assert names(found)[0] == "NaN weights" and set(names(found)[1:]) <= OF_NULL and found[0].severity == "warning"
     assert names(diagnose(wrapped(model, lambda x, c, **cond: x * float("inf")), data)) == ["NaN answers"]
 
 
@@ -271,7 +275,9 @@ def test_any_denoiser_is_diagnosed_but_for_the_meaning_of_its_output(
     data: Dataset, conditional: tuple[ScoreModel, ScoreModel], plain: tuple[ScoreModel, ScoreModel]
 ) -> None:
     for model, raw in (conditional, plain):
-        assert diagnose(Wrapped(model), data, Wrapped(raw), sampling=DDIM, samples=200) == []
+        assert set(names(diagnose(Wrapped(model), data, Wrapped(raw), sampling=DDIM, samples=200))) <= (
+            OF_NULL if model.encoders else set()
+        )
     model = plain[0]
     assert names(diagnose(Wrapped(model, lambda denoised: -denoised), data)) == ["not learned"]
     assert names(diagnose(Wrapped(model, lambda denoised: -denoised), data, Wrapped(plain[1]))) == ["EMA too young"]
