@@ -26,7 +26,7 @@ class Labelled(nn.Module):
     used: the share of the way from the null branch to the label's; null_scale spoils the null branch.
     """
 
-    encoders: ClassVar[dict[str, Condition]] = {"label": Label("label", 1, (), 2)}
+    encoders: ClassVar[dict[str, Condition]] = {"label": Label("label", 1, (), 2, ["low", "high"])}
 
     def __init__(self, used: float = 1.0, null_scale: float = 1.0) -> None:
         super().__init__()

@@ -98,7 +98,7 @@ def _panels(columns: Mapping[str, Tensor], labels: Sequence[str], path: str | os
     sets = {name: fig.vectors(x, "samples") for name, x in columns.items()}
     behind = None if reference is None else fig.vectors(reference[:MOST_POINTS], "reference")
     drawn = fig.finite_rows(np.concatenate([*sets.values(), *([] if behind is None else [behind])]))[:, :2]
-    corners = fig.window(drawn, 0.05)
+    corners = np.concatenate([fig.window(drawn[:, k : k + 1], 0.05) for k in range(drawn.shape[1])], axis=1)
     figure = fig.new_figure(PANEL * len(sets) + LABEL, PANEL + 0.4)
     panels = figure.subplots(1, len(sets), squeeze=False, sharex=True, sharey=True)[0]
     colours = colormaps["turbo"](np.linspace(0.05, 0.95, len(labels)))
