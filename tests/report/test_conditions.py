@@ -37,11 +37,11 @@ def test_each_row_shows_its_own_samples_and_each_map_in_its_own_range(tmp_path: 
     x = torch.tensor([0.0, 0.5, 1.0]).repeat_interleave(2)[:, None, None, None].expand(6, 1, 4, 4)
     maps = {"map": torch.tensor([900.0, 500.0, 100.0])[:, None, None, None].expand(3, 1, 4, 4)}
     with Image.open(picture_conditions({"one": x}, ["a", "b", "c"], tmp_path / "x.png", (0.0, 1.0), maps)) as image:
-        grey = torch.tensor(list(image.convert("L").getdata())).reshape(image.height, image.width).float()
-    left, right = (grey[:, int(share * image.width)] for share in (0.5, 0.88))
+        grey = torch.tensor(list(image.convert("L").tobytes())).reshape(image.height, image.width).float()
+    left, right = (grey[:, int(share * image.width)] for share in (0.25, 0.88))
     for column, expected in ((right, [0, 128, 255]), (left, [255, 128, 0])):
         middles = [column[int(place * len(column))] for place in (0.27, 0.55, 0.85)]
-        assert middles == pytest.approx(expected, abs=3)
+        assert middles == pytest.approx(expected, abs=8)
 
 
 def test_bad_input_is_one_line(tmp_path: Path) -> None:
