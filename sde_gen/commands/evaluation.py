@@ -26,6 +26,7 @@ from ..solvers import make_solver
 from ..training import save_fitted
 from ..training.loss_summary import summarise_losses
 from ..unknown_numbers import from_json, shown_estimate, shown_number, to_json, with_nan
+from .by_condition import PICTURE, class_lines, information_lines, information_of_run, keep_information, picture_run, titled
 from .runs import TrainedRun, conditions_for, film_count, pictured
 from .training_files import environment, history_of, metrics_of, shown_state
 
@@ -37,6 +38,8 @@ MOST_REFERENCE, MOST_HELD_OUT = 10_000, 2_000
 """Neighbours and kernels cost the square of the set: at most so many training and held-out items are drawn for them."""
 LEAST_PART = 20
 """Distances are not made of fewer items: where the held-out part has fewer, it is not measured beside the samples."""
+MOST_CLASSES, SPLITS = 50, 16
+"""Classes that are measured one by one, those with the most samples, and the splits that make the error bars of each."""
 COLUMN_UNITS = "units of each column's standard deviation"
 
 
@@ -75,7 +78,7 @@ def sample_run(run: TrainedRun, device: torch.device | str = "cpu", progress: bo
         torch.cuda.synchronize()
     seconds = time.monotonic() - began - drawing
     x = out.x.cpu()
-    scores = measure(run.data, x, run.directory, settings.seed, progress)
+    scores = measure(run.data, x, run.directory, settings.seed, progress, (cond or {}).get("label"))
     if parallel.rank() > 0:
         return {}
     place.mkdir(parents=True, exist_ok=True)
@@ -97,6 +100,10 @@ def sample_run(run: TrainedRun, device: torch.device | str = "cpu", progress: bo
         scores["fit"] = fit_line
     write_text(place / "metrics.json", to_json(scores, 2))
     _collect(run, settings.solver, scores)
+    if run.model.encoders:
+        scores["information"] = information_of_run(run)
+        keep_information(run, scores["information"])
+        picture_run(run)
     for name in ("samples.png", "denoising.gif"):
         shutil.copyfile(place / name, run.directory / name)
     write_text(run.directory / "config.yaml", run.config.to_yaml())
@@ -271,15 +278,78 @@ class SampleMetrics:
             scores["neighbour_ratio"] = _numbers(metrics.neighbour_ratio(nearest, self.held_out_near))
         return scores
 
+    def by_class(self, x: Tensor, labels: Tensor) -> dict[str, Any]:
+        """The samples (N, *shape) of each class that they were drawn for, labels (N,) int64.
 
-def measure(data: Dataset, x: Tensor, directory: Path, seed: int = 0, progress: bool = False) -> dict[str, Any]:
+        "confirmed": the share of all that the features' classifier takes for that class; "judge": its accuracy on held-out items, or
+        None. "classes": a row for each class, with "name",
+        "samples", "confirmed", "distance" to that class's training items and "held_out", that of its held-out items; None where there
+        are fewer than `LEAST_PART` samples or items, with a "reason". "size": at so many items, one number for all classes.
+        "distance": which it is.
+        """
+        data = self.data
+        images = len(data.shape) > 1
+        held_labels = None if data.test is None else data.test_labels
+        features = self.features_of(x)
+        ours = features if images else x
+        of_train = self.of_train if images else data.train
+        held = None if held_labels is None or data.test is None else self.features_of(data.test) if images else data.test
+        if parallel.rank() > 0:
+            return {}
+        assert data.train_labels is not None
+        guess = self.features.head(features).argmax(1)
+        counts, in_train = (part.bincount(minlength=data.classes or 0).tolist() for part in (labels, data.train_labels))
+        in_held = [0] * len(counts) if held_labels is None else held_labels.bincount(minlength=len(counts)).tolist()
+        order = sorted(range(len(counts)), key=lambda k: -counts[k])[:MOST_CLASSES]
+        known = [k for k in order if min(counts[k], in_train[k]) >= LEAST_PART]
+        beside = [k for k in known if in_held[k] >= LEAST_PART]
+        size = min([counts[k] for k in known] + [in_held[k] for k in beside], default=None)
+
+        def distance(items: Tensor, of_items: Tensor, k: int) -> dict[str, Any]:
+            mine, theirs = items[of_items == k], of_train[data.train_labels == k][:MOST_REFERENCE]
+            common: dict[str, Any] = {"bootstrap": SPLITS, "seed": self.seed, "size": _part(mine, size)}
+            if images:
+                return _numbers(metrics.frechet_distance(mine, theirs, **common))
+            return _numbers(metrics.sliced_wasserstein(mine, theirs, scale=self.spread, **common))
+
+        rows = []
+        for k in sorted(order):
+            if not counts[k] and not in_train[k]:
+                continue
+            name = str(k if data.label_names is None else data.label_names[k])
+            row: dict[str, Any] = {"name": name, "samples": counts[k], "distance": None, "held_out": None, "confirmed": None}
+            if counts[k]:
+                row["confirmed"] = _numbers(metrics.share(guess[labels == k] == k))
+            if k in known:
+                row["distance"] = distance(ours, labels, k)
+            else:
+                row["reason"] = f"{counts[k]} samples and {in_train[k]} training items of {name}; {LEAST_PART} of each are needed"
+            if k in beside and held is not None and held_labels is not None:
+                row["held_out"] = distance(held, held_labels, k)
+            rows.append(row)
+        which = "frechet_distance" if images else "sliced_wasserstein"
+        confirmed = _numbers(metrics.share(guess == labels))
+        return {"size": size, "distance": which, "confirmed": confirmed, "judge": self.features.accuracy, "classes": rows}
+
+    @property
+    def spread(self) -> Tensor:
+        """The standard deviation of each entry of the training vectors, 1 where it does not vary."""
+        std = self.reference.double().std(0)
+        return torch.where(std > 0, std, 1.0)
+
+
+def measure(
+    data: Dataset, x: Tensor, directory: Path, seed: int = 0, progress: bool = False, labels: Tensor | None = None
+) -> dict[str, Any]:
     """Distances of samples `x` to the training data (see `SampleMetrics`), held-out data measured the same way beside them: both at the
-    same number of items, "distance_size"."""
+    same number of items, "distance_size". labels: (N,) classes that the samples were drawn for, which adds "by_class"."""
     sample_metrics = SampleMetrics(data, directory, seed)
     size = sample_metrics.common_size(len(x))
     with progress_bars.bar(None, "metrics", "part", progress and parallel.rank() == 0, leave=False):
         scores = sample_metrics(x, size)
         beside = {} if size is None else sample_metrics.of_held_out(size)
+        if labels is not None and data.classifiable:
+            beside |= {"by_class": sample_metrics.by_class(x, labels.cpu())}
     if "frechet_distance" in scores or "sliced_wasserstein" in scores:
         scores["distance_size"] = len(x) if size is None else size
     return scores | beside
@@ -336,9 +406,11 @@ def report_lines(run: TrainedRun, scores: dict[str, Any]) -> Sequence[str]:
             "(1: like new data, 0: copies)"
         )
         lines += [f"          (not known: {reason})" for reason in dict.fromkeys(_reasons(scores, "memorised_fraction", "neighbour_ratio"))]
+    lines += titled("classes", class_lines(scores))
+    lines += titled("told", information_lines(scores.get("information", {})))
     lines += _learned(run, scores)
     lines.append(f"samples   {place / 'samples.npz'}, in the data's own units; sde-gen sample draws more, in other formats")
-    training = [run.directory / name for name in ("forward.png", "loss.png")]
+    training = [run.directory / name for name in (PICTURE, "forward.png", "loss.png")]
     lines += [
         f"pictures  {place / 'samples.png'}, {place / 'denoising.gif'}",
         "          " + ", ".join([*(str(path) for path in training if path.exists()), f"{run.directory / 'snapshots'}/"]),

@@ -14,8 +14,10 @@ from .. import parallel, report
 from ..data import rows_drawn
 from ..discrete import DiscreteChain, Elbo, elbo, elbo_continuous
 from ..likelihood.bits_per_dim import DEQUANTISATIONS, BitsPerDim, bits_per_dim, matching_time
+from ..likelihood.classify import STRATA, classify
 from ..likelihood.divergence import DIVERGENCES
 from ..likelihood.flow import log_likelihood_together, prior_mismatch
+from ..metrics import share
 from ..randomness import check_seed
 from ..registry import lookup
 from ..report.files import write_text
@@ -30,6 +32,8 @@ SEED_OF_ORDER = 0
 CHAINS = {1000: 64, 50: 25}
 """Steps of the discrete view, and how many of its terms are drawn for each image."""
 CONTINUOUS_TERMS = 64
+CLASSIFIED, CLASSIFY_DRAWS, LEAST_CLASSIFIED = 60_000, 2, 20
+"""Network evaluations that are spent on classifying held-out items, noises of each in each stratum, and the fewest items worth it."""
 REASONS = {
     "std_error": "one item has no standard error",
     "trace": "one probe (--probes) does not tell the trace's error",
@@ -111,6 +115,9 @@ def likelihood_run(run: TrainedRun, settings: LikelihoodSettings, say: Callable[
         gap = (b["value"] - a["value"]) * (1 if discrete else -1)
         error = math.hypot(a["std_error"], b["std_error"])
         say(f"{'gap':<10}held-out data is {gap:.3f} +- {shown_number(error, '.3f')} {unit} less likely than training data")
+    classified = _classified(run, *parts["held-out"], settings) if "held-out" in parts else {}
+    if classified:
+        say(f"{'classes':<10}{classified['line']}")
     mismatch = prior_mismatch(run.model, torch.Size(run.data.shape))
     if not discrete:
         blur = math.exp(-float(run.model.sde.half_log_snr(run.model.sde.t_min)))
@@ -123,6 +130,8 @@ def likelihood_run(run: TrainedRun, settings: LikelihoodSettings, say: Callable[
         "prior_mismatch_nats": mismatch,
         "parts": {name: {k: v.tolist() if isinstance(v, Tensor) else v for k, v in value.items()} for name, (value, _) in found.items()},
     }
+    if classified:
+        result["classified"] = classified
     if parallel.rank() > 0:
         return result
     values = {name: each for name, (_, each) in found.items() if name in parts}
@@ -161,6 +170,26 @@ def _parts(run: TrainedRun, settings: LikelihoodSettings) -> dict[str, tuple[Ten
         grey = torch.randint(0, data.levels, (shape[0], *(1,) * len(data.shape)), generator=generator)
         parts["constant"] = grey.float().expand(shape).contiguous(), cond
     return parts
+
+
+def _classified(run: TrainedRun, x: Tensor, cond: Cond, settings: LikelihoodSettings) -> dict[str, Any]:
+    """How many of as many items as `CLASSIFIED` network evaluations allow are classified right by their denoising errors, drawn from x;
+    empty for a network that is told no label."""
+    labels = run.data.train_labels
+    if "label" not in run.model.encoders or labels is None or not run.data.classifiable:
+        return {}
+    counts = labels.bincount(minlength=run.data.classes or 0)
+    count, chance = CLASSIFIED // (len(counts) * STRATA * CLASSIFY_DRAWS), float(counts.max() / counts.sum())
+    if count < LEAST_CLASSIFIED:
+        line = f"not classified: with {len(counts)} classes {CLASSIFIED:,} network evaluations are enough for {count} items alone"
+        return {"items": 0, "line": line}
+    rows = rows_drawn(len(x), count, settings.seed)
+    given, batch = {name: value[rows] for name, value in cond.items()}, max(len(counts), settings.batch)
+    found = classify(run.model, x[rows], len(counts), counts, draws=CLASSIFY_DRAWS, seed=settings.seed, batch_size=batch, cond=given)
+    right = share(found.label.cpu() == given["label"])
+    value = f"{right.value:.1%} +- {right.std_error:.1%}"
+    line = f"{value} of {len(rows)} held-out items are classified right by their denoising errors (the largest class alone: {chance:.1%})"
+    return {"value": right.value, "std_error": right.std_error, "items": len(rows), "chance": chance, "line": line}
 
 
 def _options(settings: LikelihoodSettings) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from ..report.embed import Embedder
 from ..report.files import write_text
 from ..report.page import Block, Cell, Chapter, Code, Facts, Film, Page, Picture, Section, Table, Text, Warnings, render
 from ..unknown_numbers import number, shown_estimate, shown_number, to_json
+from .by_condition import PICTURE, information_lines
 from .compare import COLUMNS, QUALITIES_ARE
 from .config import ConfigError
 from .saved_run import CHANCE, DISTANCES, SavedRun, read_run, warnings
@@ -65,6 +66,7 @@ def _sections(run: SavedRun, embedder: Embedder) -> list[Section]:
     parts: Sequence[tuple[str, Callable[[SavedRun, Embedder], list[Block]]]] = (
         ("At a glance", _glance),
         ("Samples", _samples),
+        ("Conditions", _conditions),
         ("What the network learnt", _training),
         ("Does it memorise?", _memory),
         ("Solvers compared", _comparison),
@@ -159,6 +161,42 @@ def _samples(run: SavedRun, embedder: Embedder) -> list[Block]:
         if frames:
             blocks.append(Film(frames, f"Denoising with {name}", f"{name}, from noise to data: every state is shown at unit variance"))
     return blocks
+
+
+def _conditions(run: SavedRun, embedder: Embedder) -> list[Block]:
+    told = run.metrics.get("information", {})
+    blocks: list[Block] = [_sentence(line) for line in information_lines(told)]
+    picture = embedder.picture(run.directory / PICTURE)
+    if picture is not None:
+        alt = "Samples of each condition, a row each, at growing strengths of guidance, a column each, from the same noise"
+        caption = "The same noise at each strength of guidance: 1 is the conditional model; beyond it samples follow no known law"
+        blocks.append(Picture(picture, alt, caption, wide=True))
+    curves = {name: one for name, one in told.items() if "levels" in one}
+    if curves:
+        alt = "Nats that each condition tells for each unit of half log-SNR: " + "; ".join(
+            f"{name} {_ends(dict(zip(one['levels'], one['by_level'], strict=True)))}" for name, one in curves.items()
+        )
+        blocks += _chart(embedder, charts.information_by_level(curves), alt, "What conditions tell by noise level: areas are nats")
+    for name, scores in run.solvers.items():
+        if "by_class" in scores:
+            blocks.append(_by_class(name, scores["by_class"]))
+    return blocks
+
+
+def _by_class(solver: str, found: Mapping[str, Any]) -> Table:
+    """A row for each class of a solver's samples, and one for all."""
+    distance = DISTANCES[found["distance"]]
+    columns = ["class", "samples", distance, "of held-out data", "confirmed"]
+    rows = []
+    for one in found["classes"]:
+        cells = [_estimate(one[key], digits) for key, digits in (("distance", 2), ("held_out", 2), ("confirmed", 3))]
+        rows.append([Cell(one["name"]), _count(one["samples"]), *cells])
+    total = sum(one["samples"] for one in found["classes"])
+    rows.append([Cell("all"), _count(total), Cell(""), Cell(""), _estimate(found["confirmed"], 3)])
+    size = "" if found["size"] is None else f"Distances are of {found['size']:,} items of a class to its training items. "
+    few = [one["reason"] for one in found["classes"] if "reason" in one]
+    notes = f"{size}Confirmed: the share of the samples that the features' classifier takes for the class that they were drawn for."
+    return Table(f"{solver}: class by class", columns, rows, " ".join([notes, *(f"Not measured: {why}." for why in few[:3])])).filled()
 
 
 def _chart(embedder: Embedder, uri: str, alt: str, caption: str) -> list[Block]:
@@ -267,6 +305,8 @@ def _likelihood(run: SavedRun, embedder: Embedder) -> list[Block]:
         "says that the number is unknown."
     )
     blocks.append(Table("By part, with where the error comes from", columns, rows, notes).filled())
+    if "classified" in run.likelihood:
+        blocks.append(_sentence(run.likelihood["classified"]["line"]))
     blocks.append(Text(f"The process ends {number(run.likelihood['prior_mismatch_nats']):.1g} nats from the data's own Gaussian."))
     return blocks
 

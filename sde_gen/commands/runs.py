@@ -47,7 +47,7 @@ OF_TRAINING = ("snapshots", "tensorboard")
 """What a training writes as it goes: a new one begins without what another left."""
 OF_NETWORK = (
     *("solvers", "compare", "likelihood"),
-    *(*TRAINING_FILES, "config.yaml", "doctor.json", "report.html", "samples.png", "denoising.gif"),
+    *(*TRAINING_FILES, "config.yaml", "doctor.json", "report.html", "samples.png", "denoising.gif", "conditions.png"),
 )
 """What was made of a trained network: it stays as long as that network's checkpoint does."""
 Say = Callable[[str], None]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..diagnostics.information import Information, findings
 from ..training import CheckpointError, read_extra
 from ..training.loss_summary import summarise_losses, warnings_of_losses
 from ..unknown_numbers import from_json, number, with_nan
@@ -19,6 +20,8 @@ SURE = 2.0
 FAR = {"neighbour_ratio": 1.5, "frechet_distance": 10.0, "sliced_wasserstein": 3.0}
 """Times what held-out data have, by two standard errors at least, beyond which samples stray from the data (the Frechet distance is a
 square)."""
+LEAST_CONFIRMED = 0.8
+"""Of the share of held-out data whose class the features' classifier confirms: below it, by two standard errors, samples are warned of."""
 LARGE = 0.1
 """Of a likelihood: the solver's own estimate of its error beyond which the number says little."""
 DISTANCES = {"frechet_distance": "Fréchet distance", "sliced_wasserstein": "sliced Wasserstein distance"}
@@ -86,7 +89,7 @@ def read_run(directory: Path) -> SavedRun:
 def warnings(run: SavedRun) -> list[str]:
     """What a reader of the run's numbers must know, each in one line."""
     lines = [f"{part} is there and cannot be read; what it holds is missing here" for part in run.lost]
-    checks = (_of_training, _of_data, _of_solvers, _of_comparison, _of_likelihood, _of_findings)
+    checks = (_of_training, _of_data, _of_solvers, _of_conditions, _of_comparison, _of_likelihood, _of_findings)
     for check in checks:
         try:
             lines += check(run)
@@ -136,6 +139,24 @@ def _of_solvers(run: SavedRun) -> list[str]:
             lines += _far(name, label, scores.get(key), scores.get(f"held_out_{key}"), FAR[key])
             if key in scores and not math.isfinite(number(scores[key]["value"])):
                 lines.append(f"{name}: the {label} is not finite")
+    return lines
+
+
+def _of_conditions(run: SavedRun) -> list[str]:
+    lines = []
+    names = {field.name for field in fields(Information)}
+    for name, one in run.metrics.get("information", {}).items():
+        if "reason" not in one:
+            told = Information(**{key: value for key, value in with_nan(one).items() if key in names})
+            lines += [f"{found.name}: {found.evidence}; {found.advice}" for found in findings(name, told, one.get("most"))]
+    for name, scores in run.solvers.items():
+        by_class = scores.get("by_class", {})
+        share, judge = by_class.get("confirmed"), number(by_class.get("judge"))
+        if share and number(share["value"]) + SURE * number(share["std_error"]) < LEAST_CONFIRMED * judge:
+            value = f"{number(share['value']):.3f} ± {number(share['std_error']):.3f}"
+            lines.append(
+                f"{name}: {value} of the samples alone are taken for the class that they were drawn for, of held-out data {judge:.3f}"
+            )
     return lines
 
 

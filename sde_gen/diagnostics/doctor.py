@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,23 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..conditions import Label
 from ..data import Dataset, as_items, rows_drawn
 from ..metrics import Estimate
 from ..models.denoiser import Denoiser
 from ..models.measured_moments import LARGEST, measure_moments
 from ..models.moments import Moments
 from ..models.score import CLOCKS, PREDICTIONS, ScoreModel
-from .finding import SIGNIFICANCE, Finding, significant, std_error
+from .condition_checks import check_conditions
+from .finding import MUCH, SIGNIFICANCE, Finding, significant, std_error
 from .level_errors import ITEMS, REFERENCE, Learned, LevelErrors
 from .sampling_checks import check_prior, check_samples
 
-MUCH = 0.2
-"""Another explanation, or other weights, is named where it is better by this share of what can be learned."""
 TIED, CANDIDATES = 0.01, 3
 """Explanations whose errors differ by less than the first are one; the second is how many are measured in full after a first look."""
 HALF = 0.5
 """An explanation must account for this share of what can be learned, and a network must have learned it."""
+Cond = dict[str, Tensor]
 
 
 def diagnose(
@@ -45,7 +44,7 @@ def diagnose(
     Faults that make others unmeasurable are reported alone. Whether the network's output and clock mean what the model says is asked
     of a `ScoreModel` alone; every other Denoiser gets all other checks.
 
-    model: any Denoiser. The only condition that it is given is the data's labels, as `label`, where its network has `classes`.
+    model: any Denoiser. It is given all of its conditions (`encoders`) that the data set has.
     data: a data set, of which the held-out part is measured on where it has 32 items or more; or items (N, *), N at least 32. Both
         are in their own units.
     raw: the model with its last weights, where `model` has averaged ones.
@@ -63,24 +62,21 @@ def diagnose(
             raise TypeError(f"{name} must be a Denoiser such as ScoreModel, got {type(given).__name__}")
     if not isinstance(data, Dataset | Tensor):
         raise TypeError(f"data must be a Dataset or a tensor (N, *), got {type(data).__name__}")
-    x, labels, reference, of_reference = _parts(data, seed, _classes(model) is not None)
+    x, cond, reference, of_reference = _parts(data, seed, list(model.encoders))
     findings = _broken_weights(model, raw)
     if any(finding.severity == "fault" for finding in findings):
         return findings
     device = next((p.device for p in model.parameters()), x.device)
     encode = (lambda part: part) if model.normalizer is None else model.normalizer.encode
     z, z_reference = (encode(part.to(device)).float() for part in (x, reference))
-    classes = _classes(model)
-    known = None
-    if classes is not None and labels is not None and of_reference is not None:
-        known = labels.to(device), of_reference.to(device)
+    cond, of_reference = ({name: value.to(device) for name, value in part.items()} for part in (cond, of_reference))
     for given in (model,) if raw is None else (model, raw):
-        _check_call(given, z, None if known is None else known[0])
+        _check_call(given, z, cond)
     wrong_range = _data_range(model, z_reference)
     if wrong_range is not None:
         return [*findings, wrong_range]
     with torch.no_grad():
-        measured = LevelErrors(model, z, z_reference, known, seed)
+        measured = LevelErrors(model, z, z_reference, (cond, of_reference), seed)
         learned = measured.learned(model)
         if not all(map(math.isfinite, learned.by_level)):
             bad = sum(not math.isfinite(level) for level in learned.by_level)
@@ -96,40 +92,34 @@ def diagnose(
         meaning = _wrong_meaning(measured, examined, learned) if isinstance(examined, ScoreModel) else None
         if meaning is not None:
             findings.append(meaning)
-        if known is not None and meaning is None:
-            findings += _ignored_labels(measured, examined)
+        if cond and meaning is None:
+            findings += check_conditions(examined, measured, x, of_reference)
         if not any(finding.severity == "fault" for finding in findings):
             findings += _not_learned(measured.learned(examined, columns=True)) or _bad_levels(measured, examined)
         findings += check_prior(model, measured)
         if sampling is not None and samples != 0 and not any(finding.severity == "fault" for finding in findings):
-            findings += check_samples(model, reference, of_reference, classes, dict(sampling), seed, samples)
+            findings += check_samples(model, reference, of_reference, dict(sampling), seed, samples)
     return findings
 
 
-def _classes(model: Denoiser) -> int | None:
-    """The number of the model's labels; None where it takes none."""
-    label = model.encoders.get("label")
-    return label.classes if isinstance(label, Label) else None
-
-
 @torch.no_grad()
-def _check_call(model: Denoiser, z: Tensor, labels: Tensor | None) -> None:
-    """TypeError, one line, for a model that cannot denoise such items."""
-    cond = {} if labels is None else {"label": labels[:2]}
+def _check_call(model: Denoiser, z: Tensor, cond: Mapping[str, Tensor]) -> None:
+    """TypeError, one line, for a model that cannot denoise such items with these conditions."""
     try:
-        model.denoise(z[:2], model.sde.t_max, **cond)
+        model.conditions(cond, len(z), z.device)
+        model.denoise(z[:2], model.sde.t_max, **{name: value[:2] for name, value in cond.items()})
     except (TypeError, ValueError, IndexError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise TypeError(
             f"diagnose cannot call this {type(model).__name__} with items of shape {tuple(z.shape[1:])} and "
-            f"{'no condition' if labels is None else 'a label each'}: {reason}"
+            f"{'condition ' + ', '.join(map(repr, cond)) if cond else 'no condition'}: {reason}"
         ) from error
 
 
-def _parts(data: Dataset | Tensor, seed: int, labelled: bool) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-    """Items to measure on with their labels, and others for reference with theirs."""
+def _parts(data: Dataset | Tensor, seed: int, names: Sequence[str]) -> tuple[Tensor, Cond, Tensor, Cond]:
+    """Items to measure on with those of the conditions `names` that are known, and others for reference with theirs."""
     generator = torch.Generator().manual_seed(seed)
-    train, labels = (data, None) if isinstance(data, Tensor) else (data.train, data.train_labels)
+    train, of_train = (data, {}) if isinstance(data, Tensor) else (data.train, _known(data, names))
     train = train if train.is_floating_point() else as_items(train)
     bad = int((~torch.isfinite(train)).sum())
     if bad:
@@ -137,17 +127,21 @@ def _parts(data: Dataset | Tensor, seed: int, labelled: bool) -> tuple[Tensor, T
     if len(train) < 32:
         raise ValueError(f"data has {len(train)} items; at least 32 are needed to measure anything")
     order = torch.randperm(len(train), generator=generator)
-    held, cond = (None, {}) if isinstance(data, Tensor) else data.held_out(("label",) if labelled and labels is not None else ())
-    of_held = cond.get("label")
+    held, of_held = (None, {}) if isinstance(data, Tensor) else data.held_out(of_train)
     if held is not None and len(held) >= 32:
         rows = rows_drawn(len(held), ITEMS, seed)
-        x, of_x = held[rows], None if of_held is None else of_held[rows]
+        x, of_x = held[rows], {name: value[rows] for name, value in of_held.items()}
     else:
-        count = min(ITEMS, len(train) // 2)
-        x, of_x = train[order[:count]], None if labels is None else labels[order[:count]]
-        order = order[count:]
+        mine, order = order[: min(ITEMS, len(train) // 2)], order[min(ITEMS, len(train) // 2) :]
+        x, of_x = train[mine], {name: value[mine] for name, value in of_train.items()}
     order = order[:REFERENCE]
-    return x, of_x, train[order], None if labels is None else labels[order]
+    return x, of_x, train[order], {name: value[order] for name, value in of_train.items()}
+
+
+def _known(data: Dataset, names: Sequence[str]) -> Cond:
+    """Those of the conditions `names` that the data's training items have."""
+    there = [name for name in names if name in data.cond or (name == "label" and data.train_labels is not None)]
+    return data.conditions(there)  # type: ignore[return-value]
 
 
 def _broken_weights(model: Denoiser, raw: Denoiser | None) -> list[Finding]:
@@ -304,32 +298,6 @@ def _correlation(measured: LevelErrors, model: ScoreModel) -> float:
         size = float(output.norm() * target.norm())
         values.append(float(output @ target) / size if size > 0 and math.isfinite(size) else 0.0)
     return sum(values) / len(values)
-
-
-def _ignored_labels(measured: LevelErrors, model: Denoiser) -> list[Finding]:
-    """Find a model that does not use the labels, though they tell something about the items."""
-    assert measured.labels is not None
-    labels, of_reference = measured.labels
-    classes = of_reference.unique()
-    if len(classes) < 2 or not bool(torch.isin(labels, classes).all()):
-        return []
-    possible = (measured.errors(measured.linear) - measured.errors(measured.linear_by_class())).mean(0)
-    wrong = labels.roll(1)
-    position = torch.searchsorted(classes, labels)
-    wrong = torch.where(wrong == labels, classes[(position + 1) % len(classes)], wrong)
-    right = measured.errors(measured.denoiser(model))
-    gain = (measured.errors(measured.denoiser(model, wrong)) - right).mean(0)
-    best, own = (Estimate(float(value.mean()), std_error(value)) for value in (possible, gain))
-    if not (significant(possible) and significant(MUCH * possible - gain)):
-        return []
-    unit = float(right.mean())
-    costs = f"{own.value / unit:.2%} +- {own.std_error / unit:.2%}"
-    text = f"a wrong label raises its error by {costs}; knowing the classes' means alone is worth {best.value / unit:.2%}"
-    advice = (
-        "check that the label reaches the network in training and sampling, is not always the null label (label_dropout), and train longer"
-    )
-    numbers = {"gain": own.value, "gain_error": own.std_error, "possible": best.value, "possible_error": best.std_error}
-    return [Finding("conditioning ignored", "fault", text, advice, numbers)]
 
 
 def _not_learned(learned: Learned) -> list[Finding]:

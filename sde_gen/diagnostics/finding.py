@@ -11,6 +11,9 @@ from torch import Tensor
 SIGNIFICANCE = 4.0
 """Standard errors beyond which a difference is taken for real: one false alarm in 30,000 tests of normal statistics."""
 
+MUCH = 0.2
+"""Another explanation, or other weights, is named where it is better by this share of what can be learned."""
+
 
 @dataclass(frozen=True)
 class Finding:

@@ -11,10 +11,16 @@ import torch
 from torch import Tensor
 
 from ..guidance.combine import predict_each
+from ..likelihood.strata import Noised, noised, widths
 from ..models.denoiser import Denoiser, encoded
-from ..randomness import check_seed
+from .finding import SIGNIFICANCE, Finding
 
 LEVELS = 12
+NOTHING = 0.01
+"""Nats of a condition that says next to nothing."""
+DISAGREEMENT = 0.2
+"""The two forms disagree where they differ by this share of the larger one, beyond their errors."""
+RAISE_DROP = "train longer, or raise training.drop, the share of a batch that is not told the condition"
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,10 @@ def information(
         I = integral over lambda of E|eps - eps_null|^2 - E|eps - eps_c|^2 = integral of E|eps_c - eps_null|^2
 
     lambda is half the log-SNR, from t_max to t_min: what the data say at the noise of t_min. eps_null is the model without the condition
-    `name`. The two forms agree where both branches are the exact ones: a null branch that was trained too little makes the first too large,
-    and a condition that is ignored makes both 0.
+    `name`. With the errors d_null and d_c of the two branches, functions of the state, the first form is I + E|d_null|^2 - E|d_c|^2 and
+    the second I + E|d_null|^2 + E|d_c|^2 + 2 E[d_c (eps_c - eps_null - d_null)], of exact eps. So the forms disagree where the conditional
+    branch is wrong: one that uses a part of the condition makes the second smaller than the first, and one that ignores it makes both 0.
+    A wrong null branch makes both too large alike; of classes it shows where they tell more than their entropy (see `findings`).
 
     name: the condition whose information is asked for; the others are given to both branches.
     cond: all conditions of the items, (N, *) each.
@@ -76,28 +84,19 @@ def information(
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
         raise ValueError(f"draws must be a whole number of at least 1, got {draws!r}")
     z = encoded(model, x)
-    device = z.device
-    given = model.conditions(cond, len(x), device)
-    sde = model.sde
-    low, high = (float(sde.half_log_snr(t)) for t in (sde.t_max, sde.t_min))
-    width = (high - low) / LEVELS
-    generator = torch.Generator(device).manual_seed(check_seed(seed))
-    terms = torch.zeros(2, LEVELS, len(x), dtype=torch.float64, device=device)
-    for level in range(LEVELS):
-        for _ in range(draws):
-            place = torch.rand(len(x), generator=generator, dtype=torch.float64, device=device)
-            t = sde.time_of(low + width * (level + place)).clamp(sde.t_min, sde.t_max)
-            noise = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=device)
-            for first in range(0, len(x), batch_size):
-                rows = slice(first, first + batch_size)
-                terms[:, level, rows] += _errors(model, z[rows], t[rows], noise[rows], name, {k: v[rows] for k, v in given.items()})
+    given = model.conditions(cond, len(x), z.device)
+    levels, width = widths(model.sde, LEVELS)
+    terms = torch.zeros(2, LEVELS, len(x), dtype=torch.float64, device=z.device)
+    for level in noised(model.sde, z, LEVELS, draws, seed):
+        for first in range(0, len(x), batch_size):
+            rows = slice(first, first + batch_size)
+            terms[:, level.stratum, rows] += _errors(model, level.rows(rows), name, {k: v[rows] for k, v in given.items()})
     terms /= draws
     totals = width * terms.sum(1)
 
     def error(values: Tensor) -> float:
         return float(values.std() / math.sqrt(len(values)))
 
-    levels = [low + width * (level + 0.5) for level in range(LEVELS)]
     by_level: Sequence[list[float]] = terms.mean(2).tolist()
     return Information(
         float(totals[0].mean()),
@@ -111,12 +110,31 @@ def information(
     )
 
 
-def _errors(model: Denoiser, z: Tensor, t: Tensor, noise: Tensor, name: str, cond: dict[str, Tensor]) -> Tensor:
+def _errors(model: Denoiser, level: Noised, name: str, cond: dict[str, Tensor]) -> Tensor:
     """|eps - eps_null|^2 - |eps - eps_c|^2 and |eps_c - eps_null|^2 of each item, (2, B)."""
-    alpha, sigma = (value.to(z).reshape(-1, *[1] * (z.ndim - 1)) for value in model.sde.marginal(t))
-    x_t = alpha * z + sigma * noise
-    given, null = predict_each(model, x_t, t, [cond, {key: value for key, value in cond.items() if key != name}])
-    eps_c, eps_null = (((x_t - alpha * found.denoised) / sigma).double() for found in (given, null))
-    eps = noise.double()
+    found = predict_each(model, level.x, level.t, [cond, {key: value for key, value in cond.items() if key != name}])
+    eps, (eps_c, eps_null) = level.noise.double(), (level.eps(one.denoised) for one in found)
     pair = ((eps - eps_null).square() - (eps - eps_c).square(), (eps_c - eps_null).square())
     return torch.stack([term.flatten(1).sum(1) for term in pair])
+
+
+def findings(name: str, found: Information, most: float | None = None) -> list[Finding]:
+    """What the information of the condition `name` says of the network; most: the nats that the condition can tell, or None.
+
+    A condition that tells next to nothing is named, and so are forms that disagree, and more than the condition can tell.
+    """
+    numbers = {"information": found.value, "error": found.std_error, "by_branches": found.orthogonal}
+    told = f"condition {name!r} tells {found}"
+    if found.orthogonal < NOTHING and found.value < NOTHING + SIGNIFICANCE * found.std_error:
+        advice = "either it says nothing of the data, or the network does not use it: check that it is right, and train longer"
+        return [Finding("condition tells nothing", "warning", told, advice, numbers)]
+    lines = []
+    if most is not None and found.value - SIGNIFICANCE * found.std_error > most:
+        text = f"{told}, and cannot tell more than {most:.3f} nats: the network that is not told it is wrong"
+        lines.append(Finding("null branch trained too little", "warning", text, RAISE_DROP, numbers | {"most": most}))
+    gap = found.orthogonal - found.value
+    if abs(gap) > max(SIGNIFICANCE * found.disagreement_error, DISAGREEMENT * max(found.value, found.orthogonal), NOTHING):
+        why = "it is used in part" if gap < 0 else "one of the two branches is wrong"
+        text = f"{told}, which is one number where both branches are right: {why}"
+        lines.append(Finding("branches disagree", "warning", text, RAISE_DROP, numbers))
+    return lines

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,15 +69,23 @@ class LevelErrors:
     model: gives the SDE; its own errors are not measured yet.
     items: (n, *) in normalised units, best not trained on.
     reference: (m, *) others of the same distribution, without the items.
-    labels: of items (n,) and of reference (m,), which models and simple denoisers then know too, or None.
+    cond: conditions of the items, (n, *) each by name, which models are told, and of the reference, (m, *) each; simple denoisers know of
+        them the "label".
     seed: seeds the noise, which is the same at every call.
     """
 
     def __init__(
-        self, model: Denoiser, items: Tensor, reference: Tensor, labels: tuple[Tensor, Tensor] | None = None, seed: int = 0
+        self,
+        model: Denoiser,
+        items: Tensor,
+        reference: Tensor,
+        cond: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] = ({}, {}),
+        seed: int = 0,
     ) -> None:
         sde = model.sde
-        self.sde, self.items, self.reference, self.labels, self.seed = sde, items, reference, labels, seed
+        self.sde, self.items, self.reference, self.seed = sde, items, reference, seed
+        self.cond = dict(cond[0])
+        self.labels = (cond[0]["label"], cond[1]["label"]) if all("label" in part for part in cond) else None
         high, low = float(sde.half_log_snr(sde.t_min)), float(sde.half_log_snr(sde.t_max))
         self.lambdas = torch.linspace(high, low, LEVELS, dtype=torch.float64)
         self.times: list[float] = sde.time_of(self.lambdas).clamp(sde.t_min, sde.t_max).tolist()
@@ -137,6 +145,7 @@ class LevelErrors:
         rows = torch.arange(count) * len(self.items) // count
         on_device = rows.to(self.items.device)
         part.items, part.lambdas, part.times = self.items[on_device], self.lambdas[::every], self.times[::every]
+        part.cond = {name: value[on_device] for name, value in self.cond.items()}
         part.labels = None if self.labels is None else (self.labels[0][on_device], self.labels[1])
         part.best, part.best_with_columns = self.best[::every, rows], self.best_with_columns[::every, rows]
         return part
@@ -180,10 +189,9 @@ class LevelErrors:
         rows = [(denoise(x, t) - self.items).double().square().flatten(1).mean(1) for t, x in self.states()]
         return torch.stack(rows).cpu()
 
-    def denoiser(self, model: Denoiser, labels: Tensor | None = None) -> Denoise:
-        """The model's denoiser, given `labels`; None gives the items' own, where there are any."""
-        given = self.labels[0] if labels is None and self.labels is not None else labels
-        cond = {} if given is None else {"label": given}
+    def denoiser(self, model: Denoiser, **changed: Tensor) -> Denoise:
+        """The model's denoiser, told the items' conditions, or others in the place of those that are `changed`."""
+        cond = self.cond | changed
         return lambda x, t: model.denoise(x, t, **cond)
 
     def learned(self, model: Denoiser, columns: bool = False) -> Learned:

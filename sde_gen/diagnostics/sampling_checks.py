@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -56,8 +57,7 @@ def check_prior(model: Denoiser, measured: LevelErrors) -> list[Finding]:
 def check_samples(
     model: Denoiser,
     reference: Tensor,
-    labels: Tensor | None,
-    classes: int | None,
+    of_reference: Mapping[str, Tensor],
     sampling: dict[str, Any],
     seed: int,
     samples: int | None,
@@ -65,8 +65,8 @@ def check_samples(
     """Find a solver with too few steps: its samples differ from those of `STEP_FACTOR` times the steps, and lie farther from the data.
     Where it has enough, find values of the samples that are not the data's (`check_marginals`).
 
-    reference: (m, *) data in its own units. labels: theirs (m,), in whose shares samples are drawn, or None.
-    classes: the number of labels of a conditional model, or None. sampling, samples: see `diagnose`.
+    reference: (m, *) data in its own units. of_reference: its conditions by name, those of the samples. sampling, samples: see
+    `diagnose`.
     """
     name, steps, grid = sampling.pop("solver", "pc"), sampling.pop("steps", None), sampling.pop("grid", None)
     method = make_solver(name, **sampling) if isinstance(name, str) else name
@@ -75,9 +75,8 @@ def check_samples(
     fixed = isinstance(method, FixedStepSolver)
     count = max(32, min(1000, CALLS // ((steps + many) * (method.calls or 1)))) if samples is None else samples
     shape = (count, *reference.shape[1:])
-    cond = None
-    if classes is not None:
-        cond = {"label": torch.arange(count) % classes if labels is None else labels[rows_in_turn(len(labels), count, seed, labels)]}
+    rows = rows_in_turn(len(reference), count, seed, of_reference.get("label"))
+    cond = {name: value[rows.to(value.device)] for name, value in of_reference.items()}
     common: dict[str, Any] = {"cond": cond, "on_failure": "mask", "progress": False, "batch_size": min(count, 256)}
     options = sampling if isinstance(name, str) else {}
     few = sample(model, shape, name, steps, seed, grid=grid, **common, **options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..models.denoiser import Denoiser, encoded
-from ..randomness import check_seed
 from .flow import log_likelihood
+from .strata import noised, widths
 
 METHODS = ("bound", "flow")
 STRATA = 16
@@ -47,6 +47,7 @@ def classify(
     name: str = "label",
     seed: int = 0,
     batch_size: int = 64,
+    cond: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Classes:
     """p(c | x) = p(c) p(x | c)/p(x) of a model that is conditional on a class, for x (N, *) in the data's units.
@@ -58,6 +59,7 @@ def classify(
     draws: of noise in each of `STRATA` intervals of lambda, half the log-SNR, for "bound".
     name: the condition that is the class.
     batch_size: states that the network sees together, for "bound".
+    cond: the other conditions of x, (N, *) each, which every class is given; the class itself in it is not looked at.
 
     Raises ValueError for fewer than two classes, a prior of another length or without a positive share, or an unknown method.
     """
@@ -68,45 +70,45 @@ def classify(
     shares = torch.ones(classes, dtype=torch.float64) if prior is None else torch.as_tensor(prior, dtype=torch.float64)
     if tuple(shares.shape) != (classes,) or not bool((shares >= 0).all()) or not 0 < float(shares.sum()) < math.inf:
         raise ValueError(f"prior must be {classes} shares, none negative and not all 0, got {shares.tolist()}")
+    others = {key: value for key, value in (cond or {}).items() if key != name}
     if method == "flow":
-        found = [log_likelihood(model, x, cond={name: torch.full((len(x),), k)}, seed=seed, **options) for k in range(classes)]
+        given = [others | {name: torch.full((len(x),), k)} for k in range(classes)]
+        found = [log_likelihood(model, x, cond=one, seed=seed, **options) for one in given]
         logits = torch.stack([one.log_prob.double() for one in found], 1)
         error = torch.stack([torch.hypot(one.std_error.double(), one.solver_error.double()) for one in found], 1)
     elif options:
         raise ValueError(f"options {', '.join(options)} are of method 'flow'")
     else:
-        logits, error = _bound(model, x, classes, draws, name, check_seed(seed), batch_size)
+        logits, error = _bound(model, x, classes, draws, name, seed, batch_size, others)
     log_shares = (shares / shares.sum()).log().to(logits.device)
     return Classes((logits + log_shares).log_softmax(1), error)
 
 
-def _bound(model: Denoiser, x: Tensor, classes: int, draws: int, name: str, seed: int, batch_size: int) -> tuple[Tensor, Tensor]:
+def _bound(
+    model: Denoiser, x: Tensor, classes: int, draws: int, name: str, seed: int, batch_size: int, cond: Mapping[str, Any]
+) -> tuple[Tensor, Tensor]:
     """-integral over lambda of E|eps - eps_c|^2 and its standard error, (N, classes) each."""
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 2:
         raise ValueError(f"draws must be a whole number of at least 2, got {draws!r}")
     z = encoded(model, x)
-    device = z.device
-    sde = model.sde
-    low, high = (float(sde.half_log_snr(t)) for t in (sde.t_max, sde.t_min))
-    width = (high - low) / STRATA
-    generator = torch.Generator(device).manual_seed(seed)
-    terms = torch.zeros(draws, len(x), classes, dtype=torch.float64, device=device)
+    others = model.conditions(cond, len(x), z.device)
+    _, width = widths(model.sde, STRATA)
+    terms = torch.zeros(draws, len(x), classes, dtype=torch.float64, device=z.device)
     rows_at_a_time = max(1, batch_size // classes)
-    for draw in range(draws):
-        for stratum in range(STRATA):
-            place = torch.rand(len(x), generator=generator, dtype=torch.float64, device=device)
-            t = sde.time_of(low + width * (stratum + place)).clamp(sde.t_min, sde.t_max)
-            noise = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=device)
-            alpha, sigma = (value.to(z).reshape(-1, *[1] * (z.ndim - 1)) for value in sde.marginal(t))
-            x_t = alpha * z + sigma * noise
-            for first in range(0, len(x), rows_at_a_time):
-                rows = slice(first, first + rows_at_a_time)
-                state, count = x_t[rows], len(x_t[rows])
-                label = torch.arange(classes, device=device).repeat_interleave(count)
-                denoised = model.denoise(state.repeat(classes, *[1] * (z.ndim - 1)), t[rows].repeat(classes), **{name: label})
-                denoised = denoised.reshape(classes, *state.shape)
-                eps = ((state - alpha[rows] * denoised) / sigma[rows]).double()
-                terms[draw, rows] -= width * (noise[rows].double() - eps).square().flatten(2).sum(2).T
+    for level in noised(model.sde, z, STRATA, draws, seed):
+        for first in range(0, len(x), rows_at_a_time):
+            rows = slice(first, first + rows_at_a_time)
+            part = level.rows(rows)
+            count = len(part.x)
+            given = {key: _each_class(value[rows], classes) for key, value in others.items()}
+            given[name] = torch.arange(classes, device=z.device).repeat_interleave(count)
+            denoised = model.denoise(_each_class(part.x, classes), part.t.repeat(classes), **given).reshape(classes, *part.x.shape)
+            terms[level.draw, rows] -= width * (part.noise.double() - part.eps(denoised)).square().flatten(2).sum(2).T
     # What all classes share says nothing of the error of their differences.
     own = terms - terms.mean(2, keepdim=True)
     return terms.mean(0), own.std(0) / math.sqrt(draws)
+
+
+def _each_class(value: Tensor, classes: int) -> Tensor:
+    """Rows (B, *) so many times over."""
+    return value.repeat(classes, *[1] * (value.ndim - 1))

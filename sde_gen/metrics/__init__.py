@@ -1,7 +1,7 @@
 """Metrics of samples, each with its standard error."""
 
 from sde_gen.metrics.distances import frechet_distance, kernel_distance, sliced_wasserstein
-from sde_gen.metrics.estimate import Estimate
+from sde_gen.metrics.estimate import Estimate, share
 from sde_gen.metrics.features import FeatureNet, cached_features
 from sde_gen.metrics.neighbours import (
     memorised_fraction,
@@ -24,5 +24,6 @@ __all__ = [
     "nearest_distances",
     "neighbour_ratio",
     "precision_recall",
+    "share",
     "sliced_wasserstein",
 ]

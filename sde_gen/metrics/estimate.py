@@ -33,6 +33,19 @@ class Estimate:
         return f"{self.value:.{max(0, places)}f} +- {self.std_error:.{max(0, places)}f}"
 
 
+def binomial_error(fraction: float, count: int) -> float:
+    """The standard error of a share of `count` items."""
+    # With one success and one failure added (Agresti and Coull 1998): none of 1,000 is not known to be zero exactly.
+    smoothed = (fraction * count + 1) / (count + 2)
+    return math.sqrt(smoothed * (1 - smoothed) / (count + 2))
+
+
+def share(right: Tensor) -> Estimate:
+    """The share of a Boolean tensor (N,) that is true, N > 0, with its binomial standard error."""
+    value = float(right.double().mean())
+    return Estimate(value, binomial_error(value, len(right)))
+
+
 def matrix(name: str, values: Tensor, least: int = 2) -> Tensor:
     """(N, *shape) as finite float64 (N, D) on the CPU; ValueError that names the argument if it cannot be."""
     if values.ndim < 2 or len(values) < least or values.numel() == 0:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sde_gen.metrics.estimate import Estimate, check_count, half_difference_error, half_samples, matrices
+from sde_gen.metrics.estimate import Estimate, binomial_error, check_count, half_difference_error, half_samples, matrices
 
 ALL_COPIES = "every held-out item is a training item"
 _CHUNK = 1 << 23  # distances held at a time
@@ -49,7 +49,7 @@ def precision_recall(samples: Tensor, reference: Tensor, k: int = 3, bootstrap: 
 
 def _fraction(values: Tensor, count: int) -> Estimate:
     value = float(values[0])
-    return Estimate(value, max(half_difference_error(values[1:].view(-1, 2)), _binomial_error(value, count)))
+    return Estimate(value, max(half_difference_error(values[1:].view(-1, 2)), binomial_error(value, count)))
 
 
 def _radii(points: Tensor, subsets: list[Tensor], k: int) -> Tensor:
@@ -128,7 +128,7 @@ def memorised_of(near: Tensor, held_out: Tensor, quantile: float = 0.05, bootstr
     thresholds = torch.cat([torch.quantile(held_out, quantile)[None], torch.quantile(held_out[drawn], quantile, dim=1)])
     fractions = torch.searchsorted(near, thresholds, right=True).double() / len(near)
     value = float(fractions[0])
-    return Estimate(value, math.hypot(_binomial_error(value, len(near)), float(fractions[1:].std())))
+    return Estimate(value, math.hypot(binomial_error(value, len(near)), float(fractions[1:].std())))
 
 
 def neighbour_ratio(near: Tensor, held_out: Tensor) -> Estimate:
@@ -175,13 +175,7 @@ def mode_fractions(samples: Tensor, centres: Tensor, radius: float | None = None
     distance, index = _nearest(samples, centres, 1)
     kept = index[:, 0] if radius is None else index[:, 0][distance[:, 0] <= radius]
     shares = (torch.bincount(kept, minlength=len(centres)).double() / len(samples)).tolist()
-    return [Estimate(share, _binomial_error(share, len(samples))) for share in shares]
-
-
-def _binomial_error(fraction: float, count: int) -> float:
-    # With one success and one failure added (Agresti and Coull 1998): none of 1,000 is not known to be zero exactly.
-    smoothed = (fraction * count + 1) / (count + 2)
-    return math.sqrt(smoothed * (1 - smoothed) / (count + 2))
+    return [Estimate(share, binomial_error(share, len(samples))) for share in shares]
 
 
 def _distances(queries: Tensor, points: Tensor) -> Iterator[tuple[int, Tensor]]:

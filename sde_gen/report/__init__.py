@@ -1,6 +1,7 @@
 """Pictures of data, samples and training. Each is written whole or not at all, and leaves no global state changed."""
 
 from .comparisons import picture_rows, plot_comparison
+from .conditions import picture_conditions
 from .images import forward_strip, image_grid, level_label, save_gif, save_image, to_uint8
 from .likelihoods import picture_extremes, plot_likelihoods, plot_terms
 from .pictures import film_images, picture_film, picture_forward, picture_samples
@@ -13,6 +14,7 @@ __all__ = [
     "image_grid",
     "level_label",
     "loss_figure",
+    "picture_conditions",
     "picture_extremes",
     "picture_film",
     "picture_forward",

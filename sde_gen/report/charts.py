@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from . import figures as fig
-from .comparisons import COSTS, draw_comparison
+from .comparisons import COLOURS, COSTS, draw_comparison
 from .figures import BLUE, ORANGE, PURPLE
 from .likelihoods import draw_histogram, draw_values
 from .plots import draw_loss_by_level, draw_loss_over_steps
 from .svg import svg_uri
 
-__all__ = ["COSTS", "comparison", "histogram", "loss_by_level", "loss_over_steps", "memory_by_level", "values"]
+__all__ = ["COSTS", "comparison", "histogram", "information_by_level", "loss_by_level", "loss_over_steps", "memory_by_level", "values"]
 
 WIDTH, HEIGHT = 5.2, 3.7
 """Inches: narrow, so that the letters stay legible where a phone shows the whole width."""
@@ -61,6 +61,20 @@ def values(parts: Mapping[str, tuple[float, float]], unit: str) -> str:
     """See `likelihoods.draw_values`."""
     figure, axes = _panel(0.9 + 0.33 * len(parts))
     draw_values(axes, parts, unit)
+    return svg_uri(figure)
+
+
+def information_by_level(curves: Mapping[str, Mapping[str, Any]]) -> str:
+    """Nats for each unit of half log-SNR that each named condition tells, by both forms: {"levels", "by_level", "orthogonal_by_level"}."""
+    figure, axes = _panel()
+    for k, (name, curve) in enumerate(curves.items()):
+        colour = COLOURS[k % len(COLOURS)]
+        axes.plot(curve["levels"], curve["by_level"], color=colour, linewidth=1.8, marker="o", markersize=3.5, label=name)
+        dashed: dict[str, Any] = {"color": colour, "linewidth": 1.4, "linestyle": (0, (4, 2))}
+        axes.plot(curve["levels"], curve["orthogonal_by_level"], label=f"{name}, by distance of branches", **dashed)
+    axes.axhline(0.0, color="0.6", linewidth=0.8)
+    fig.style(axes, "", "← noise       half log-SNR  λ = log(α/σ)       data →", "nats a unit of λ")
+    fig.legend(axes)
     return svg_uri(figure)
 
 

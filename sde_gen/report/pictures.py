@@ -54,6 +54,11 @@ def _flat(x: Tensor) -> tuple[Tensor, str]:
     return x[:, :, depth // 2], f"slice {depth // 2 + 1} of {depth} of each volume"
 
 
+def flat_images(x: Tensor) -> Tensor:
+    """Images (N, C, H, W) as they are, and the middle slices of volumes (N, C, D, H, W)."""
+    return _flat(x)[0]
+
+
 def _side(x: Tensor, budget: int) -> int:
     """Images along a side of the grid, at most 10 and no more than make a square, so that the values shown stay within the budget."""
     shown = math.prod(x.shape[2:]) * (3 if x.shape[1] in (3, 4) else 1)

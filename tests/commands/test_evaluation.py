@@ -108,7 +108,7 @@ class Classes(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         alpha, sigma = (value[:, None].to(x) for value in make_sde("vp").marginal(t.double()))
-        mean = self.means[label]
+        mean = torch.cat([self.means, self.means.mean(0, keepdim=True)])[label]
         return mean + alpha * 0.25 / (alpha**2 * 0.25 + sigma**2) * (x - alpha * mean)
 
 

@@ -32,6 +32,10 @@ LAWS: dict[str, MixtureData] = {
 }
 
 
+OF_NULL = {"null branch trained too little", "branches disagree"}
+"""What is true of a network that was without its label for 35 steps; tests/diagnostics/test_condition_checks.py has exact ones."""
+
+
 def names(findings: list[Any]) -> list[str]:
     return [finding.name for finding in findings]
 
@@ -79,8 +83,8 @@ def test_silent_on_exact_models(sde: str, law: str) -> None:
 
 
 def test_silent_on_trained_models(data: Dataset, conditional: tuple[ScoreModel, ScoreModel], plain: tuple[ScoreModel, ScoreModel]) -> None:
-    for model, raw in (conditional, plain):
-        assert diagnose(model, data, raw, sampling=DDIM) == []
+    assert diagnose(plain[0], data, plain[1], sampling=DDIM) == []
+    assert set(names(diagnose(conditional[0], data, conditional[1], sampling=DDIM))) <= OF_NULL
 
 
 def test_average_too_young(data: Dataset, plain: tuple[ScoreModel, ScoreModel]) -> None:
@@ -103,7 +107,7 @@ def test_nan_weights(data: Dataset, conditional: tuple[ScoreModel, ScoreModel]) 
     found = diagnose(model.with_network(broken), data, raw)
     assert names(found) == ["NaN weights"] and found[0].numbers["values"] == 1 and "averaged" in found[0].evidence
     found = diagnose(model, data, raw.with_network(broken))
-    assert names(found) == ["NaN weights"] and found[0].severity == "warning"
+    assert names(found)[0] == "NaN weights" and set(names(found)[1:]) <= OF_NULL and found[0].severity == "warning"
     assert names(diagnose(wrapped(model, lambda x, c, **cond: x * float("inf")), data)) == ["NaN answers"]
 
 
@@ -238,7 +242,7 @@ def test_a_small_noise_loss_that_is_a_large_error_of_the_data(sde: str) -> None:
 def test_a_part_of_sorted_items_is_of_all_of_them() -> None:
     labels = torch.arange(2).repeat_interleave(50)
     x = 4.0 * labels[:, None] + torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
-    measured = LevelErrors(RingData().model(make_sde("vp")), x, x.flip(0), (labels, labels.flip(0)))
+    measured = LevelErrors(RingData().model(make_sde("vp")), x, x.flip(0), ({"label": labels}, {"label": labels.flip(0)}))
     part = measured.thinned(10, 4)
     assert part.labels is not None and part.labels[0].bincount().tolist() == [5, 5]
     assert torch.equal(part.items, x[::10]) and torch.equal(part.best, measured.best[::4, ::10])
@@ -271,7 +275,9 @@ def test_any_denoiser_is_diagnosed_but_for_the_meaning_of_its_output(
     data: Dataset, conditional: tuple[ScoreModel, ScoreModel], plain: tuple[ScoreModel, ScoreModel]
 ) -> None:
     for model, raw in (conditional, plain):
-        assert diagnose(Wrapped(model), data, Wrapped(raw), sampling=DDIM, samples=200) == []
+        assert set(names(diagnose(Wrapped(model), data, Wrapped(raw), sampling=DDIM, samples=200))) <= (
+            OF_NULL if model.encoders else set()
+        )
     model = plain[0]
     assert names(diagnose(Wrapped(model, lambda denoised: -denoised), data)) == ["not learned"]
     assert names(diagnose(Wrapped(model, lambda denoised: -denoised), data, Wrapped(plain[1]))) == ["EMA too young"]
@@ -386,7 +392,7 @@ def test_the_samples_of_a_conditional_model_have_the_classes_of_its_data_and_are
     unlabelled = replace(data, test=100 * x[::3], test_labels=None)  # is not asked for an answer without a label, which `Known` refuses
     assert names(diagnose(exact, unlabelled)) == []
     wrong = replace(data, train=x.abs(), test=x[::3].abs())  # values that the model does not have
-    assert "values unlike the data's" in names(check_samples(exact, wrong.train, labels, 2, {"solver": "dpm", "steps": 15}, 0, 400))
+    assert "values unlike the data's" in names(check_samples(exact, wrong.train, {"label": labels}, {"solver": "dpm", "steps": 15}, 0, 400))
 
 
 def test_refuses_what_it_cannot_measure(plain: tuple[ScoreModel, ScoreModel]) -> None:
