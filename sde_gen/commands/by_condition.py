@@ -102,7 +102,7 @@ def _words(encoders: Mapping[str, Condition], cond: Mapping[str, Tensor], row: i
         if isinstance(encoder, Map):
             continue
         if isinstance(encoder, Label):
-            text = str(int(value) if encoder.names is None else encoder.names[int(value)])
+            text = encoder.word(int(value))
         elif isinstance(encoder, SequenceCondition):
             text = f"{int((~torch.isnan(value).any(1)).sum())} places"
         else:

@@ -57,6 +57,10 @@ class Label(Condition):
             raise ValueError(f"condition {self.name!r} must be in 0 .. {self.classes - 1} ({self.classes}: not given), got {span}")
         return value
 
+    def word(self, value: int) -> str:
+        """The data's own word for a class; "?" where none is given."""
+        return "?" if value == self.classes else str(value if self.names is None else self.names[value])
+
     def missing(self, count: int, device: torch.device) -> Tensor:
         return torch.full((count,), self.classes, device=device)
 
