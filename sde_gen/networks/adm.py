@@ -1,0 +1,108 @@
+"""The U-Net of guided diffusion (ADM) and, with other options, that of improved diffusion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .base import check_count, check_counts, check_probability
+from .embeddings import LabelEmbedding
+from .song import RESAMPLINGS, LevelFeatures, ResampledUNet, Style, check_choice, check_flag, check_number, check_width
+
+
+class ADMEmbedding(nn.Module):
+    """SiLU(W_2 SiLU(W_1 features(c)) + table[label]), (B,) and (B,) -> (B, width); without `null` each sample must have a label."""
+
+    def __init__(self, level: LevelFeatures, features: int, width: int, classes: int | None, label_dropout: float, null: bool) -> None:
+        super().__init__()
+        self.level, self.null = level, null
+        self.label = None if classes is None else LabelEmbedding(classes, width, label_dropout if null else 0.0)
+        self.linear1, self.linear2 = nn.Linear(features, width), nn.Linear(width, width)
+        if self.label is not None and not null:
+            self.label.table = nn.Embedding(self.label.classes, width)  # no row that a sample without label could get
+
+    def forward(self, c: Tensor, label: Tensor | None) -> Tensor:
+        told = self.linear2(F.silu(self.linear1(self.level(c).to(self.linear1.weight.dtype))))
+        if self.label is not None:
+            if label is None and not self.null:
+                raise ValueError("this network was trained with a label for every sample: give cond={'label': ...}")
+            told = told + self.label(label, len(c))
+        elif label is not None:
+            raise ValueError("this network was made without classes and takes no label; give make_network(classes=...)")
+        return F.silu(told)
+
+
+class ADMUNet(ResampledUNet):
+    """The U-Net of Dhariwal and Nichol 2021 (arXiv:2105.05233), and with scale_shift and resampling as they were that of Nichol and
+    Dhariwal 2021 (arXiv:2102.09672): the same function for the same weights as guided-diffusion's, improved-diffusion's and EDM's own
+    classes, for pictures of any size. See `Network` for the call; weights are loaded by `sde_gen.load_external`.
+
+    Args:
+        shape: (C, H, W).
+        classes: number of classes or None.
+        out_channels: channels of the result; as many as the input if None (twice as many where the variance is learned).
+        width: channels of the first level, even.
+        multipliers: channels of each level over `width`; as many levels as entries.
+        blocks: residual blocks in each level on the way down (one more on the way up).
+        attention: levels with attention, 0 being the first; the middle always has it.
+        heads: number of attention heads, where head_channels is None.
+        head_channels: channels of each head, a divisor of the channels of those levels, or None.
+        scale_shift: whether the condition scales and shifts the second norm of a block, or is added before it.
+        resampling: "block" or "conv", see `Style`.
+        group: least channels of a group of the group norms (at most 32 groups).
+        clock_scale, clock_shift: the network's clock is clock_scale c + clock_shift, see `SongUNet`.
+        null: whether there is a null label; without it (a network that was trained without) each call must have a label.
+        dropout: probability in [0, 1), inside the residual blocks.
+        label_dropout: probability of the null label in training.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        classes: int | None = None,
+        out_channels: int | None = None,
+        *,
+        width: int = 64,
+        multipliers: Sequence[int] = (1, 2, 2),
+        blocks: int = 1,
+        attention: Sequence[int] = (1,),
+        heads: int = 1,
+        head_channels: int | None = None,
+        scale_shift: bool = True,
+        resampling: str = "block",
+        group: int = 4,
+        clock_scale: float = 60.0,
+        clock_shift: float = 600.0,
+        null: bool = True,
+        dropout: float = 0.0,
+        label_dropout: float = 0.1,
+    ) -> None:
+        options = {
+            "width": check_width(width),
+            "multipliers": check_counts("multipliers", multipliers),
+            "blocks": check_count("blocks", blocks),
+            "attention": check_counts("attention", attention, 0),
+            "heads": check_count("heads", heads),
+            "head_channels": None if head_channels is None else check_count("head_channels", head_channels),
+            "scale_shift": check_flag("scale_shift", scale_shift),
+            "resampling": check_choice("resampling", resampling, RESAMPLINGS),
+            "group": check_count("group", group),
+            "clock_scale": check_number("clock_scale", clock_scale),
+            "clock_shift": check_number("clock_shift", clock_shift),
+            "null": check_flag("null", null),
+            "dropout": check_probability("dropout", dropout),
+            "label_dropout": check_probability("label_dropout", label_dropout),
+        }
+        super().__init__(shape, classes, out_channels, options)
+        level = LevelFeatures(width, "positional", clock_scale, clock_shift, closed=False, sine_first=False)
+        self.embedding = ADMEmbedding(level, width, 4 * width, self.classes, label_dropout, null)
+        style = Style(4 * width, scale_shift, False, 1e-5, group, (1, 1), resampling, False, False, dropout)
+        self.build(
+            style, width, multipliers, blocks, attention, lambda channels: heads if head_channels is None else channels // head_channels
+        )
+
+    def null(self, name: str, value: Tensor) -> Tensor | None:
+        return torch.full_like(value, self.classes) if name == "label" and self.classes is not None and self.options["null"] else None
