@@ -1,9 +1,6 @@
 """Other libraries' checkpoints in and out: nothing in them is executed, and what they do not say is asked for."""
 
-from ..errors import CheckpointError
-from .reader import read
+from .formats import FORMATS, ExternalModel, load_external
+from .presets import PRESETS
 
-
-def load_external(path):
-    read(path)
-    raise CheckpointError(f"{path} knows no such checkpoint")
+__all__ = ["FORMATS", "PRESETS", "ExternalModel", "load_external"]

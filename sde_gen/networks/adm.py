@@ -50,6 +50,7 @@ class ADMUNet(ResampledUNet):
         attention: levels with attention, 0 being the first; the middle always has it.
         heads: number of attention heads, where head_channels is None.
         head_channels: channels of each head, a divisor of the channels of those levels, or None.
+        noise_multiplier: number of sines and cosines of the noise level over `width`.
         scale_shift: whether the condition scales and shifts the second norm of a block, or is added before it.
         resampling: "block" or "conv", see `Style`.
         group: least channels of a group of the group norms (at most 32 groups).
@@ -71,6 +72,7 @@ class ADMUNet(ResampledUNet):
         attention: Sequence[int] = (1,),
         heads: int = 1,
         head_channels: int | None = None,
+        noise_multiplier: int = 1,
         scale_shift: bool = True,
         resampling: str = "block",
         group: int = 4,
@@ -87,6 +89,7 @@ class ADMUNet(ResampledUNet):
             "attention": check_counts("attention", attention, 0),
             "heads": check_count("heads", heads),
             "head_channels": None if head_channels is None else check_count("head_channels", head_channels),
+            "noise_multiplier": check_count("noise_multiplier", noise_multiplier),
             "scale_shift": check_flag("scale_shift", scale_shift),
             "resampling": check_choice("resampling", resampling, RESAMPLINGS),
             "group": check_count("group", group),
@@ -97,9 +100,10 @@ class ADMUNet(ResampledUNet):
             "label_dropout": check_probability("label_dropout", label_dropout),
         }
         super().__init__(shape, classes, out_channels, options)
-        level = LevelFeatures(width, "positional", clock_scale, clock_shift, closed=False, sine_first=False)
-        self.embedding = ADMEmbedding(level, width, 4 * width, self.classes, label_dropout, null)
-        style = Style(4 * width, scale_shift, False, 1e-5, group, (1, 1), resampling, False, False, dropout)
+        features = width * noise_multiplier
+        level = LevelFeatures(features, "positional", clock_scale, clock_shift, closed=False, sine_first=False)
+        self.embedding = ADMEmbedding(level, features, 4 * features, self.classes, label_dropout, null)
+        style = Style(4 * features, scale_shift, False, 1e-5, group, (1, 1), resampling, False, False, dropout)
         self.build(
             style, width, multipliers, blocks, attention, lambda channels: heads if head_channels is None else channels // head_channels
         )

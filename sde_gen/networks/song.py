@@ -84,7 +84,7 @@ class LevelFeatures(nn.Module):
 
     def forward(self, c: Tensor) -> Tensor:
         clock = self.scale * c.to(self.frequencies.dtype) + self.shift
-        angles = clock[:, None] * self.frequencies * self.turns
+        angles = clock[:, None] * (self.frequencies * self.turns)
         waves = (angles.sin(), angles.cos()) if self.sine_first else (angles.cos(), angles.sin())
         return torch.cat(waves, dim=1)
 
