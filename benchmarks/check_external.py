@@ -34,7 +34,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent / "tests"))
 from foreign_checkpoints import adm_state, edm_pickle, score_sde_file  # noqa: E402
 
-PICTURES, DRAWS = 16, 4
+PICTURES, DRAWS = 12, 4
 """Pictures of one check, and checks of each network with its facts as they are."""
 
 
@@ -59,11 +59,11 @@ class Family:
 
 VP = {"sde": "vp", "continuous": True, "centered": True, "beta_min": 0.1, "beta_max": 20.0, "size": 8, "skip_rescale": True, "fir": False}
 VE = {"sde": "ve", "continuous": True, "centered": False, "scale_by_sigma": True, "size": 8, "skip_rescale": True, "fir": True}
-SONG: dict[str, Any] = {"width": 32, "multipliers": [1, 2], "attention": [1], "blocks": 1}
+SONG: dict[str, Any] = {"width": 16, "multipliers": [1, 2], "attention": [1], "blocks": 1}
 NCSNPP = SONG | {"encoder": "residual", "kernel": [1, 3, 3, 1]}
 FOURIER = NCSNPP | {"embedding": "fourier", "noise_multiplier": 2, "fourier_scale": 1.0, "clock_scale": -1.0, "clock_shift": -0.6931471805599453}
 ADM = {"size": 8, "prediction": "noise", "rescale_timesteps": False, "heads": 4}
-ADMNET: dict[str, Any] = {"width": 32, "multipliers": [1, 2], "attention": [0, 1], "heads": 4, "group": 1, "null": False}
+ADMNET: dict[str, Any] = {"width": 16, "multipliers": [1, 2], "attention": [0, 1], "heads": 4, "group": 1, "null": False}
 of_sigma = sde_gen.make_sde("ve", sigma_min=0.02, sigma_max=100.0)
 of_linear = sde_gen.make_sde("ddpm", betas="linear", steps=1000)
 of_cosine = sde_gen.make_sde("ddpm", betas="cosine", steps=4000)
@@ -119,7 +119,7 @@ def coloured_digits(seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def train(family: Family, images: Tensor, steps: int) -> tuple[Any, Any]:
-    """The raw and the averaged network after so many steps of 64 pictures."""
+    """The raw and the averaged network after so many steps of 48 pictures."""
     torch.manual_seed(0)
     network = make_network(family.kind, (3, 8, 8), None, 6 if family.kind == "adm" else 3, **family.options)
     variance = {"variance": "learned_range"} if family.kind == "adm" else {}
@@ -130,8 +130,8 @@ def train(family: Family, images: Tensor, steps: int) -> tuple[Any, Any]:
     z = images / 127.5 - 1
     network.train()
     for step in range(steps):
-        x_0 = z[torch.randint(len(z), (64,), generator=generator)]
-        level = torch.empty(64, dtype=torch.float64).uniform_(-4.0, 4.0, generator=generator)
+        x_0 = z[torch.randint(len(z), (48,), generator=generator)]
+        level = torch.empty(48, dtype=torch.float64).uniform_(-4.0, 4.0, generator=generator)
         t = family.sde.time_of(level).clamp(family.sde.t_min, family.sde.t_max)
         alpha, sigma = (value.float()[:, None, None, None] for value in family.sde.marginal(t))
         noise = torch.randn(x_0.shape, generator=generator)
