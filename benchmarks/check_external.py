@@ -2,10 +2,10 @@
 
     python benchmarks/check_external.py [--steps 500] [--out benchmarks/results/check_external.json]
 
-Six small networks learn coloured digits (8x8, three channels that differ) as score_sde, EDM, guided- and improved-diffusion train theirs. Each
-is loaded with its facts as they are, for several draws of pictures (an alarm then is a false one), and with each single fact wrong that
-the library's users get wrong: the prediction, the clock, the pictures' range, the order of the channels, the order and the number of the
-attention heads, the schedule, the raw weights in the place of the averaged ones. Named is right where both the fact and its right value are.
+Six small networks learn coloured digits (8x8, three channels that differ) as score_sde, EDM, guided- and improved-diffusion train theirs.
+Each is loaded with its facts as they are, for several draws of pictures (an alarm then is a false one), and with each single fact wrong
+that users get wrong: the prediction, the clock, the pictures' range, the order of the channels, the order and the number of the attention
+heads, the schedule, the raw weights in the place of the averaged ones. Named is right where both the fact and its right value are.
 """
 
 from __future__ import annotations
@@ -61,7 +61,13 @@ VP = {"sde": "vp", "continuous": True, "centered": True, "beta_min": 0.1, "beta_
 VE = {"sde": "ve", "continuous": True, "centered": False, "scale_by_sigma": True, "size": 8, "skip_rescale": True, "fir": True}
 SONG: dict[str, Any] = {"width": 16, "multipliers": [1, 2], "attention": [1], "blocks": 1}
 NCSNPP = SONG | {"encoder": "residual", "kernel": [1, 3, 3, 1]}
-FOURIER = NCSNPP | {"embedding": "fourier", "noise_multiplier": 2, "fourier_scale": 1.0, "clock_scale": -1.0, "clock_shift": -0.6931471805599453}
+FOURIER = NCSNPP | {
+    "embedding": "fourier",
+    "noise_multiplier": 2,
+    "fourier_scale": 1.0,
+    "clock_scale": -1.0,
+    "clock_shift": -0.6931471805599453,
+}
 ADM = {"size": 8, "prediction": "noise", "rescale_timesteps": False, "heads": 4}
 ADMNET: dict[str, Any] = {"width": 16, "multipliers": [1, 2], "attention": [0, 1], "heads": 4, "group": 1, "null": False}
 of_sigma = sde_gen.make_sde("ve", sigma_min=0.02, sigma_max=100.0)
@@ -94,7 +100,12 @@ FAMILIES = [
         (("attention order", "legacy"), ("heads", "heads = 4"), ("heads", "heads = 4"), ("schedule", "linear")),
     ),
     Family(
-        *("improved diffusion", "adm", ADMNET | {"clock_scale": 0.25, "clock_shift": 0.0, "resampling": "conv", "scale_shift": False}, of_cosine),
+        *(
+            "improved diffusion",
+            "adm",
+            ADMNET | {"clock_scale": 0.25, "clock_shift": 0.0, "resampling": "conv", "scale_shift": False},
+            of_cosine,
+        ),
         {"prediction": "noise", "clock": "index"},
         ADM | {"schedule": "cosine", "steps": 4000, "attention_order": "legacy", "rescale_timesteps": True},
         *("index of 1000", ("scaled_score", "data", "v", "edm"), ("t", "999 (1 - t), a reversed index", "log sigma", "sigma")),
@@ -106,7 +117,7 @@ OTHER_CLOCKS = OTHER_CLOCKS | {"log(sigma/4)": lambda sde, t: -sde.half_log_snr(
 
 
 def coloured_digits(seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Digits in inks of three channels that differ in brightness and change from picture to picture: (1500, 3, 8, 8) and (297, 3, 8, 8), 0 .. 255."""
+    """Digits in inks of three channels that differ in brightness and change from picture to picture: 1500 and 297 of them, 0 .. 255."""
     data = sde_gen.load_dataset("digits")
     generator = torch.Generator().manual_seed(seed)
     parts = []
@@ -232,7 +243,9 @@ def main() -> None:
     false = sum(row["alarm"] for row in alarms)
     print(f"\n{count[True]} of {len(rows)} wrong facts named; {false} false alarms in {len(alarms)} checks of right ones")
     if arguments.out:
-        arguments.out.write_text(json.dumps({"steps": arguments.steps, "torch": torch.__version__, "wrong": rows, "right": alarms}, indent=1) + "\n")
+        arguments.out.write_text(
+            json.dumps({"steps": arguments.steps, "torch": torch.__version__, "wrong": rows, "right": alarms}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

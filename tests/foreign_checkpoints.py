@@ -74,7 +74,9 @@ def score_sde_state(network: SongUNet, seed: int = 9) -> dict[str, Tensor]:
             if isinstance(module.attention, Attention):
                 here = name()
                 put(found, f"{here}.GroupNorm_0", module.attention.norm)
-                for k, (weight, bias) in enumerate(zip(module.attention.qkv.weight.chunk(3), module.attention.qkv.bias.chunk(3), strict=True)):
+                for k, (weight, bias) in enumerate(
+                    zip(module.attention.qkv.weight.chunk(3), module.attention.qkv.bias.chunk(3), strict=True)
+                ):
                     found[f"{here}.NIN_{k}.W"], found[f"{here}.NIN_{k}.b"] = weight.detach().T.clone(), bias.detach().clone()
                 found[f"{here}.NIN_3.W"] = module.attention.mix.weight.detach().T.clone()
                 found[f"{here}.NIN_3.b"] = module.attention.mix.bias.detach().clone()
@@ -106,7 +108,7 @@ def edm_state(network: ResampledUNet) -> dict[str, Tensor]:
     if song and network.options["embedding"] == "fourier":
         found["map_noise.freqs"] = network.embedding.level.frequencies.clone()
     if network.classes is not None:
-        table = network.embedding.label.table.weight.detach()
+        table = network.encoders["label"].table.weight.detach()
         null = table[-1] if song else torch.zeros_like(table[-1])
         scale = math.sqrt(network.classes) if song else 1.0
         found["map_label.weight"] = ((table[:-1] - null) / scale).T.clone()
@@ -114,7 +116,7 @@ def edm_state(network: ResampledUNet) -> dict[str, Tensor]:
             found["map_label.bias"] = null.clone()
         else:
             with torch.no_grad():
-                network.embedding.label.table.weight[-1] = 0.0  # EDM's has no bias
+                network.encoders["label"].table.weight[-1] = 0.0  # EDM's has no bias
     filter_ = torch.tensor(network.options.get("kernel", [1, 1]), dtype=torch.float32)
     filter_ = torch.outer(filter_, filter_)[None, None] / filter_.sum() ** 2
     for role, level, number, module in parts(network):
@@ -189,7 +191,9 @@ def adm_state(network: ADMUNet, order: str) -> dict[str, Tensor]:
     put(found, "time_embed.0", network.embedding.linear1)
     put(found, "time_embed.2", network.embedding.linear2)
     if network.classes is not None:
-        found["label_emb.weight"] = network.embedding.label.table.weight.detach().clone()
+        found["label_emb.weight"] = network.encoders["label"].table.weight.detach()[:-1].clone()
+        with torch.no_grad():
+            network.encoders["label"].table.weight[-1] = 0.0
     blocks, last = network.options["blocks"], len(network.encoder) - 1
     for role, level, number, module in parts(network):
         into, out_of = level * (blocks + 1), (last - level) * (blocks + 1)

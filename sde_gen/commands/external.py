@@ -47,11 +47,15 @@ where one does not fit."""
 def add_file_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that say what a file holds and which data it belongs to."""
     parser.add_argument("--format", metavar="NAME", help=f"{', '.join(FORMATS)} (default: as the file's keys say)")
-    parser.add_argument("--preset", metavar="NAME", help="a published configuration, as ve/cifar10_ncsnpp_continuous; an unknown one lists all")
+    parser.add_argument(
+        "--preset", metavar="NAME", help="a published configuration, as ve/cifar10_ncsnpp_continuous; an unknown one lists all"
+    )
     parser.add_argument("--facts", metavar="FILE", help="YAML or JSON of facts, or of the library's own configuration")
     parser.add_argument("--set", metavar="FACT=VALUE", action="append", default=[], help="a fact that the file does not say (repeatable)")
     parser.add_argument("--weights", metavar="NAME", default="ema", help="ema, the averaged ones, or raw (default %(default)s)")
-    parser.add_argument("--range", metavar="X", nargs=2, type=float, help="values that are -1 and 1 in the network (default: the data's range)")
+    parser.add_argument(
+        "--range", metavar="X", nargs=2, type=float, help="values that are -1 and 1 in the network (default: the data's range)"
+    )
     parser.add_argument("--data", metavar="NAME", help="data set or path of the user's own, as for run")
     parser.add_argument("--data-root", metavar="DIR", help="directory of a named set's files")
     parser.add_argument("--image-size", metavar="N", type=int, help="resize images from files: shorter side to N, middle square")
@@ -102,7 +106,9 @@ def read_foreign(arguments: argparse.Namespace, data: Dataset, weights: str | No
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
     if tuple(model.network.shape) != tuple(data.shape):
-        raise ConfigError(f"the network in {arguments.file} is for pictures of {tuple(model.network.shape)}, {data.name} has {tuple(data.shape)}")
+        raise ConfigError(
+            f"the network in {arguments.file} is for pictures of {tuple(model.network.shape)}, {data.name} has {tuple(data.shape)}"
+        )
     return model
 
 
@@ -192,7 +198,7 @@ def check_run(arguments: argparse.Namespace, say: Say = print) -> bool:
         other = "raw" if arguments.weights == "ema" else "ema"
         with contextlib.suppress(CheckpointError, ConfigError):
             found_other = read_foreign(arguments, data, other)
-            if found_other.source["average"] not in (model.source["average"], "only"):  # type: ignore[attr-defined]
+            if found_other.source["average"] not in (model.source["average"], "only"):
                 others[f"{other} weights"] = found_other
     pool, labels = (data.train, data.train_labels) if data.test is None else (data.test, data.test_labels)
     count = min(16, len(pool)) if arguments.images is None else arguments.images
@@ -200,9 +206,10 @@ def check_run(arguments: argparse.Namespace, say: Say = print) -> bool:
         raise ConfigError(f"--images must be in 4 .. {len(pool)}, got {count}")
     rows = subset(len(pool), count, arguments.seed)
     cond = {}
-    if getattr(model.network, "classes", None) is not None:
-        if labels is None or data.classes != model.network.classes:  # type: ignore[union-attr]
-            raise ConfigError(f"the network needs labels of {model.network.classes} classes, which {data.name} has not")  # type: ignore[union-attr]
+    classes = getattr(model.network, "classes", None)
+    if classes is not None:
+        if labels is None or data.classes != classes:
+            raise ConfigError(f"the network needs labels of {classes} classes, which {data.name} has not")
         cond = {"label": labels[rows]}
     found: Check = check_external(model, pool[rows], cond, others, arguments.seed)
     say(found.sentence)

@@ -60,19 +60,19 @@ def as_azula(model: Denoiser) -> Any:
     """
     _checked(model)
     try:
-        from azula.denoise import Denoiser as AzulaDenoiser
+        from azula.denoise import Denoiser as AzulaDenoiser  # type: ignore[import-not-found,unused-ignore]
         from azula.denoise import DiracPosterior
-        from azula.noise import Schedule
+        from azula.noise import Schedule  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
         raise ImportError("as_azula needs the package azula: pip install azula") from error
     first, span = model.sde.t_min, model.sde.t_max - model.sde.t_min
 
-    class Path(Schedule):  # type: ignore[misc]
+    class Path(Schedule):  # type: ignore[misc,unused-ignore]
         def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
             alpha, sigma = model.sde.marginal(first + span * t.double())
             return alpha.to(t.dtype), sigma.to(t.dtype)
 
-    class Adapter(AzulaDenoiser):  # type: ignore[misc]
+    class Adapter(AzulaDenoiser):  # type: ignore[misc,unused-ignore]
         def __init__(self) -> None:
             super().__init__()
             self.model, self.schedule = model, Path()
@@ -98,11 +98,11 @@ def as_deepinv(model: Denoiser, value_range: Sequence[float] = (0.0, 255.0)) -> 
         raise ValueError("as_deepinv needs one scale for all channels: the noise that deepinv adds is the same in all of them")
     unit = (high - low) / float(scale.flatten()[0])
     try:
-        from deepinv.models import Denoiser as DeepinvDenoiser
+        from deepinv.models import Denoiser as DeepinvDenoiser  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
         raise ImportError("as_deepinv needs the package deepinv: pip install deepinv") from error
 
-    class Adapter(DeepinvDenoiser):  # type: ignore[misc]
+    class Adapter(DeepinvDenoiser):  # type: ignore[misc,unused-ignore]
         def __init__(self) -> None:
             super().__init__()
             self.inner = inner

@@ -6,6 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
+from ..conditions import Label
 from ..errors import CheckpointError
 from ..networks.adm import ADMUNet
 from ..networks.song import Attention, ResampledConv, Stage
@@ -90,7 +93,9 @@ def load(tree: Any, given: Mapping[str, Any], weights: str) -> Imported:
 
 def _structure(named: Weights, facts: Facts) -> dict[str, Any]:
     """The options of an `ADMUNet` that the weights say."""
-    into, out_of = (1 + max(int(name.split(".")[1]) for name in named if name.startswith(f"{room}_blocks.")) for room in ("input", "output"))
+    into, out_of = (
+        1 + max(int(name.split(".")[1]) for name in named if name.startswith(f"{room}_blocks.")) for room in ("input", "output")
+    )
     ups = {name.split(".")[1] for name in named if re.fullmatch(r"output_blocks\.\d+\.[12]\.(conv|in_layers\.2)\.weight", name)}
     levels = len(ups) + 1
     blocks, rest = divmod(into - levels, levels)
@@ -101,12 +106,16 @@ def _structure(named: Weights, facts: Facts) -> dict[str, Any]:
     width, features = enter.shape[0], named["time_embed.0.weight"].shape[1]
     channels = [named[f"input_blocks.{k}.0.in_layers.2.weight"].shape[0] for k in firsts]
     if any(n % width for n in channels) or features % width:
-        raise CheckpointError(f"its levels have {channels} channels and its clock {features}, no multiples of the {width} of the first layer")
+        raise CheckpointError(
+            f"its levels have {channels} channels and its clock {features}, no multiples of the {width} of the first layer"
+        )
     conv = any(re.fullmatch(r"input_blocks\.\d+\.0\.op\.weight", name) for name in named)
     modulation = named["middle_block.0.emb_layers.1.weight"].shape[0] // channels[-1]
     out = named["out.2.weight"].shape[0]
     if out not in (enter.shape[1], 2 * enter.shape[1]):
-        raise CheckpointError(f"it has {out} outputs for {enter.shape[1]} inputs: an upsampler or another network that is no plain denoiser")
+        raise CheckpointError(
+            f"it has {out} outputs for {enter.shape[1]} inputs: an upsampler or another network that is no plain denoiser"
+        )
     label = named.get("label_emb.weight")
     facts.find("width", features)
     facts.find("multipliers", [n / features if n % features else n // features for n in channels])
@@ -127,7 +136,6 @@ def _structure(named: Weights, facts: Facts) -> dict[str, Any]:
         "resampling": "conv" if conv else "block",
         "group": 1,
         "null": False,
-        "label_dropout": 0.0,
     }
 
 
@@ -136,8 +144,10 @@ def _fill(filler: Filler, order: str) -> None:
     assert isinstance(network, ADMUNet)
     filler.layer(network.embedding.linear1, "time_embed.0")
     filler.layer(network.embedding.linear2, "time_embed.2")
-    if network.embedding.label is not None:
-        filler.put(network.embedding.label.table, "weight", filler.take("label_emb.weight"))
+    label = network.encoders.get("label")
+    if isinstance(label, Label):  # its last row, of no label, is one that nothing was learned about
+        table = filler.take("label_emb.weight")
+        filler.put(label.table, "weight", torch.cat([table, torch.zeros_like(table[:1])]))
     blocks, last = network.options["blocks"], len(network.encoder) - 1
     for role, level, number, module in parts(network):
         into, out_of = level * (blocks + 1), (last - level) * (blocks + 1)

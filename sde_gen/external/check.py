@@ -1,4 +1,4 @@
-"""Which stated fact of a foreign network is wrong: the error of its noise on a handful of pictures, as stated and with each fact changed."""
+"""Which stated fact of a foreign network is wrong: the error of its noise on a few pictures, as stated and with each fact changed."""
 
 from __future__ import annotations
 
@@ -115,20 +115,22 @@ def check_external(
         if error < 1.0 and float(gain.mean()) > max(least, SURE * doubt) and (best is None or error < best[0]):
             best = (error, other)
     error = float(own.mean().exp())
-    where = {"half_log_snr": levels.tolist(), "errors": stated.mean(1).tolist(), "linear": linear.tolist(), "others": table}
+    where = (levels.tolist(), stated.mean(1).tolist(), linear.tolist(), table)
     of_filter = "of the best linear filter's"
     if best is not None:
         better, other = best
-        sentence = f"the {other.fact} looks wrong: with {other.value} the error of the noise is {better:.3g} {of_filter}, as stated {error:.3g}"
-        return Check(sentence, False, other.fact, other.value, error, better, **where)
+        sentence = (
+            f"the {other.fact} looks wrong: with {other.value} the error of the noise is {better:.3g} {of_filter}, as stated {error:.3g}"
+        )
+        return Check(sentence, False, other.fact, other.value, error, better, *where)
     if error > 1.0:
         sentence = (
-            f"the error of the noise is {error:.3g} {of_filter}, and no single other fact brings it below 1: more than one is wrong, the pictures "
-            "are not of its kind, or it has not learned"
+            f"the error of the noise is {error:.3g} {of_filter}, and no single other fact brings it below 1: more than one is wrong, the "
+            "pictures are not of its kind, or it has not learned"
         )
-        return Check(sentence, False, None, None, error, None, **where)
+        return Check(sentence, False, None, None, error, None, *where)
     sentence = f"the facts fit: the error of the noise is {error:.3g} {of_filter}, and no other prediction, clock, range or order lowers it"
-    return Check(sentence, True, None, None, error, None, **where)
+    return Check(sentence, True, None, None, error, None, *where)
 
 
 def _levels(sde: SDE) -> Tensor:
@@ -164,7 +166,7 @@ def _linear_errors(z: Tensor, levels: Tensor) -> Tensor:
     Of colours that are uncorrelated and waves of one length at a time, whose power p the pictures say, it leaves alpha^2 p/(alpha^2 p +
     sigma^2) of the noise.
     """
-    count, channels, height, width = z.shape
+    _, channels, height, width = z.shape
     centred = (z - z.mean((0, 2, 3), keepdim=True)).double()
     colours = torch.linalg.eigh(torch.cov(centred.movedim(1, 0).flatten(1)).reshape(channels, channels)).eigenvectors
     power = torch.fft.fft2(torch.einsum("nchw,ck->nkhw", centred, colours), norm="ortho").abs().square().mean(0)

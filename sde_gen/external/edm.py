@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..conditions import Label
 from ..errors import CheckpointError
 from ..networks.adm import ADMUNet
 from ..networks.song import Attention, SongUNet, Stage
@@ -173,7 +174,7 @@ def _structure(named: Weights, facts: Facts) -> tuple[str, dict[str, Any]]:
     facts.find("attention_sizes", [sizes[level] for level in attention], "file")
     facts.find("model_type", "SongUNet" if song else "DhariwalUNet")
     options: dict[str, Any] = {
-        **{"width": width, "multipliers": multipliers, "blocks": blocks, "attention": attention, "group": 4, "label_dropout": 0.0},
+        **{"width": width, "multipliers": multipliers, "blocks": blocks, "attention": attention, "group": 4},
         "noise_multiplier": features // width,
     }
     if not song:
@@ -227,13 +228,14 @@ def _fill(filler: Filler, size: int) -> None:
     filler.layer(embedding.linear2, "map_layer1")
     if "map_noise.freqs" in filler.weights:
         filler.put(embedding.level, "frequencies", filler.take("map_noise.freqs"))
-    if embedding.label is not None:
+    label = network.encoders.get("label")
+    if isinstance(label, Label):
         table = filler.take("map_label.weight").float().T
         null = torch.zeros_like(table[:1])
         if isinstance(network, SongUNet):  # which gives its labels the length of their number's root, and adds a bias
             bias = filler.take("map_label.bias").float()
             table, null = table * math.sqrt(len(table)) + bias, null + bias
-        filler.put(embedding.label.table, "weight", torch.cat([table, null]))
+        filler.put(label.table, "weight", torch.cat([table, null]))
     for role, level, number, module in parts(network):
         room = "enc" if role in ("enter", "down", "side", "encode") else "dec"
         name = f"{room}.{size >> level}x{size >> level}_"

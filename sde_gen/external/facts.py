@@ -47,7 +47,9 @@ class Facts:
     def find(self, name: str, value: Any, origin: str = "file") -> None:
         """Note what the file says; ValueError where the caller says otherwise."""
         if name in self.given and not _same(self.given[name], value):
-            raise ValueError(f"config says {name} = {self.given[name]!r}, but the file {value!r}: it is not the network of this configuration")
+            raise ValueError(
+                f"config says {name} = {self.given[name]!r}, but the file {value!r}: it is not the network of this configuration"
+            )
         self.found[name] = (value, origin)
 
     def know(self, name: str) -> bool:

@@ -13,6 +13,7 @@ import torch
 from ..data import Normalizer
 from ..errors import CheckpointError
 from ..models.score import ScoreModel
+from ..networks.song import ResampledUNet
 from . import adm, edm, score_sde
 from .facts import Facts
 from .imported import Imported
@@ -28,6 +29,7 @@ class ExternalModel(ScoreModel):
     """A score model of a foreign checkpoint; `source` says where it comes from: file, its sha256, format, average ("ema", "raw", or "only"
     where the file has one set of weights), facts (each with its value and whether the file, a preset or the caller says it) and licence."""
 
+    network: ResampledUNet
     source: dict[str, Any]
 
 
@@ -42,8 +44,8 @@ def load_external(
 
     path: a file of score_sde_pytorch (NCSN++, DDPM++, DDPM), EDM (its pickles, or a state dict), guided-diffusion or improved-diffusion.
     format: "score_sde", "edm" or "adm"; None: as the keys of the file say.
-    config: what the file does not say: the name of a published configuration (see `sde_gen.external.PRESETS`), facts by name, the library's own
-        configuration as nested dicts, or both, {"preset": name, **facts}.
+    config: what the file does not say: the name of a published configuration (see `sde_gen.external.PRESETS`), facts by name, the
+        library's own configuration as nested dicts, or both, {"preset": name, **facts}.
     weights: "ema", the averaged ones, or "raw"; for a file with one set of weights, that one.
     value_range: the smallest and largest value that the pictures have outside, which become -1 and 1. 0 and 255, as they stand, are those
         of uint8 pictures, so that `bits_per_dim` takes them as they are.
@@ -64,7 +66,11 @@ def load_external(
             raise CheckpointError(f"it holds no network of {name}")
         found: Imported = FORMATS[name].load(content.tree, given, weights)
     except (CheckpointError, PickleError, ArithmeticError, AttributeError, LookupError, TypeError, RuntimeError) as error:
-        said = " ".join(str(error).split())[:300] if isinstance(error, ValueError) else f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        said = (
+            " ".join(str(error).split())[:300]
+            if isinstance(error, ValueError)
+            else f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        )
         raise CheckpointError(f"{path} is not what {name} writes: {said}") from error
     channels = found.network.shape[0]
     scale = torch.full((channels, 1, 1), (high - low) / 2)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..networks.song import ResampledUNet
 from ..sdes import SDE
 from .facts import Facts
 from .pickles import Record
@@ -21,7 +22,7 @@ class Imported:
     licence: of the weights or the code, a note for the user.
     """
 
-    network: nn.Module
+    network: ResampledUNet
     sde: SDE
     settings: dict[str, Any]
     facts: Facts

@@ -205,7 +205,7 @@ class _Machine:
         into = target.items if isinstance(target, Record) else target
         for key, value in zip(values[::2], values[1::2], strict=True):
             # the hash of what is nested deeply would run out of the machine's stack
-            if isinstance(key, tuple) and all(type(part) in PLAIN for part in key) or type(key) in PLAIN or isinstance(key, Global):
+            if (isinstance(key, tuple) and all(type(part) in PLAIN for part in key)) or type(key) in PLAIN or isinstance(key, Global):
                 into[key] = value
             elif isinstance(key, Record):
                 into[key.name] = value
@@ -273,12 +273,11 @@ def _same(argument: Any) -> Any:
     return argument
 
 
+_NUMBERS = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT")
+_BYTES = ("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8")
+_TEXTS = ("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
 _VALUES: dict[str, Callable[[Any], Any]] = {
-    name: _same
-    for name in ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING")
-} | {
-    **{name: _same for name in ("SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8")},
-    **{name: _same for name in ("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")},
+    **dict.fromkeys((*_NUMBERS, *_BYTES, *_TEXTS), _same),
     "NONE": lambda _: None,
     "NEWTRUE": lambda _: True,
     "NEWFALSE": lambda _: False,

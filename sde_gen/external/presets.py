@@ -65,13 +65,27 @@ def _edm() -> dict[str, dict[str, Any]]:
 
 def _adm() -> dict[str, dict[str, Any]]:
     guided: dict[str, Any] = {
-        **{"prediction": "noise", "rescale_timesteps": False, "learn_sigma": True, "scale_shift": True, "resblock_updown": True, "steps": 1000},
+        **{
+            "prediction": "noise",
+            "rescale_timesteps": False,
+            "learn_sigma": True,
+            "scale_shift": True,
+            "resblock_updown": True,
+            "steps": 1000,
+        },
         **{"schedule": "linear", "attention_order": "legacy", "width": 256, "blocks": 2, "channels": 3, "dropout": 0.0},
     }
     large = guided | {"size": 256, "head_channels": 64, "classes": None}
     lsun = large | {"dropout": 0.1}
     improved = {
-        **{"prediction": "noise", "rescale_timesteps": True, "learn_sigma": True, "scale_shift": True, "resblock_updown": False, "steps": 4000},
+        **{
+            "prediction": "noise",
+            "rescale_timesteps": True,
+            "learn_sigma": True,
+            "scale_shift": True,
+            "resblock_updown": False,
+            "steps": 4000,
+        },
         **{"schedule": "cosine", "attention_order": "legacy", "heads": 4, "width": 128, "blocks": 3, "channels": 3, "dropout": 0.0},
     }
     cifar, imagenet = improved | {"size": 32, "dropout": 0.3, "classes": None}, improved | {"size": 64, "classes": None}

@@ -390,7 +390,9 @@ def state_of(record: Any) -> dict[str, Tensor]:
     def walk(module: Any, prefix: str) -> None:
         state = module.state if isinstance(module, Record) and module.state is not None else module
         if isinstance(module, Record) and state is module:
-            state = next((part["state"] for part in module.arguments if isinstance(part, dict) and isinstance(part.get("state"), dict)), None)
+            state = next(
+                (part["state"] for part in module.arguments if isinstance(part, dict) and isinstance(part.get("state"), dict)), None
+            )
         if not isinstance(state, dict) or not isinstance(state.get("_modules"), dict):
             raise PickleError(f"it holds an object {getattr(module, 'name', type(module).__name__)!r} that is no network")
         for part in ("_parameters", "_buffers"):

@@ -45,8 +45,8 @@ def parts(network: ResampledUNet) -> Iterator[Part]:
 
 
 class Filler:
-    """Collects the state of a network from weights under other names; `finish` gives it, or a CheckpointError where one is left over, missing
-    or of another shape.
+    """Collects the state of a network from weights under other names; `finish` makes the network, or raises CheckpointError where one is
+    left over, missing or of another shape.
 
     block: the other library's names of a residual block's layers, in the order of `BLOCK`.
     attention: its names of an attention's norm, joint queries, keys and values (None where they are not joint) and projection.
@@ -110,7 +110,9 @@ class Filler:
         for name, value in wanted.items():
             found = self.state.get(name)
             if found is None or found.shape != value.shape:
-                raise CheckpointError(f"{name} should be {tuple(value.shape)}, the file has {None if found is None else tuple(found.shape)}")
+                raise CheckpointError(
+                    f"{name} should be {tuple(value.shape)}, the file has {None if found is None else tuple(found.shape)}"
+                )
         kind, shape, classes, out_channels, options = self.made
         network = make_network(kind, shape, classes, out_channels, **options)
         network.load_state_dict({name: value.float() for name, value in self.state.items()})

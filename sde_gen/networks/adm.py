@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .base import check_count, check_counts, check_probability
-from .embeddings import LabelEmbedding
+from .embeddings import ConditionEmbedding
 from .song import RESAMPLINGS, LevelFeatures, ResampledUNet, Style, check_choice, check_flag, check_number, check_width
 
 
-class ADMEmbedding(nn.Module):
-    """SiLU(W_2 SiLU(W_1 features(c)) + table[label]), (B,) and (B,) -> (B, width); without `null` each sample must have a label."""
+class ADMEmbedding(ConditionEmbedding):
+    """SiLU(W_2 SiLU(W_1 features(c)) + the conditions' vectors)."""
 
-    def __init__(self, level: LevelFeatures, features: int, width: int, classes: int | None, label_dropout: float, null: bool) -> None:
-        super().__init__()
-        self.level, self.null = level, null
-        self.label = None if classes is None else LabelEmbedding(classes, width, label_dropout if null else 0.0)
+    level: LevelFeatures  # type: ignore[assignment]
+    linear1: nn.Linear
+    linear2: nn.Linear
+
+    def __init__(self, level: LevelFeatures, features: int, width: int, conditions: Mapping[str, Any], spatial: Sequence[int]) -> None:
+        super().__init__(width, conditions, spatial)
+        self.level = level
         self.linear1, self.linear2 = nn.Linear(features, width), nn.Linear(width, width)
-        if self.label is not None and not null:
-            self.label.table = nn.Embedding(self.label.classes, width)  # no row that a sample without label could get
 
-    def forward(self, c: Tensor, label: Tensor | None) -> Tensor:
-        told = self.linear2(F.silu(self.linear1(self.level(c).to(self.linear1.weight.dtype))))
-        if self.label is not None:
-            if label is None and not self.null:
-                raise ValueError("this network was trained with a label for every sample: give cond={'label': ...}")
-            told = told + self.label(label, len(c))
-        elif label is not None:
-            raise ValueError("this network was made without classes and takes no label; give make_network(classes=...)")
-        return F.silu(told)
+    def of_level(self, c: Tensor) -> Tensor:
+        return self.linear2(F.silu(self.linear1(self.level(c).to(self.linear1.weight.dtype))))
 
 
 class ADMUNet(ResampledUNet):
@@ -42,7 +36,7 @@ class ADMUNet(ResampledUNet):
 
     Args:
         shape: (C, H, W).
-        classes: number of classes or None.
+        conditions: what it may be told (see `Network`).
         out_channels: channels of the result; as many as the input if None (twice as many where the variance is learned).
         width: channels of the first level, even.
         multipliers: channels of each level over `width`; as many levels as entries.
@@ -55,15 +49,16 @@ class ADMUNet(ResampledUNet):
         resampling: "block" or "conv", see `Style`.
         group: least channels of a group of the group norms (at most 32 groups).
         clock_scale, clock_shift: the network's clock is clock_scale c + clock_shift, see `SongUNet`.
-        null: whether there is a null label; without it (a network that was trained without) each call must have a label.
+        null: whether conditions may be left out; a network that was trained with all of them takes no call without.
         dropout: probability in [0, 1), inside the residual blocks.
-        label_dropout: probability of the null label in training.
     """
+
+    embedding: ADMEmbedding
 
     def __init__(
         self,
         shape: Sequence[int],
-        classes: int | None = None,
+        conditions: int | Mapping[str, Mapping[str, Any]] | None = None,
         out_channels: int | None = None,
         *,
         width: int = 64,
@@ -80,7 +75,6 @@ class ADMUNet(ResampledUNet):
         clock_shift: float = 600.0,
         null: bool = True,
         dropout: float = 0.0,
-        label_dropout: float = 0.1,
     ) -> None:
         options = {
             "width": check_width(width),
@@ -97,16 +91,22 @@ class ADMUNet(ResampledUNet):
             "clock_shift": check_number("clock_shift", clock_shift),
             "null": check_flag("null", null),
             "dropout": check_probability("dropout", dropout),
-            "label_dropout": check_probability("label_dropout", label_dropout),
         }
-        super().__init__(shape, classes, out_channels, options)
+        super().__init__(shape, conditions, out_channels, options)
         features = width * noise_multiplier
         level = LevelFeatures(features, "positional", clock_scale, clock_shift, closed=False, sine_first=False)
-        self.embedding = ADMEmbedding(level, features, 4 * features, self.classes, label_dropout, null)
+        self.embedding = ADMEmbedding(level, features, 4 * features, self.conditions, self.shape[1:])
         style = Style(4 * features, scale_shift, False, 1e-5, group, (1, 1), resampling, False, False, dropout)
         self.build(
             style, width, multipliers, blocks, attention, lambda channels: heads if head_channels is None else channels // head_channels
         )
 
     def null(self, name: str, value: Tensor) -> Tensor | None:
-        return torch.full_like(value, self.classes) if name == "label" and self.classes is not None and self.options["null"] else None
+        """Rows for the condition `name` not being given; None where the network was trained without."""
+        return self.encoders[name].null(value) if self.options["null"] and name in self.encoders else None
+
+    def forward(self, x: Tensor, c: Tensor, **cond: Tensor) -> Tensor:
+        if not self.options["null"] and len(cond) < len(self.conditions):
+            missing = ", ".join(repr(name) for name in self.conditions if name not in cond)
+            raise ValueError(f"this network was trained with {missing} given for every sample: give cond={{{missing}: ...}}")
+        return super().forward(x, c, **cond)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import GroupNorm, Network, attend, attention_flops, check_count, check_counts, check_probability, product_flops, zeroed
-from .embeddings import LabelEmbedding
+from .base import (
+    CrossAttention,
+    GroupNorm,
+    Network,
+    attend,
+    attention_flops,
+    check_count,
+    check_counts,
+    check_probability,
+    product_flops,
+    zeroed,
+)
+from .embeddings import ConditionEmbedding, Ports
 
 EMBEDDINGS, ENCODERS, DECODERS, RESAMPLINGS = (
     ("positional", "fourier"),
@@ -164,7 +175,7 @@ class ResampledConv(nn.Module):
         padding = 0 if corner and not self.up else 1
         self.conv = nn.Conv2d(channels, channels, 3, stride=1 if self.up else 2, padding=padding)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, ports: Ports) -> Tensor:
         if self.up:
             return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         return self.conv(F.pad(x, (0, 1, 0, 1)) if self.corner else x)
@@ -217,26 +228,39 @@ class Attention(nn.Module):
 
 
 class Stage(nn.Module):
-    """A residual block and, where `heads` is a number, attention."""
+    """A residual block and, where `heads` is a number, attention to itself and to the conditions' tokens of width `cross`."""
 
-    def __init__(self, channels: int, out_channels: int, style: Style, heads: int | None = None, direction: str | None = None) -> None:
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        style: Style,
+        heads: int | None = None,
+        direction: str | None = None,
+        cross: int | None = None,
+    ) -> None:
         super().__init__()
         self.block = ResidualBlock(channels, out_channels, style, direction)
         self.attention = nn.Identity() if heads is None else Attention(out_channels, heads, style)
+        self.cross = None if heads is None or cross is None else CrossAttention(out_channels, cross, heads)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        return self.attention(self.block(x, condition))
+    def forward(self, x: Tensor, ports: Ports) -> Tensor:
+        h = self.attention(self.block(x, ports.vector))
+        if self.cross is None or ports.tokens is None:
+            return h
+        y = self.cross(h.flatten(2).transpose(1, 2), *ports.tokens)
+        return h + y.transpose(1, 2).reshape(h.shape)
 
 
 class ResampledUNet(Network):
     """The backbone of the published U-Nets: levels of residual blocks, each half the size of the one before it.
 
-    A subclass sets `embedding`, called with the noise level and the label for the vector that all blocks are told. Sizes that
-    2^(levels - 1) does not divide are padded with zeros behind, and cropped again.
+    A subclass sets `embedding`, which turns noise level and conditions into what the blocks are told. Sizes that 2^(levels - 1) does not
+    divide are padded with zeros behind, and cropped again.
     """
 
     spatial_ranks = (2,)
-    embedding: nn.Module
+    embedding: ConditionEmbedding
 
     def build(
         self,
@@ -270,7 +294,10 @@ class ResampledUNet(Network):
                 return ResampledConv(channels, direction, style.corner)
             return Stage(channels, channels, style, None, direction)
 
-        self.enter = nn.Conv2d(self.shape[0], width, 3, padding=1)
+        def stage(channels: int, out: int, number: int | None) -> Stage:
+            return Stage(channels, out, style, number, cross=self.embedding.width if self.embedding.has_tokens else None)
+
+        self.enter = nn.Conv2d(self.shape[0] + self.embedding.map_channels, width, 3, padding=1)
         self.down, self.encoder, self.side = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         self.shrink, self.stretch = Resample("down", style.kernel), Resample("up", style.kernel)
         skips, h, aux = [width], width, self.shape[0]
@@ -285,11 +312,11 @@ class ResampledUNet(Network):
                 skips.append(h)
             stages = nn.ModuleList()
             for _ in range(blocks):
-                stages.append(Stage(h, channels, style, of_level[level]))
+                stages.append(stage(h, channels, of_level[level]))
                 h = channels
                 skips.append(h)
             self.encoder.append(stages)
-        self.middle = nn.ModuleList([Stage(h, h, style, of_middle), Stage(h, h, style)])
+        self.middle = nn.ModuleList([stage(h, h, of_middle), stage(h, h, None)])
         up, decoding, leaving = [], [], []
         for level, channels in reversed(list(enumerate(levels))):
             if level + 1 < len(levels):
@@ -297,7 +324,7 @@ class ResampledUNet(Network):
             stages = nn.ModuleList()
             for k in range(blocks + 1):
                 attends = attention_everywhere or k == blocks
-                stages.append(Stage(h + skips.pop(), channels, style, of_level[level] if attends else None))
+                stages.append(stage(h + skips.pop(), channels, of_level[level] if attends else None))
                 h = channels
             decoding.append(stages)
             if level == 0 or decoder == "skip":
@@ -311,17 +338,14 @@ class ResampledUNet(Network):
         height, width = self.shape[1:]
         return -(-height // unit) * unit, -(-width // unit) * unit
 
-    def forward(self, x: Tensor, c: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, **cond: Tensor) -> Tensor:
         self.check_input(x, c)
-        condition = self.embedding(c, label)
-        height, width = self.padded()
-        if (height, width) != self.shape[1:]:
-            x = F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
-        aux, h = x, self.enter(x)
+        ports = self.embedding(c, cond)
+        aux, h = self._pad(x), self.enter(self._pad(ports.beside(x)))
         skips = [h]
         for level, stages in enumerate(self.encoder.children()):
             if level > 0:
-                h = self.down[level - 1](h, condition)
+                h = self.down[level - 1](h, ports)
                 if self.side_in == "residual":
                     aux = h = (h + self.side[level - 1](aux)) * self.factor
                 elif self.side_in == "skip":
@@ -329,22 +353,27 @@ class ResampledUNet(Network):
                     h = h + self.side[level - 1](aux)
                 skips.append(h)
             for stage in stages.children():
-                h = stage(h, condition)
+                h = stage(h, ports)
                 skips.append(h)
         for stage in self.middle:
-            h = stage(h, condition)
+            h = stage(h, ports)
         result: Tensor | None = None
         for level in reversed(range(len(self.decoder))):
             if level + 1 < len(self.decoder):
-                h = self.up[level](h, condition)
+                h = self.up[level](h, ports)
             for stage in list(self.decoder.children())[level].children():
-                h = stage(torch.cat([h, skips.pop()], dim=1), condition)
+                h = stage(torch.cat([h, skips.pop()], dim=1), ports)
             if level < len(self.leave):
                 norm, conv = list(self.leave.children())[level].children()
                 y = conv(F.silu(norm(h)))
                 result = y if result is None else self.stretch(result) + y
         assert result is not None
         return result[..., : self.shape[1], : self.shape[2]]
+
+    def _pad(self, x: Tensor) -> Tensor:
+        height, width = self.padded()
+        behind = (0, width - self.shape[2], 0, height - self.shape[1])
+        return F.pad(x, behind) if any(behind) else x
 
     def _parts(self) -> Iterator[tuple[nn.Module, int]]:
         """Each part with the positions that its convolutions run at."""
@@ -364,11 +393,12 @@ class ResampledUNet(Network):
             yield from ((group, n) for group in groups)
 
     def flops(self) -> int:
-        """As `Network.flops`, without the filters with which maps are halved and doubled, less than a hundredth of it."""
+        """As `Network.flops`, for one token of the conditions, without the filters that maps are resampled with, a hundredth of it."""
         total = product_flops(self.embedding)
         for part, n in self._parts():
-            of_condition = sum(product_flops(m.modulation) for m in part.modules() if isinstance(m, ResidualBlock))
-            total += n * (product_flops(part) - of_condition) + of_condition
+            once = sum(product_flops(m.modulation) for m in part.modules() if isinstance(m, ResidualBlock))
+            once += sum(product_flops(m.key_value) for m in part.modules() if isinstance(m, CrossAttention))
+            total += n * (product_flops(part) - once) + once
             total += sum(attention_flops(n, m.qkv.in_features) for m in part.modules() if isinstance(m, Attention))
         return total
 
@@ -384,22 +414,24 @@ class ResampledUNet(Network):
             yield options | {"multipliers": deeper, "attention": [len(deeper) - 1] if options.get("attention", True) else []}
 
 
-class SongEmbedding(nn.Module):
-    """SiLU(W_2 SiLU(W_1 (features(c) + table[label]))), (B,) and (B,) -> (B, width)."""
+class SongEmbedding(ConditionEmbedding):
+    """SiLU(W_2 SiLU(W_1 (features(c) + the conditions' vectors))): the conditions are as wide as the features."""
 
-    def __init__(self, level: LevelFeatures, features: int, width: int, classes: int | None, label_dropout: float) -> None:
-        super().__init__()
+    level: LevelFeatures  # type: ignore[assignment]
+    linear1: nn.Linear
+    linear2: nn.Linear
+
+    def __init__(self, level: LevelFeatures, features: int, width: int, conditions: Mapping[str, Any], spatial: Sequence[int]) -> None:
+        super().__init__(features, conditions, spatial)
         self.level = level
-        self.label = None if classes is None else LabelEmbedding(classes, features, label_dropout)
         self.linear1, self.linear2 = nn.Linear(features, width), nn.Linear(width, width)
 
-    def forward(self, c: Tensor, label: Tensor | None) -> Tensor:
-        features = self.level(c).to(self.linear1.weight.dtype)
-        if self.label is not None:
-            features = features + self.label(label, len(c))
-        elif label is not None:
-            raise ValueError("this network was made without classes and takes no label; give make_network(classes=...)")
-        return F.silu(self.linear2(F.silu(self.linear1(features))))
+    def of_level(self, c: Tensor) -> Tensor:
+        features: Tensor = self.level(c)
+        return features.to(self.linear1.weight.dtype)
+
+    def whole(self, vector: Tensor) -> Tensor:
+        return F.silu(self.linear2(F.silu(self.linear1(vector))))
 
 
 class SongUNet(ResampledUNet):
@@ -414,7 +446,7 @@ class SongUNet(ResampledUNet):
 
     Args:
         shape: (C, H, W).
-        classes: number of classes or None.
+        conditions: what it may be told (see `Network`).
         out_channels: channels of the result; as many as the input if None.
         width: channels of the first level, even.
         multipliers: channels of each level over `width`; as many levels as entries.
@@ -433,13 +465,14 @@ class SongUNet(ResampledUNet):
         rescale: whether sums are divided by sqrt(2).
         group: least channels of a group of the group norms.
         dropout: probability in [0, 1), inside the residual blocks.
-        label_dropout: probability of the null label in training.
     """
+
+    embedding: SongEmbedding
 
     def __init__(
         self,
         shape: Sequence[int],
-        classes: int | None = None,
+        conditions: int | Mapping[str, Mapping[str, Any]] | None = None,
         out_channels: int | None = None,
         *,
         width: int = 64,
@@ -459,7 +492,6 @@ class SongUNet(ResampledUNet):
         rescale: bool = True,
         group: int = 4,
         dropout: float = 0.0,
-        label_dropout: float = 0.1,
     ) -> None:
         options = {
             "width": check_width(width),
@@ -479,12 +511,11 @@ class SongUNet(ResampledUNet):
             "rescale": check_flag("rescale", rescale),
             "group": check_count("group", group),
             "dropout": check_probability("dropout", dropout),
-            "label_dropout": check_probability("label_dropout", label_dropout),
         }
-        super().__init__(shape, classes, out_channels, options)
+        super().__init__(shape, conditions, out_channels, options)
         features = width * noise_multiplier
         level = LevelFeatures(features, embedding, clock_scale, clock_shift, fourier_scale)
-        self.embedding = SongEmbedding(level, features, 4 * width, self.classes, label_dropout)
+        self.embedding = SongEmbedding(level, features, 4 * width, self.conditions, self.shape[1:])
         block = resampling == "block"
         style = Style(4 * width, False, rescale, 1e-6, group, tuple(kernel), resampling, True, block, dropout)
         self.build(style, width, multipliers, blocks, attention, lambda channels: heads, encoder, decoder, False)

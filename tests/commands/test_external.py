@@ -37,7 +37,7 @@ def of_score_sde(path: Path) -> list[str]:
 
 
 def of_edm(path: Path) -> list[str]:
-    edm_pickle(path / "snapshot.pkl", randomised("song", size=8, width=8, multipliers=(1,), attention=(0,), classes=3, label_dropout=0.0))
+    edm_pickle(path / "snapshot.pkl", randomised("song", size=8, width=8, multipliers=(1,), attention=(0,), classes=3))
     return ["snapshot.pkl", "--data", pictures(path, labels=True)]
 
 
@@ -109,7 +109,7 @@ def test_a_check_of_a_file(sde_gen_command: Command, tmp_path: Path) -> None:
 )
 def test_bad_input_is_one_line(more: list[str], message: str, sde_gen_command: Command, tmp_path: Path) -> None:
     arguments = of_score_sde(tmp_path)
-    code, out, err = sde_gen_command("import", *arguments, *more, "--out", "run")
+    code, _, err = sde_gen_command("import", *arguments, *more, "--out", "run")
     assert code == 2 and len(err) == 1 and not (tmp_path / "run").exists()
     assert re.search(message, err[0]), err[0]
 

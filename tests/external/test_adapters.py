@@ -80,7 +80,9 @@ def test_azula(sde: sde_gen.SDE) -> None:
     x = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     alpha, sigma = adapted.schedule(torch.tensor(1.0, dtype=torch.float64))
     assert float(torch.log(alpha / sigma)) == pytest.approx(float(sde.half_log_snr(sde.t_max)), rel=1e-9)
-    ours = model.moments.flow(sigma * x, *(torch.stack(v) for v in zip((alpha, sigma), adapted.schedule(torch.tensor(0.0).double()), strict=True)))
+    ours = model.moments.flow(
+        sigma * x, *(torch.stack(v) for v in zip((alpha, sigma), adapted.schedule(torch.tensor(0.0).double()), strict=True))
+    )
     errors = []
     for steps in (64, 128):
         found = sample.DDIMSampler(adapted, steps=steps, silent=True, dtype=torch.float64)(sigma * x)

@@ -51,7 +51,7 @@ def test_score_sde_comes_back_to_the_bit(kind: str, tmp_path: Path) -> None:
         model = load_external(path, config=facts_of(kind), weights=weights)
         assert same(model.network, network) and model.source["average"] == weights
         assert {key: model.network.options[key] for key in raw.options if key != "fourier_scale"} == {
-            key: value for key, value in (raw.options | {"label_dropout": 0.1}).items() if key != "fourier_scale"
+            key: value for key, value in raw.options.items() if key != "fourier_scale"
         }
 
 
@@ -61,7 +61,7 @@ def test_an_average_of_other_tensors_is_refused(tmp_path: Path) -> None:
     tree = torch.load(path, weights_only=True)
     tree["ema"]["shadow_params"].insert(0, tree["model"]["module.all_modules.0.W"])
     torch.save(tree, path)
-    with pytest.raises(CheckpointError, match="averages 15[0-9] tensors|averages [0-9]+ tensors, but its network has"):
+    with pytest.raises(CheckpointError, match=r"averages \d+ tensors, but its network has \d+ that are trained"):
         load_external(path, config=facts_of("ncsnpp"))
     del tree["ema"]
     torch.save(tree, path)
@@ -81,7 +81,7 @@ EDM: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("precond", ["EDMPrecond", "VPPrecond", "VEPrecond"])
 def test_edm_comes_back(kind: str, precond: str, tmp_path: Path) -> None:
     clocks = {"EDMPrecond": (1.0, 0.0), "VPPrecond": (999.0, 0.0), "VEPrecond": (-1.0, -math.log(2))}
-    options = {"name": "song", "width": 16, "multipliers": (1, 2), "attention": (1,), "label_dropout": 0.0} | EDM[kind]
+    options = {"name": "song", "width": 16, "multipliers": (1, 2), "attention": (1,)} | EDM[kind]
     scale, shift = clocks[precond]
     network = randomised(options.pop("name"), **options | {"clock_scale": scale, "clock_shift": shift})
     weights = edm_state(network)
@@ -103,22 +103,24 @@ def test_edm_comes_back(kind: str, precond: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("scale_shift", [True, False])
 def test_adm_comes_back_to_the_bit(order: str, resampling: str, scale_shift: bool, tmp_path: Path) -> None:
     options = {"width": 32, "multipliers": (1, 2, 2), "attention": (1,), "head_channels": 16, "group": 1, "null": False, "blocks": 2}
-    more = {"resampling": resampling, "scale_shift": scale_shift, "label_dropout": 0.0, "clock_scale": 1.0, "clock_shift": 0.0}
+    more = {"resampling": resampling, "scale_shift": scale_shift, "clock_scale": 1.0, "clock_shift": 0.0}
     network = randomised("adm", classes=5, out=6, **options, **more)
     torch.save(adm_state(network, order), tmp_path / "a.pt")
     model = load_external(tmp_path / "a.pt", config=ADM | {"attention_order": order, "head_channels": 16})
     assert same(model.network, network) and model.variance == "learned_range" and model.network.options == network.options
-    other = load_external(tmp_path / "a.pt", config=ADM | {"attention_order": {"legacy": "new", "new": "legacy"}[order], "head_channels": 16})
+    other = load_external(
+        tmp_path / "a.pt", config=ADM | {"attention_order": {"legacy": "new", "new": "legacy"}[order], "head_channels": 16}
+    )
     assert not same(other.network, network)
     assert model.null("label", torch.zeros(3, dtype=torch.long)) is None
-    with pytest.raises(ValueError, match="a label for every sample"):
+    with pytest.raises(ValueError, match="given for every sample"):
         model.denoise(torch.zeros(1, 3, 16, 16), 0.5)
 
 
 def test_adm_of_half_the_width_at_its_first_level(tmp_path: Path) -> None:
     """As guided-diffusion's of 512 pixels, whose first level has half of the channels that its clock is made for."""
     options = {"width": 32, "multipliers": (1, 2), "attention": (1,), "noise_multiplier": 2, "group": 1, "null": False}
-    network = randomised("adm", heads=2, label_dropout=0.0, clock_scale=0.25, clock_shift=0.0, **options)
+    network = randomised("adm", heads=2, clock_scale=0.25, clock_shift=0.0, **options)
     torch.save(adm_state(network, "legacy"), tmp_path / "a.pt")
     given = ADM | {"attention_order": "legacy", "heads": 2, "steps": 4000, "rescale_timesteps": True}
     assert same(load_external(tmp_path / "a.pt", config=given).network, network)

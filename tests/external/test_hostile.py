@@ -70,7 +70,9 @@ class Tensors(pickle.Pickler):
         return value.found[1] if isinstance(value, Call) and value.found[0] == "storage" else None
 
 
-def tensor_of(offset: Any = 0, size: Any = (3, 4), stride: Any = (4, 1), count: Any = 12, key: str = "0", kind: Any = torch.FloatStorage) -> bytes:
+def tensor_of(
+    offset: Any = 0, size: Any = (3, 4), stride: Any = (4, 1), count: Any = 12, key: str = "0", kind: Any = torch.FloatStorage
+) -> bytes:
     buffer = io.BytesIO()
     storage = Call("storage", "storage", kind, key, "cpu", count)
     rebuild = torch._utils._rebuild_tensor_v2
@@ -108,7 +110,11 @@ def old_of(storage_count: int, told: int) -> bytes:
     """The old format with a storage that its tensor says has `storage_count` numbers, and the file `told`."""
     content = saved(torch.zeros(4), old=True)
     at = content.rindex(struct.pack("<q", 4))
-    return content[:at].replace(b"K\x04N", b"\x8a\x06" + struct.pack("<q", storage_count)[:6] + b"N") + struct.pack("<q", told) + content[at + 8 :]
+    return (
+        content[:at].replace(b"K\x04N", b"\x8a\x06" + struct.pack("<q", storage_count)[:6] + b"N")
+        + struct.pack("<q", told)
+        + content[at + 8 :]
+    )
 
 
 INNER = saved(torch.zeros(4).storage(), old=True)
@@ -120,10 +126,16 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "os.system by reduce": (lambda: pickle.dumps(system()), "knows no such checkpoint"),
     "os.system in torch.save": (lambda: saved({"x": torch.ones(2), "y": system()}), "knows no such checkpoint"),
     "os.system in the old torch.save": (lambda: saved({"x": torch.ones(2), "y": system()}, old=True), "knows no such checkpoint"),
-    "eval in a state": (lambda: pickle.dumps(Call(OrderedDict, state={"x": Call(eval, f"open('{CANARY}', 'w')")})), "knows no such checkpoint"),
+    "eval in a state": (
+        lambda: pickle.dumps(Call(OrderedDict, state={"x": Call(eval, f"open('{CANARY}', 'w')")})),
+        "knows no such checkpoint",
+    ),
     "exec of embedded source": (edm, "is not what edm writes"),
     "embedded source with a state": (lambda: edm(_modules={}, _parameters={"w": torch.ones(3)}), "is not what edm writes"),
-    "a key of the state that is called": (lambda: with_pickle(pickle.dumps({"a": Call(exec, f"open('{CANARY}', 'w')")}, 2)), "knows no such checkpoint"),
+    "a key of the state that is called": (
+        lambda: with_pickle(pickle.dumps({"a": Call(exec, f"open('{CANARY}', 'w')")}, 2)),
+        "knows no such checkpoint",
+    ),
     "Lightning's own classes": (
         lambda: saved({"state_dict": weights(), "callbacks": Call(exec, f"open('{CANARY}', 'w')"), "pytorch-lightning_version": "2.0"}),
         "knows no such checkpoint",
@@ -151,7 +163,10 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "the old format with a storage of terabytes": (lambda: old_of(MANY, MANY), "more than the"),
     "the old format with two sizes": (lambda: old_of(4, 5), "not what its tensors say"),
     # storages inside of storages
-    "a storage that is a pickle": (lambda: pickle.dumps({"w": Call(VIEW, Call(OF_BYTES, pickle.dumps(system())), 0, (1,), (1,))}), "something else"),
+    "a storage that is a pickle": (
+        lambda: pickle.dumps({"w": Call(VIEW, Call(OF_BYTES, pickle.dumps(system())), 0, (1,), (1,))}),
+        "something else",
+    ),
     "a storage in a storage": (lambda: pickle.dumps({"w": Call(OF_BYTES, pickle.dumps(Call(OF_BYTES, INNER)))}), "inside of a storage"),
     "a storage many times over": (
         lambda: b"\x80\x04(\x8c\x01x" + pickle.dumps(Call(OF_BYTES, INNER), 4)[2:-1].replace(b"\x95", b"\x95") + b"d.",
@@ -160,7 +175,10 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "one storage of bytes in a thousand tensors": (lambda: multiplied(1000), "hold more than"),
     # what takes memory or time
     "a thousand tuples inside of one another": (lambda: nested(1000), "nested more than"),
-    "a hundred thousand lists inside of one another": (lambda: b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b".", "nested more than|opcodes"),
+    "a hundred thousand lists inside of one another": (
+        lambda: b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b".",
+        "nested more than|opcodes",
+    ),
     "many marks": (lambda: nested(10**5), "nested more than|opcodes"),
     "a place in the memo beyond memory": (lambda: b"\x80\x02Nr\xff\xff\xff\x7f0N.", "knows no such checkpoint"),
     "bytes that are not there": (lambda: b"\x80\x04\x8e" + struct.pack("<Q", 1 << 40) + b"x.", "claims a value"),
@@ -186,7 +204,10 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "a header of petabytes": (lambda: safetensors(b"{}", length=1 << 50), "claims"),
     "a header that is no JSON": (lambda: safetensors(b"{'a': __import__('os')}"), "no checkpoint"),
     "a header of many brackets": (lambda: safetensors(b'{"a":' + b"[" * 10**5 + b"]" * 10**5 + b"}"), "no checkpoint"),
-    "numbers beyond the end": (lambda: safetensors({"a": ENTRY | {"data_offsets": [0, 1 << 50]}}, bytes(8)), "beyond its end|no checkpoint"),
+    "numbers beyond the end": (
+        lambda: safetensors({"a": ENTRY | {"data_offsets": [0, 1 << 50]}}, bytes(8)),
+        "beyond its end|no checkpoint",
+    ),
     "a shape beyond its numbers": (lambda: safetensors({"a": ENTRY | {"shape": [1 << 40]}}, bytes(8)), "no checkpoint"),
     "negative offsets": (lambda: safetensors({"a": ENTRY | {"data_offsets": [-8, 0]}}, bytes(8)), "no checkpoint"),
     "tensors that share numbers": (lambda: safetensors({"a": ENTRY, "b": ENTRY}, bytes(8)), "no checkpoint"),

@@ -36,7 +36,9 @@ def configs(library: str) -> Any:
 def of_score_sde(name: str, weights: str) -> sde_gen.ScoreModel:
     config = configs("score_sde")[f"score_sde-{name}"]["config"]
     process, continuous = ("vesde" if "ve" in name else "vpsde"), "discrete" not in name
-    return load_external(GOLDEN / f"score_sde-{name}.pth", config=config | {"training": {"sde": process, "continuous": continuous}}, weights=weights)
+    return load_external(
+        GOLDEN / f"score_sde-{name}.pth", config=config | {"training": {"sde": process, "continuous": continuous}}, weights=weights
+    )
 
 
 @pytest.mark.parametrize("weights", ["ema", "raw"])
@@ -101,6 +103,8 @@ def test_adm(name: str) -> None:
     cond = {"label": given["labels"]} if "labels" in given else {}
     with torch.no_grad():
         assert far(model.network(given["x"], given["timesteps"], **cond), given["output"]) < CLOSE
-        wrong = load_external(GOLDEN / f"{name}.pt", config=flags | facts | {"use_new_attention_order": not flags["use_new_attention_order"]})
+        wrong = load_external(
+            GOLDEN / f"{name}.pt", config=flags | facts | {"use_new_attention_order": not flags["use_new_attention_order"]}
+        )
         if flags.get("num_heads") != 1:
             assert far(wrong.network(given["x"], given["timesteps"], **cond), given["output"]) > 100 * CLOSE

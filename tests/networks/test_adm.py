@@ -11,7 +11,7 @@ OPTIONS = {"width": 8, "multipliers": (1, 2), "attention": (1,)}
 
 def filled(**options: object) -> torch.nn.Module:
     torch.manual_seed(0)
-    network = make_network("adm", (3, 8, 8), **{"classes": 3, **OPTIONS, **options})
+    network = make_network("adm", (3, 8, 8), **{"conditions": 3, **OPTIONS, **options})
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_(std=0.1)
@@ -30,13 +30,12 @@ def test_operations_are_counted(resampling: str) -> None:
 def test_without_a_null_every_sample_has_a_label() -> None:
     network, x, c = filled(null=False), torch.randn(2, 3, 8, 8), torch.zeros(2)
     label = torch.tensor([0, 2])
-    assert network(x, c, label).shape == x.shape and network.null("label", label) is None
-    assert len(network.embedding.label.table.weight) == 3
-    with pytest.raises(ValueError, match="a label for every sample"):
+    assert network(x, c, label=label).shape == x.shape and network.null("label", label) is None
+    with pytest.raises(ValueError, match="trained with 'label' given for every sample"):
         network(x, c)
     with_null = filled()
-    assert torch.equal(with_null.null("label", label), torch.tensor([3, 3]))
-    assert torch.equal(with_null(x, c), with_null(x, c, torch.tensor([3, 3])))
+    assert torch.equal(with_null.null("label", label), torch.tensor([3, 3])) and with_null.null("year", label) is None
+    assert torch.equal(with_null(x, c), with_null(x, c, label=torch.tensor([3, 3])))
 
 
 def test_heads_by_number_or_by_channels() -> None:
@@ -49,7 +48,9 @@ def test_heads_by_number_or_by_channels() -> None:
     assert not torch.allclose(by_number(x, c), other(x, c))
 
 
-@pytest.mark.parametrize(("options", "message"), [({"head_channels": 3}, "heads must divide"), ({"head_channels": 64}, "heads must divide")])
+@pytest.mark.parametrize(
+    ("options", "message"), [({"head_channels": 3}, "heads must divide"), ({"head_channels": 64}, "heads must divide")]
+)
 def test_bad_heads(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_network("adm", (3, 8, 8), **OPTIONS, **options)

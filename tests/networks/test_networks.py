@@ -12,7 +12,15 @@ from sde_gen.networks.base import attend
 SMALL = {
     "adm": {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention": (1,), "head_channels": 4},
     "mlp": {"width": 16, "depth": 2},
-    "song": {"width": 8, "multipliers": (1, 2), "attention": (1,), "heads": 2, "encoder": "residual", "decoder": "skip", "kernel": (1, 3, 3, 1)},
+    "song": {
+        "width": 8,
+        "multipliers": (1, 2),
+        "attention": (1,),
+        "heads": 2,
+        "encoder": "residual",
+        "decoder": "skip",
+        "kernel": (1, 3, 3, 1),
+    },
     "transformer": {"patch": 4, "width": 16, "depth": 2, "heads": 2},
     "unet": {"width": 8, "multipliers": (1, 2, 2), "blocks": 1, "attention": (2,), "heads": 2},
 }

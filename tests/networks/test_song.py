@@ -33,7 +33,9 @@ def test_filters(kernel: tuple[int, ...]) -> None:
     torch.testing.assert_close(up(x), upfirdn(x, kernel, 2, 1, (more + 1) // 2 + 1, more // 2), rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(down(x), upfirdn(x, kernel, 1, 2, (more + 1) // 2, more // 2), rtol=1e-6, atol=1e-7)
     conv = FilteredConv(3, 4, kernel).double()
-    wanted = torch.nn.functional.conv2d(upfirdn(x, kernel, 1, 1, (more + 3) // 2, (more + 2) // 2), conv.conv.weight, conv.conv.bias, stride=2)
+    wanted = torch.nn.functional.conv2d(
+        upfirdn(x, kernel, 1, 1, (more + 3) // 2, (more + 2) // 2), conv.conv.weight, conv.conv.bias, stride=2
+    )
     torch.testing.assert_close(conv(x), wanted, rtol=1e-6, atol=1e-7)
 
 
