@@ -19,7 +19,7 @@ from .weights import reordered
 
 LEVELS, WIDEST = 8, 2.5
 """Noise levels at which it is looked, evenly in half a log-SNR from WIDEST to -WIDEST, where pictures are neither clear nor gone."""
-MARGIN, OF_AVERAGE, SURE = 0.01, 0.02, 3.0
+MARGIN, OF_AVERAGE, SURE = 0.01, 0.05, 3.0
 """What another fact must lower the logarithm of the error by, on average and in standard errors over the pictures. Averaged weights lag
 behind in a short training: those that are not averaged must be better by more."""
 WORST = 10.0
