@@ -20,7 +20,8 @@ from sde_gen.networks.song import Attention, FilteredConv, ResampledConv, Resamp
 def randomised(name: str, size: int = 16, classes: int | None = None, out: int = 3, seed: int = 0, **options: Any) -> ResampledUNet:
     """A small network no parameter of which is zero."""
     torch.manual_seed(seed)
-    network = make_network(name, (3, size, size), classes, out, **options)
+    conditions = None if classes is None else {"label": {"kind": "label", "classes": classes, "fade": None}}
+    network = make_network(name, (3, size, size), conditions, out, **options)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))

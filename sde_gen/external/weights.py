@@ -57,9 +57,11 @@ class Filler:
     def __init__(
         self, kind: str, shape: tuple[int, ...], classes: int | None, out_channels: int, options: dict[str, Any], weights: Weights
     ) -> None:
-        self.made = (kind, shape, classes, out_channels, options)
+        # of a foreign network no label fades with the noise
+        conditions = None if classes is None else {"label": {"kind": "label", "classes": classes, "fade": None}}
+        self.made = (kind, shape, conditions, out_channels, options)
         with torch.device("meta"):  # nothing is allocated before the file is known to hold as much
-            network = make_network(kind, shape, classes, out_channels, **options)
+            network = make_network(kind, shape, conditions, out_channels, **options)
         assert isinstance(network, ResampledUNet)
         self.network, self.weights = network, weights
         self.names = {module: name for name, module in network.named_modules()}
@@ -113,8 +115,8 @@ class Filler:
                 raise CheckpointError(
                     f"{name} should be {tuple(value.shape)}, the file has {None if found is None else tuple(found.shape)}"
                 )
-        kind, shape, classes, out_channels, options = self.made
-        network = make_network(kind, shape, classes, out_channels, **options)
+        kind, shape, conditions, out_channels, options = self.made
+        network = make_network(kind, shape, conditions, out_channels, **options)
         network.load_state_dict({name: value.float() for name, value in self.state.items()})
         assert isinstance(network, ResampledUNet)
         return network
