@@ -7,6 +7,7 @@ from .diagnostics.finding import Finding
 from .diagnostics.information import Information, information
 from .discrete import DiscreteChain, elbo, elbo_continuous, make_chain
 from .exact.empirical import empirical_score
+from .external import as_azula, as_deepinv, as_kdiffusion, check_external, load_external
 from .guidance import guide
 from .likelihood.bits_per_dim import BitsPerDim, bits_per_dim
 from .likelihood.classify import Classes, classify
@@ -50,7 +51,11 @@ __all__ = [
     "SolverError",
     "SubVPSDE",
     "Wrapper",
+    "as_azula",
+    "as_deepinv",
+    "as_kdiffusion",
     "bits_per_dim",
+    "check_external",
     "classify",
     "diagnose",
     "dsm_loss",
@@ -64,6 +69,7 @@ __all__ = [
     "interpolate",
     "load",
     "load_dataset",
+    "load_external",
     "log_likelihood",
     "make_chain",
     "make_network",

@@ -20,6 +20,7 @@ from .compare import CompareSettings, check_compare, compare_run
 from .config import ConfigError, RunConfig, parse_seconds, registered_solver, resolve
 from .doctor import doctor_run
 from .evaluation import report_lines, sample_run
+from .external import CHECK_EXAMPLES, IMPORT_EXAMPLES, add_check_flags, add_import_flags, check_run, import_run
 from .likelihood import LikelihoodSettings, check_settings, likelihood_run
 from .noise_ends import resolve_ends, warnings_of_ends
 from .report import write_report
@@ -134,6 +135,16 @@ def doctor(arguments: argparse.Namespace) -> int:
     return int(bool(findings))
 
 
+def import_file(arguments: argparse.Namespace) -> None:
+    """Make a run directory of another library's checkpoint."""
+    import_run(arguments, say)
+
+
+def check_file(arguments: argparse.Namespace) -> int:
+    """Whether what was said of another library's network fits its weights: 1 where it does not."""
+    return int(not check_run(arguments, say))
+
+
 def report(arguments: argparse.Namespace) -> None:
     """Write the page of the runs named."""
     say(f"report    {write_report(arguments.runs, arguments.out)}")
@@ -206,6 +217,20 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], Sequence[F
         "why the samples of a run are bad",
         "Examine a run's network, data and sampling settings, and name the causes of bad samples.",
         flags.DOCTOR_EXAMPLES,
+    ),
+    "import": (
+        import_file,
+        (add_import_flags,),
+        "a run directory from another library's checkpoint",
+        "Read a checkpoint of score_sde, EDM, guided- or improved-diffusion without executing it, and make a run directory of it.",
+        IMPORT_EXAMPLES,
+    ),
+    "check": (
+        check_file,
+        (add_check_flags,),
+        "whether what was said of an imported network fits its weights",
+        "Predict the noise of a few pictures with every stated fact as it is and changed, and say which one is wrong.",
+        CHECK_EXAMPLES,
     ),
     "report": (
         report,

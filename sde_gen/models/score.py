@@ -79,6 +79,11 @@ def _score(sde: SDE, t: Tensor, std: float) -> tuple[Tensor, Tensor]:
     return 1 / alpha, sigma**2 / alpha
 
 
+def _scaled_score(sde: SDE, t: Tensor, std: float) -> tuple[Tensor, Tensor]:
+    alpha, sigma = sde.marginal(t)
+    return 1 / alpha, sigma / alpha
+
+
 def _edm(sde: SDE, t: Tensor, std: float) -> tuple[Tensor, Tensor]:
     alpha, sigma = sde.marginal(t)
     total = alpha**2 * std**2 + sigma**2
@@ -98,6 +103,7 @@ PREDICTIONS: Registry[Meaning] = Registry(
         "v": _v,
         "flow": _flow,
         "score": _score,
+        "scaled_score": _scaled_score,
         "edm": _edm,
         "posterior_mean": _posterior_mean,
     },
@@ -118,7 +124,7 @@ class ScoreModel(Denoiser):
         The output has the shape of x, or twice its channels (dimension 1) with `variance="learned_range"`, in any floating dtype.
     prediction: what the output F stands for, a name in PREDICTIONS or a function (sde, t, data_std) -> (skip, out), each of the shape
         of t, with E[x_0 | x_t] = skip x_t + out F.
-        "noise": eps. "data": x_0. "flow": dx/dt. "score": grad log p_t.
+        "noise": eps. "data": x_0. "flow": dx/dt. "score": grad log p_t. "scaled_score": sigma grad log p_t, which is -eps.
         "v": alpha eps - sigma x_0 (Salimans and Ho 2022, arXiv:2202.00512).
         "edm": denoised = alpha s^2/(alpha^2 s^2 + sigma^2) x + sigma s/sqrt(alpha^2 s^2 + sigma^2) F(c_in x), s = data_std (Karras
         et al. 2022, arXiv:2206.00364, for any alpha and sigma).

@@ -9,15 +9,31 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from .adm import ADMUNet
 from .base import Network
 from .mlp import MLP
+from .song import SongUNet
 from .transformer import PatchTransformer
 from .unet import UNet
 
-__all__ = ["MLP", "NETWORKS", "Network", "PatchTransformer", "UNet", "affordable_options", "make_network", "register_network", "summary"]
+__all__ = [
+    "MLP",
+    "NETWORKS",
+    "ADMUNet",
+    "Network",
+    "PatchTransformer",
+    "SongUNet",
+    "UNet",
+    "affordable_options",
+    "make_network",
+    "register_network",
+    "summary",
+]
 
 NETWORKS: dict[str, Any] = {
+    "adm": ADMUNet,
     "mlp": MLP,
+    "song": SongUNet,
     "transformer": PatchTransformer,
     "unet": UNet,
 }

@@ -96,15 +96,24 @@ class ConditionEmbedding(nn.Module):
         """Channels of the maps."""
         return sum(encoder.out_channels for encoder in self.encoders if isinstance(encoder, Map))
 
+    def of_level(self, c: Tensor) -> Tensor:
+        """What the noise level alone says, to which the conditions' vectors are added."""
+        sinusoids, first, *rest = self.level
+        vector: Tensor = first(sinusoids(c).to(first.weight.dtype))
+        for layer in rest:
+            vector = layer(vector)
+        return vector
+
+    def whole(self, vector: Tensor) -> Tensor:
+        """What the blocks are told, of the sum of all vectors."""
+        return nn.functional.silu(vector)
+
     def forward(self, c: Tensor, cond: Mapping[str, Tensor]) -> Ports:
         encoders = {encoder.name: encoder for encoder in self.encoders.children() if isinstance(encoder, Condition)}
         strange = sorted(set(cond) - set(encoders))
         if strange:
             raise ValueError(f"this network takes {_listed(list(encoders))}, got {', '.join(map(repr, strange))}")
-        sinusoids, first, *rest = self.level
-        vector = first(sinusoids(c).to(first.weight.dtype))
-        for layer in rest:
-            vector = layer(vector)
+        vector = self.of_level(c)
         tokens: list[tuple[Tensor, Tensor]] = []
         maps: list[Tensor] = []
         for name, encoder in encoders.items():
@@ -121,7 +130,7 @@ class ConditionEmbedding(nn.Module):
             else:
                 maps.append(found)
         return Ports(
-            nn.functional.silu(vector),
+            self.whole(vector),
             (torch.cat([t for t, _ in tokens], dim=1), torch.cat([there for _, there in tokens], dim=1)) if tokens else None,
             torch.cat(maps, dim=1) if maps else None,
         )

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ..errors import CheckpointError
 from ..locks import Process, this_process
 
 MANIFEST = "manifest.json"
@@ -23,10 +24,6 @@ MOST_MANIFEST = 1 << 20
 _PART = ".part-"
 _OLD = 86_400.0
 """Seconds after which a part of another machine, of whose processes nothing can be known here, counts as left behind."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be written or read, in one line."""
 
 
 def write_version(path: Path, files: Mapping[str, Callable[[Path], None]]) -> Path:

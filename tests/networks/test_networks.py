@@ -10,7 +10,17 @@ from sde_gen.networks import NETWORKS, Network, make_network, summary
 from sde_gen.networks.base import attend
 
 SMALL = {
+    "adm": {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention": (1,), "head_channels": 4},
     "mlp": {"width": 16, "depth": 2},
+    "song": {
+        "width": 8,
+        "multipliers": (1, 2),
+        "attention": (1,),
+        "heads": 2,
+        "encoder": "residual",
+        "decoder": "skip",
+        "kernel": (1, 3, 3, 1),
+    },
     "transformer": {"patch": 4, "width": 16, "depth": 2, "heads": 2},
     "unet": {"width": 8, "multipliers": (1, 2, 2), "blocks": 1, "attention": (2,), "heads": 2},
 }
@@ -200,7 +210,7 @@ def test_bad_sequences(name):
 
 
 def test_unknown_name_and_particular_options():
-    with pytest.raises(ValueError, match=r"unknown network 'resnet'; known: mlp, transformer, unet"):
+    with pytest.raises(ValueError, match=r"unknown network 'resnet'; known: adm, mlp, song, transformer, unet"):
         make_network("resnet", (1, 8, 8))
     with pytest.raises(ValueError, match="dimensions"):
         make_network("unet", (5,))

@@ -1,0 +1,131 @@
+"""Foreign checkpoints as score models: recognised by their keys, with what they do not say taken from a preset or the caller."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ..data import Normalizer
+from ..errors import CheckpointError
+from ..models.score import ScoreModel
+from ..networks.song import ResampledUNet
+from . import adm, edm, score_sde
+from .facts import Facts
+from .imported import Imported
+from .pickles import PickleError, Record
+from .presets import PRESETS
+from .reader import read
+
+FORMATS: dict[str, ModuleType] = {"score_sde": score_sde, "edm": edm, "adm": adm}
+"""Each with `recognise(tree)` and `load(tree, facts given, weights)`."""
+
+
+class ExternalModel(ScoreModel):
+    """A score model of a foreign checkpoint; `source` says where it comes from: file, its sha256, format, average ("ema", "raw", or "only"
+    where the file has one set of weights), facts (each with its value and whether the file, a preset or the caller says it) and licence."""
+
+    network: ResampledUNet
+    source: dict[str, Any]
+
+
+def load_external(
+    path: str | os.PathLike[str],
+    format: str | None = None,
+    config: str | Mapping[str, Any] | None = None,
+    weights: str = "ema",
+    value_range: Sequence[float] = (0.0, 255.0),
+) -> ExternalModel:
+    """The network in another library's checkpoint as a score model, in evaluation mode on the CPU. Nothing in the file is executed.
+
+    path: a file of score_sde_pytorch (NCSN++, DDPM++, DDPM), EDM (its pickles, or a state dict), guided-diffusion or improved-diffusion.
+    format: "score_sde", "edm" or "adm"; None: as the keys of the file say.
+    config: what the file does not say: the name of a published configuration (see `sde_gen.external.PRESETS`), facts by name, the
+        library's own configuration as nested dicts, or both, {"preset": name, **facts}.
+    weights: "ema", the averaged ones, or "raw"; for a file with one set of weights, that one.
+    value_range: the smallest and largest value that the pictures have outside, which become -1 and 1. 0 and 255, as they stand, are those
+        of uint8 pictures, so that `bits_per_dim` takes them as they are.
+
+    Raises CheckpointError (a ValueError) for a file that cannot be read or is not what its format says, ValueError for a fact that is
+    neither there nor given (it lists them), contradicts the file, or is not allowed.
+    """
+    if weights not in ("ema", "raw"):
+        raise ValueError(f"unknown weights {weights!r}; choose from ema, raw")
+    if format is not None and format not in FORMATS:
+        raise ValueError(f"unknown format {format!r}; choose from {', '.join(FORMATS)}")
+    low, high = _range(value_range)
+    content = read(path)
+    name = recognise(content.tree, path) if format is None else format
+    given, preset = facts_of(config, name)
+    try:
+        if not FORMATS[name].recognise(content.tree):
+            raise CheckpointError(f"it holds no network of {name}")
+        found: Imported = FORMATS[name].load(content.tree, given, weights)
+    except (CheckpointError, PickleError, ArithmeticError, AttributeError, LookupError, TypeError, RuntimeError) as error:
+        said = (
+            " ".join(str(error).split())[:300]
+            if isinstance(error, ValueError)
+            else f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        )
+        raise CheckpointError(f"{path} is not what {name} writes: {said}") from error
+    channels = found.network.shape[0]
+    scale = torch.full((channels, 1, 1), (high - low) / 2)
+    normalizer = Normalizer(torch.full((channels, 1, 1), (high + low) / 2), scale, "range")
+    model = ExternalModel(found.network, found.sde, **found.settings, normalizer=normalizer)
+    model.source = {
+        "file": Path(path).name,
+        "sha256": content.sha256,
+        "read": content.kind,
+        "format": name,
+        "average": found.average,
+        "facts": _told(found.facts, preset),
+        "licence": found.licence,
+    }
+    return model.eval().requires_grad_(False)
+
+
+def recognise(tree: Any, path: str | os.PathLike[str]) -> str:
+    """The format whose keys the file has; CheckpointError where it has none's."""
+    for name, form in FORMATS.items():
+        if form.recognise(tree):
+            return name
+    keys = ", ".join(repr(str(key)[:40]) for key in list(tree)[:5]) if isinstance(tree, dict) else type(tree).__name__
+    keys = f"an object {tree.name[:60]!r}" if isinstance(tree, Record) else keys
+    raise CheckpointError(f"{path} is a file, but this knows no such checkpoint: it holds {keys or 'nothing'}; known: {', '.join(FORMATS)}")
+
+
+def facts_of(config: str | Mapping[str, Any] | None, name: str) -> tuple[dict[str, Any], str | None]:
+    """The facts of `config` and the preset's name in it; ValueError for another."""
+    if config is None:
+        return {}, None
+    if not isinstance(config, str | Mapping):
+        raise TypeError(f"config must be a preset's name or a dict of facts, got {type(config).__name__}")
+    given: dict[str, Any] = {"preset": config} if isinstance(config, str) else dict(config)
+    preset = given.pop("preset", None)
+    if preset is None:
+        return given, None
+    if preset not in PRESETS[name]:
+        elsewhere = [form for form, known in PRESETS.items() if preset in known]
+        hint = f"it is one of {elsewhere[0]}" if elsewhere else f"known: {', '.join(PRESETS[name])}"
+        raise ValueError(f"{name} has no preset {preset!r}; {hint}")
+    return PRESETS[name][preset] | given, preset
+
+
+def _told(facts: Facts, preset: str | None) -> dict[str, Any]:
+    told = facts.told()
+    if preset is not None:
+        for entry in told.values():
+            if entry["from"] == "given":
+                entry["from"] = f"preset {preset}, or given"
+    return told
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    numbers = [float(value) for value in values]
+    if len(numbers) != 2 or not numbers[0] < numbers[1]:
+        raise ValueError(f"value_range must be the smallest and the largest value, got {list(values)}")
+    return numbers[0], numbers[1]
