@@ -43,8 +43,13 @@ from sde_gen.models.denoiser import Denoiser
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent / "experiments" / "configs"
-TAIL, BLOCKS = 5, 20
 Options = dict[str, Any]
+TAIL, BLOCKS = 5, 20
+_LITTLE: Options = {"training": {"steps": 4, "batch": 8, "evaluations": 1}, "data": {"limit": 100}}
+QUICK: dict[str, Options] = {
+    "regression": {**_LITTLE, "model": {"options": {"width": 8, "depth": 1}}},
+    "downscale": {**_LITTLE, "model": {"options": {"width": 8, "multipliers": [1]}}},
+}
 
 
 def with_error(each: Tensor) -> list[float]:
@@ -197,8 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     results = json.loads(args.json.read_text(encoding="utf-8")) if args.only and args.json.exists() else {}
     for name in (args.only,) if args.only else ("regression", "downscale"):
-        little = {"training": {"steps": 4, "batch": 8}} if args.quick else {}
-        config = resolve(read_config(CONFIGS / f"{name}.yaml"), little)
+        config = resolve(read_config(CONFIGS / f"{name}.yaml"), QUICK[name] if args.quick else {})
         run = open_run(config, args.runs / f"{name}-{config.sde.name}", say=lambda _: None, progress=False)
         count, options = 40 if args.quick else 1000, {"solver": config.sampling.solver, "steps": config.sampling.steps}
         found = table(run.model, run.data, count, options) if name == "regression" else field(run.model, run.data, count, 4, options)
