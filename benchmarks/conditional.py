@@ -211,7 +211,8 @@ def main(arguments: list[str] | None = None) -> None:
         results[name] = found | of_run
     show(results)
     args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    short = json.loads(json.dumps(results), parse_float=lambda text: float(f"{float(text):.4g}"))
+    args.json.write_text(json.dumps(short, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

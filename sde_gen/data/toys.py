@@ -115,9 +115,8 @@ def regression(root: Path | None = None, seed: int = 0) -> Dataset:
     mean, std = response_law(dose, age)
     y = (mean + std * torch.from_numpy(rng.standard_normal(total))).float()[:, None]
     cond = {"dose": dose, "age": age}
-    parts = ({name: value[rows] for name, value in cond.items()} for rows in (slice(_PATIENTS), slice(_PATIENTS, None)))
-    train_cond, test_cond = parts
-    return Dataset("regression", y[:_PATIENTS], y[_PATIENTS:], cond=train_cond, test_cond=test_cond)
+    train, test = ({name: value[rows] for name, value in cond.items()} for rows in (slice(_PATIENTS), slice(_PATIENTS, None)))
+    return Dataset("regression", y[:_PATIENTS], y[_PATIENTS:], cond=train, test_cond=test)
 
 
 @functools.cache
@@ -157,8 +156,8 @@ def downscale(root: Path | None = None, seed: int = 0) -> Dataset:
     white = torch.from_numpy(rng.standard_normal((_FIELDS + _TEST, FIELD_EDGE**2), dtype=np.float32))
     fields = (_FIELD_MEAN + white @ root_of.T).reshape(-1, 1, FIELD_EDGE, FIELD_EDGE)
     coarse = block_means(fields)
-    parts = {"cond": {"coarse": coarse[:_FIELDS]}, "test_cond": {"coarse": coarse[_FIELDS:]}}
-    return Dataset("downscale", fields[:_FIELDS], fields[_FIELDS:], value_range=(3.0, 27.0), **parts)
+    train, test = ({"coarse": coarse[rows]} for rows in (slice(_FIELDS), slice(_FIELDS, None)))
+    return Dataset("downscale", fields[:_FIELDS], fields[_FIELDS:], value_range=(3.0, 27.0), cond=train, test_cond=test)
 
 
 def _split(name: str, points: np.ndarray, labels: np.ndarray | None, classes: int | None) -> Dataset:
