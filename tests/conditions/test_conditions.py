@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde_gen.conditions import CONDITIONS, RESERVED, Condition, Label, Map, Mask, Numbers, fit_condition, make_condition
+from sde_gen.conditions import CONDITIONS, FADE, RESERVED, Condition, Label, Map, Mask, Numbers, fit_condition, make_condition
 
 WIDTH, COUNT, GRID = 16, 6, (8, 12)
 COARSE = (4, 6)
@@ -207,7 +207,7 @@ def test_a_set_does_not_know_its_order_and_a_sequence_does() -> None:
 
 def test_labels_keep_the_datas_own_words() -> None:
     spec = fit_condition("told", VALUES["label"], (), names=["cat", "dog", "owl"])
-    assert spec == {"kind": "label", "classes": 3, "names": ["cat", "dog", "owl"]}
+    assert spec == {"kind": "label", "classes": 3, "names": ["cat", "dog", "owl"], "fade": FADE}
     label = make_condition("told", spec, WIDTH, ())
     assert isinstance(label, Label) and label.names == ["cat", "dog", "owl"] and fit_condition("told", VALUES["label"], ())["classes"] == 3
 
