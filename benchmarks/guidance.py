@@ -1,6 +1,6 @@
 """What guidance samples, against closed forms, and what it costs.
 
-    python benchmarks/guidance.py
+    peers-env/bin/python benchmarks/guidance.py            # the environment that benchmarks/peers.txt describes
 
 law         p(x | c) = N(0, 1) and p(x) = N(0, 2) along VE. Strength g stands for the variance 2/(g + 1); the flow of the guided score ends
             at 2^(1 - g) and its SDE at (2 - 2^(2 - 2g))/(2g - 1). Printed: what the flow and each solver of the reverse SDE end at, and
@@ -9,6 +9,10 @@ classifier  a mixture of three modes and its exact noisy classifier, strength 1:
             to the mode, beside that of the mode's own score with the same seeds.
 cost        milliseconds of a guided step over those of one network call at twice the batch, and of a step with particles over one
             without, at one number of states, for the digits network.
+peers       azula's and diffusers' classifier-free guidance under their own DDIM, with the same network, noise and times: the largest
+            difference from ours over the largest value, and what a guided step of each costs over one network call at twice the batch.
+            diffusers is measured by its guider, which calls the network for each branch, and by the one call of both branches that its
+            pipelines write out. Left out, with a line, where they are not installed.
 
 Errors are of the mean over independent repeats, or of `sliced_wasserstein` itself.
 """
@@ -16,6 +20,8 @@ Errors are of the mean over independent repeats, or of `sliced_wasserstein` itse
 from __future__ import annotations
 
 import argparse
+import copy
+import importlib.util
 import json
 import statistics
 import time
@@ -30,9 +36,13 @@ import sde_gen
 from sde_gen.exact.mixtures import GaussianData, MixtureData
 from sde_gen.guidance import Classifier, guide
 from sde_gen.metrics import sliced_wasserstein
-from sde_gen.solvers import SOLVERS, make_solver
+from sde_gen.networks import Network
+from sde_gen.solvers import SOLVERS, make_grid, make_solver
 
 HERE = Path(__file__).parent
+STRENGTH = 2.0
+"""Of what is timed."""
+MISSING = [name for name in ("azula", "diffusers") if importlib.util.find_spec(name) is None]
 ONE = torch.ones(1, 1, dtype=torch.float64)
 
 
@@ -106,35 +116,125 @@ def classifier(count: int, steps: int) -> dict[str, Any]:
     return {"samples": count, "solvers": rows}
 
 
-def cost(batch: int, rounds: int) -> dict[str, Any]:
+def cost(batch: int, rounds: int, steps: int) -> dict[str, Any]:
     options = {"width": 32, "multipliers": [1, 2], "attention": [1]}
     network = sde_gen.make_network("unet", (1, 8, 8), 10, **options).eval()
-    model = sde_gen.ScoreModel(network, sde_gen.make_sde("vp"), "edm", clock="half_log_snr", data_std=1.0)
-    x, c, label = torch.randn(2 * batch, 1, 8, 8), torch.zeros(2 * batch), torch.arange(2 * batch) % 10
-    cond, guided = {"label": label[:batch]}, guide(model, 2.0)
-    steps = 10
-    common: dict[str, Any] = {"steps": steps, "progress": False, "final": "state", "on_failure": "mask"}
-    eighth = {"label": label[: batch // 8]}
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():  # as after some training: the label matters
+        parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    sde = sde_gen.make_sde("vp")
+    model = sde_gen.ScoreModel(network, sde, "data", clock="half_log_snr")
+    x, c, label = torch.randn(2 * batch, 1, 8, 8, generator=generator), torch.zeros(2 * batch), torch.arange(2 * batch) % 10
+    start, cond, guided = x[:batch], {"label": label[:batch]}, guide(model, STRENGTH)
+    times = make_grid(sde, "half_log_snr", sde.t_max, sde.t_min, steps)
+    common: dict[str, Any] = {"progress": False, "final": "state", "on_failure": "mask"}
+    few = {"label": label[: batch // 8]}
     jobs: dict[str, Callable[[], Any]] = {
-        "network at 2B": lambda: [network(x, c, label) for _ in range(steps)],
-        "guided": lambda: sde_gen.sample(guided, (batch, 1, 8, 8), "em", cond=cond, **common),
-        "guided, 8 particles": lambda: sde_gen.sample(guided, (batch // 8, 1, 8, 8), "em", cond=eighth, particles=8, **common),
+        "network at 2B": lambda: [network(x, c, label=label) for _ in range(steps)],
+        "guided": lambda: sde_gen.sample(guided, (batch, 1, 8, 8), "em", steps, cond=cond, **common),
+        "guided, 8 particles": lambda: sde_gen.sample(guided, (batch // 8, 1, 8, 8), "em", steps, cond=few, particles=8, **common),
+        "ddim": lambda: sde_gen.sample(guided, (batch, 1, 8, 8), "ddim", cond=cond, x_init=start, grid=times.tolist(), **common).x,
     }
-    times: dict[str, list[float]] = {name: [] for name in jobs}
+    peers = peers_of_guidance(network, sde, times)
+    jobs |= {name: (lambda run=run: run(start, cond["label"])) for name, run in peers.items()}
+    times_of: dict[str, list[float]] = {name: [] for name in jobs}
     with torch.no_grad():
         for turn in range(rounds + 1):
             for name, job in jobs.items():
                 began = time.perf_counter()
                 job()
                 if turn:  # the first prepares things
-                    times[name].append(1e3 * (time.perf_counter() - began))
-    per_call = {"network at 2B": steps, "guided": steps, "guided, 8 particles": steps + 1}
-    found = {name: statistics.median(values) / per_call[name] for name, values in times.items()}
-    ratios = {
-        "guided": statistics.median([a / b for a, b in zip(times["guided"], times["network at 2B"], strict=True)]),
-        "particles": found["guided, 8 particles"] / found["guided"],
-    }
-    return {"batch": batch, "milliseconds a call": found, "ratios": ratios, "targets": {"guided": 1.05, "particles": 1.05}}
+                    times_of[name].append(1e3 * (time.perf_counter() - began))
+    calls = dict.fromkeys(jobs, steps) | {"guided, 8 particles": steps + 1}
+    per_call = {name: statistics.median(values) / calls[name] for name, values in times_of.items()}
+    over = {name: [a / b for a, b in zip(times_of[name], times_of["network at 2B"], strict=True)] for name in ("guided", "ddim", *peers)}
+    ratios = {name: statistics.median(values) for name, values in over.items()}
+    ratios["particles"] = per_call["guided, 8 particles"] / per_call["guided"]
+    targets = {"guided": 1.05, "particles": 1.05, "ddim": min((ratios[name] for name in peers), default=None), "difference": 1e-5}
+    difference = {str(dtype): differences(network, sde, times, start, cond["label"], dtype) for dtype in (torch.float64, torch.float32)}
+    return {"batch": batch, "steps": steps, "milliseconds a call": per_call, "ratios": ratios, "difference": difference, "targets": targets}
+
+
+@torch.no_grad()
+def differences(network: Network, sde: sde_gen.SDE, times: Tensor, start: Tensor, label: Tensor, dtype: torch.dtype) -> dict[str, float]:
+    """Of each peer's samples from ours, over the largest of ours, all in `dtype`."""
+    network, start = copy.deepcopy(network).to(dtype), start.to(dtype)
+    guided = guide(sde_gen.ScoreModel(network, sde, "data", clock="half_log_snr"), STRENGTH)
+    options: dict[str, Any] = {"x_init": start, "dtype": dtype, "grid": times.tolist(), "final": "state", "progress": False}
+    ours = sde_gen.sample(guided, tuple(start.shape), "ddim", cond={"label": label}, **options).x
+    peers = peers_of_guidance(network, sde, times)
+    return {name: float((run(start, label) - ours).abs().max() / ours.abs().max()) for name, run in peers.items()}
+
+
+def peers_of_guidance(network: Network, sde: sde_gen.SDE, times: Tensor) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """By name, those that are installed: from states at the first of `times` and their labels to states at the last one, guided with
+    `STRENGTH` by a network that says E[x_0 | x_t] and is told half the log-SNR. They work in the network's dtype."""
+    found: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
+    if "azula" not in MISSING:
+        found |= {"azula": azula_guidance(network, sde, times)}
+    if "diffusers" not in MISSING:
+        found |= {f"diffusers, {way}": diffusers_guidance(network, sde, times, way == "one call") for way in ("guider", "one call")}
+    return found
+
+
+def azula_guidance(network: nn.Module, sde: sde_gen.SDE, times: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    from azula.denoise import Denoiser, DiracPosterior
+    from azula.guidance.cfg import CFGDenoiser
+    from azula.sample import DDIMSampler
+
+    alpha, sigma = (column.to(next(network.parameters())) for column in sde.marginal(times))
+    steps = len(times) - 1
+
+    def schedule(t: Tensor) -> tuple[Tensor, Tensor]:  # our times by its own even ones
+        place = torch.round((1 - t) * steps).long()
+        return alpha[place], sigma[place]
+
+    class Told(Denoiser):
+        def __init__(self) -> None:
+            super().__init__()
+            self.schedule = schedule
+
+        def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> DiracPosterior:
+            alpha_t, sigma_t = schedule(t)
+            return DiracPosterior(network(x_t, torch.log(alpha_t / sigma_t).expand(len(x_t)), **cond))
+
+    sampler = DDIMSampler(CFGDenoiser(Told()), steps=steps, silent=True)
+    return lambda x, label: sampler(x, positive={"label": label}, guidance=STRENGTH - 1)  # its 0 is the conditional model
+
+
+def diffusers_guidance(network: Network, sde: sde_gen.SDE, times: Tensor, together: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    import logging
+
+    import diffusers
+    from diffusers.guiders import ClassifierFreeGuidance
+
+    logging.getLogger("diffusers").setLevel(logging.ERROR)  # that guiders are experimental
+    count = len(times) - 1
+    scheduler = diffusers.DDIMScheduler(num_train_timesteps=count, clip_sample=False, prediction_type="sample")
+    squares = sde.marginal(times)[0] ** 2
+    scheduler.alphas_cumprod, scheduler.final_alpha_cumprod = squares[:-1].flip(0), squares[-1]
+    lambdas = sde.half_log_snr(times)[:-1].to(next(network.parameters()))
+    guider = ClassifierFreeGuidance(guidance_scale=STRENGTH)
+
+    def denoised(x: Tensor, label: Tensor, null: Tensor, step: int) -> Tensor:
+        if together:  # as its pipelines do
+            found = network(torch.cat([x] * 2), lambdas[step].expand(2 * len(x)), label=torch.cat([null, label]))
+            without, given = found.chunk(2)
+            return without + STRENGTH * (given - without)
+        guider.set_state(step, count, scheduler.timesteps[step])
+        batches = guider.prepare_inputs({"label": (label, null)})
+        for one in batches:
+            one.noise_pred = network(x, lambdas[step].expand(len(x)), label=one.label)
+        return guider(batches).pred
+
+    def run(x: Tensor, label: Tensor) -> Tensor:
+        scheduler.set_timesteps(count)
+        null = network.encoders["label"].null(label)
+        for step in range(count):
+            x = scheduler.step(denoised(x, label, null, step), count - 1 - step, x, return_dict=False)[0]
+        return x
+
+    return run
 
 
 def show(results: dict[str, Any]) -> None:
@@ -148,7 +248,15 @@ def show(results: dict[str, Any]) -> None:
     print("\n| solver | guided by the exact classifier | the mode's own score |\n|---|---|---|")
     for name, (guided, own) in results["classifier"]["solvers"].items():
         print(f"| {name} | {guided[0]:.4f} +- {guided[1]:.4f} | {own[0]:.4f} +- {own[1]:.4f} |")
-    print(f"\ncost: {results['cost']['milliseconds a call']}, ratios {results['cost']['ratios']}")
+    one = results["cost"]
+    print(f"\ncost of a guided step, batch {one['batch']}, {one['steps']} steps; particles over none {one['ratios']['particles']:.3f}\n")
+    print(f"| | ms | over the network at 2B | {' | '.join(f'difference, {dtype}' for dtype in one['difference'])} |\n|---|---|---|---|---|")
+    for name, value in one["milliseconds a call"].items():
+        of_peer = [f"{found[name]:.1e}" if name in found else "" for found in one["difference"].values()]
+        ratio = f"{one['ratios'][name]:.3f}" if name in one["ratios"] else ""
+        print(f"| {name} | {value:.3f} | {ratio} | {' | '.join(of_peer)} |")
+    if MISSING:
+        print(f"measured without {', '.join(MISSING)}; benchmarks/peers.txt says how to install the peers")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -161,7 +269,7 @@ def main(arguments: list[str] | None = None) -> None:
     results = {
         "law": [law(strength, 64, groups, steps, repeats) for strength in ((3.0,) if args.quick else (1.5, 3.0, 5.0))],
         "classifier": classifier(count, steps // 2),
-        "cost": cost(batch, rounds),
+        "cost": cost(batch, rounds, 10),
     }
     show(results)
     args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -23,6 +23,7 @@ from sde_gen.commands.config import RunConfig
 from sde_gen.commands.evaluation import SampleMetrics
 from sde_gen.commands.likelihood import LikelihoodSettings, likelihood_run
 from sde_gen.commands.runs import TrainedRun
+from sde_gen.conditions import fit_condition
 from sde_gen.data import Dataset, Source
 from sde_gen.discrete import DiscreteChain, elbo, elbo_continuous
 from sde_gen.likelihood.bits_per_dim import bits_per_dim
@@ -43,18 +44,36 @@ TRAININGS: dict[str, TrainSettings] = {
     "simple": dataclasses.replace(BASE, objective="simple"),
     "simple in parts": dataclasses.replace(BASE, objective="simple", accumulate=3),
     "vlb, importance": dataclasses.replace(BASE, objective="vlb", indices="importance", chain_steps=2, steps=14),
+    "told": dataclasses.replace(BASE, drop={"label": 0.3, "year": 0.5, "coarse": 0.2}, micro_batch=4),
 }
-SHARDED = ("dsm", "dsm in parts", "vlb, importance")
+SHARDED = ("dsm", "dsm in parts", "vlb, importance", "told")
 
 
 def data() -> Tensor:
     return 3.0 + 2.0 * torch.randn(100, 5, generator=torch.Generator().manual_seed(0))
 
 
-def fresh(x: Tensor | None = None, dropout: float = 0.0) -> ScoreModel:
+def conditions() -> dict[str, Tensor]:
+    """Of the items of `data`, taken for signals of one channel: a label, numbers of which some are not known, and a map."""
+    generator = torch.Generator().manual_seed(4)
+    found = {"label": torch.arange(100) % 3, "year": 2000 + 10 * torch.randn(100, 2, generator=generator)}
+    found["year"][::7, 0] = torch.nan
+    return found | {"coarse": torch.randn(100, 1, 3, generator=generator)}
+
+
+def work(settings: TrainSettings, dropout: float = 0.0) -> tuple[ScoreModel, Tensor, dict[str, Tensor]]:
+    """A model, its data and its conditions: those of `conditions` where they are dropped by name."""
+    if not isinstance(settings.drop, dict):
+        return fresh(dropout=dropout), data(), {}
+    return fresh(data()[:, None], dropout, conditions()), data()[:, None], conditions()
+
+
+def fresh(x: Tensor | None = None, dropout: float = 0.0, cond: dict[str, Tensor] | None = None) -> ScoreModel:
     """A model whose last layer is not zero, so that every parameter has a gradient from the first step on."""
     options = {"width": 16, "depth": 2, "dropout": dropout}
-    model = build_model(data() if x is None else x, network="mlp", network_options=options)
+    x = data() if x is None else x
+    specs = {name: fit_condition(name, value, x.shape[2:]) for name, value in (cond or {}).items()}
+    model = build_model(x, network="mlp", network_options=options, conditions=specs)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -63,7 +82,8 @@ def fresh(x: Tensor | None = None, dropout: float = 0.0) -> ScoreModel:
 
 
 def first_gradients(settings: TrainSettings) -> list[Tensor]:
-    trainer = Trainer(fresh(), data(), dataclasses.replace(settings, clip=1e9), None, None, None, CPU)
+    model, x, cond = work(settings)
+    trainer = Trainer(model, x, dataclasses.replace(settings, clip=1e9), cond, None, None, CPU)
     kept: list[Tensor] = []
     trainer.optimizer.register_step_pre_hook(lambda *_: kept.extend(p.grad.clone() for p in trainer.parameters if p.grad is not None))
     with trainer.running():
@@ -77,25 +97,27 @@ def weights_of(model: ScoreModel) -> list[Tensor]:
 
 
 def trained(settings: TrainSettings) -> dict[str, Any]:
-    result = fit(fresh(), data(), settings, progress=False)
+    model, x, cond = work(settings)
+    result = fit(model, x, settings, cond, progress=False)
     losses = [entry["loss"] for entry in result.history]
     return {"weights": weights_of(result.raw), "averaged": weights_of(result.model), "losses": losses}
 
 
 def resumed(settings: TrainSettings, place: Path) -> float:
     """How far a training that goes on from a checkpoint is from one that never stopped, dropout and all."""
-    whole = fit(fresh(dropout=0.3), data(), settings, progress=False)
+    model, x, cond = work(settings, dropout=0.3)
+    whole = fit(model, x, settings, cond, progress=False)
 
     def keep(step: int, result: TrainResult) -> None:
         if step == 4:
             assert isinstance(result.model.network, nn.Module)
             save(result.raw, place, ema=result.model.network, state=result.state())
 
-    fit(fresh(dropout=0.3), data(), settings, progress=False, on_checkpoint=keep, checkpoint_seconds=1e-9)
+    fit(work(settings, dropout=0.3)[0], x, settings, cond, progress=False, on_checkpoint=keep, checkpoint_seconds=1e-9)
     parallel.wait()
     state = read_state(place)
     assert state is not None and state[1]["step"] == 4
-    again = fit(fresh(dropout=0.3), data(), settings, progress=False, resume=state)
+    again = fit(work(settings, dropout=0.3)[0], x, settings, cond, progress=False, resume=state)
     load(place)  # as any other, whatever wrote it
     return apart(weights_of(whole.raw), weights_of(again.raw))
 
@@ -212,7 +234,7 @@ def equal(place: str) -> None:
             if first:
                 found[name] = apart(measured[name], together)
         for shard in (None, "fsdp"):
-            found[f"resumed, {shard}"] = resumed(dataclasses.replace(BASE, shard=shard), Path(f"checkpoint-{shard}"))
+            found[f"resumed, {shard}"] = resumed(dataclasses.replace(TRAININGS["told"], shard=shard), Path(f"checkpoint-{shard}"))
         text = parallel.broadcast_text("déjà " + str(parallel.rank()))
         found["broadcast"] = [text, parallel.agreed(parallel.rank()), parallel.anywhere(parallel.rank() == 1, False)]
         if first:

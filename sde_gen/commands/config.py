@@ -184,6 +184,11 @@ BLOBS: dict[str, Any] = {
     "training": {"steps": 600, "batch": 16, "lr": 2e-3, "ema_width": 0.05, "weighting": "min_snr", "evaluations": 4},
     "sampling": {"solver": "heun", "steps": 12, "samples": 64, "batch": 32},
 }
+FIELDS: dict[str, Any] = {
+    "model": {"network": "unet", "options": {"width": 16, "multipliers": [1, 2, 2], "attention": []}},
+    "training": {"steps": 1500, "batch": 64, "lr": 2e-3, "ema_width": 0.05},
+    "sampling": {"solver": "dpm", "steps": 20},
+}
 RECIPES: dict[str, dict[str, Any]] = {
     "digits": DIGITS,
     "mnist": MNIST,
@@ -195,6 +200,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "sines": SHORT_SIGNALS,
     "table": VECTORS,
     "blobs3d": BLOBS,
+    "regression": VECTORS,
+    "downscale": FIELDS,
 }
 """What each data set starts from; a configuration file and then flags override it."""
 LABELLED: dict[str, dict[str, Any]] = {"digits": {"training": {"drop": 0.5}}}

@@ -13,7 +13,7 @@ from sde_gen.data.cifar import cifar10
 from sde_gen.data.dataset import Dataset, subset, validate
 from sde_gen.data.images import digits, fashion_mnist, mnist
 from sde_gen.data.labels import remarks_of_classes
-from sde_gen.data.toys import blobs3d, checkerboard, gaussians8, moons, sines, table
+from sde_gen.data.toys import blobs3d, checkerboard, downscale, gaussians8, moons, regression, sines, table
 
 DATASETS: dict[str, Callable[[Path | None, int], Dataset]] = {
     "digits": digits,
@@ -26,6 +26,8 @@ DATASETS: dict[str, Callable[[Path | None, int], Dataset]] = {
     "sines": sines,
     "table": table,
     "blobs3d": blobs3d,
+    "regression": regression,
+    "downscale": downscale,
 }
 PATHS = f"a folder of images, {', '.join((*archives.ENDINGS, '.npy', '.npz', *tables.ENDINGS))}"
 """What is read beside `DATASETS`, in words."""
@@ -95,7 +97,8 @@ def load_dataset(
             chosen = subset(len(dataset.train), limit, _LIMIT_SEED)
             labels = None if dataset.train_labels is None else dataset.train_labels[chosen]
             notes = (*dataset.notes, *remarks_of_classes(None if labels is None else labels.numpy(), dataset.classes))
-            dataset = dataclasses.replace(dataset, train=dataset.train[chosen], train_labels=labels, notes=notes)
+            cond = {of: value[chosen] for of, value in dataset.cond.items()}
+            dataset = dataclasses.replace(dataset, train=dataset.train[chosen], train_labels=labels, cond=cond, notes=notes)
         return validate(dataset)
     told = (tuple(conditions), None if condition_map is None else Path(condition_map))
     return validate(_load_path(Path(name), size, label_column, axes, missing, *told, limit=limit, split=split))

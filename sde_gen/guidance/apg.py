@@ -53,9 +53,9 @@ class AdaptiveProjected(Guided):
     def push(self, x: Tensor, t: Tensor | float, cond: Tensor, null: Tensor) -> Tensor:
         d = cond - null
         if self.momentum:
-            if not isinstance(t, PlannedTime) or self not in t.plans:
-                raise ValueError("momentum of rule 'apg' depends on the solver's steps: it takes fixed-step solvers, or momentum=0")
-            memory = t.plans[self]
+            needs = "momentum of rule 'apg' depends on the solver's steps: it takes fixed-step solvers, or momentum=0"
+            memory = self.planned_for(t, needs)
+            memory = {} if memory is None else memory  # the end is no step
             if "d" in memory and memory["d"].shape == d.shape:
                 d = torch.add(d, memory["d"], alpha=self.momentum)
             memory["d"] = d

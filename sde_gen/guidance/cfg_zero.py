@@ -42,9 +42,8 @@ class ZeroStar(Guided):
     def push(self, x: Tensor, t: Tensor | float, cond: Tensor, null: Tensor) -> Tensor:
         a, b = flow_of(self.model, x, t)
         if self.zero_steps:
-            if not isinstance(t, PlannedTime) or self not in t.plans:
-                raise ValueError("zero_steps of rule 'cfg_zero' counts the solver's steps: it takes fixed-step solvers, or zero_steps=0")
-            if t.plans[self]:
+            needs = "zero_steps of rule 'cfg_zero' counts the solver's steps: it takes fixed-step solvers, or zero_steps=0"
+            if self.planned_for(t, needs):
                 return -a * x / b
         v_cond, v_null = a * x + b * cond, a * x + b * null
         scale = inner(v_cond, v_null) / inner(v_null, v_null).clamp_min(torch.finfo(x.dtype).tiny)

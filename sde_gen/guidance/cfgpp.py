@@ -37,6 +37,5 @@ class CFGPlusPlus(Guided):
             t.plans[self] = self.strength / -math.expm1(-step) if step > 0 else self.strength  # at the end: the guided data themselves
 
     def push(self, x: Tensor, t: Tensor | float, cond: Tensor, null: Tensor) -> Tensor:
-        if not isinstance(t, PlannedTime) or self not in t.plans:
-            raise ValueError("rule 'cfgpp' depends on the solver's steps: it takes fixed-step solvers such as ddim")
-        return torch.lerp(null, cond, t.plans[self])
+        weight = self.planned_for(t, "rule 'cfgpp' depends on the solver's steps: it takes fixed-step solvers such as ddim")
+        return torch.lerp(null, cond, self.strength if weight is None else weight)

@@ -212,6 +212,15 @@ class Guided(Wrapper):
             return self.model.cost_at(t)
         return self.other.cost_at(t) + (0 if self.strength == 0 else self.model.cost_at(t))
 
+    def planned_for(self, t: Tensor | float, needs: str) -> Any:
+        """What `prepare` left at t, or None at t_min, where samples are denoised after the last step; ValueError `needs` at any other
+        time that no solver has planned."""
+        if isinstance(t, PlannedTime) and self in t.plans:
+            return t.plans[self]
+        if isinstance(t, Tensor) or float(t) != self.sde.t_min:
+            raise ValueError(needs)
+        return None
+
     def branches(self, x: Tensor, t: Tensor | float, cond: Cond) -> tuple[Prediction | None, Prediction | None]:
         """What the conditional and the null branch predict; None for one that is not asked, and whose weight is 0."""
         each = isinstance(t, Tensor)  # a time for each sample, some inside the interval and some not

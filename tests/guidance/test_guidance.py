@@ -102,6 +102,9 @@ def test_cfgpp_is_its_papers_step() -> None:
         x = alpha_s * (null + w * (given - null)) + sigma_s * (x - alpha * null) / sigma
     out = sde_gen.sample(guide(model, w, rule="cfgpp"), (6, 2), "ddim", x_init=x_0, grid=times, cond=kind(6), final="state", progress=False)
     torch.testing.assert_close(out.x, x, rtol=0, atol=1e-12)
+    alone = guide(model, w).denoise(x, VP.t_min, **kind(6))  # of the end, which is no step, the guided data themselves
+    out = sde_gen.sample(guide(model, w, rule="cfgpp"), (6, 2), "ddim", x_init=x_0, grid=times, cond=kind(6), progress=False)
+    torch.testing.assert_close(out.x, alone, rtol=0, atol=1e-12)
     with pytest.raises(ValueError, match="takes fixed-step solvers"):
         sde_gen.sample(guide(model, w, rule="cfgpp"), (2, 2), "ode", cond=kind(2), progress=False)
 
@@ -123,6 +126,7 @@ def test_apg_by_its_definition() -> None:
     torch.testing.assert_close(guided.denoise(x, second, **kind(6)), given + 2 * (given - null - 0.5 * old))
     again = guided.planned([0.4])
     torch.testing.assert_close(guided.denoise(x, again[0.4], **kind(6)), null + 3 * (given - null))
+    assert bool(torch.isfinite(sde_gen.sample(guided, (2, 2), "ddim", 3, cond=kind(2), progress=False).x).all())
     with pytest.raises(ValueError, match="or momentum=0"):
         guided.denoise(x, 0.4, **kind(6))
 
@@ -137,6 +141,10 @@ def test_cfg_zero_by_its_definition() -> None:
     first, second = guided.planned([0.8, 0.4]).values()
     assert float(guided.velocity(x, first, **kind(6)).abs().max()) < 1e-12
     torch.testing.assert_close(guided.velocity(x, second, **kind(6)), found)
+    end = guide(model, 3.0, rule="cfg_zero").denoise(x, VP.t_min, **kind(6))
+    torch.testing.assert_close(guided.denoise(x, VP.t_min, **kind(6)), end)
+    with pytest.raises(ValueError, match="or zero_steps=0"):
+        guided.denoise(x, 0.4, **kind(6))
 
 
 def test_autoguidance_pushes_away_from_the_other_model() -> None:

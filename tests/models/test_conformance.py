@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import sde_gen
+from sde_gen.conditions import make_condition
 from sde_gen.data import Normalizer
 from sde_gen.discrete import ChainView, chain_of
 from sde_gen.exact.mixtures import MixtureData
-from sde_gen.guidance import Combine, guide
+from sde_gen.guidance import GUIDANCE, ClassifierFree, Combine, guide
 from sde_gen.models.denoiser import Denoiser, Prediction, Wrapper
 from sde_gen.models.moments import Moments
 from sde_gen.randomness import NoiseStream
@@ -71,22 +72,53 @@ class Shifted(Wrapper):
         return Prediction(0.5 * (self.model.denoise(moved, t, **cond) + self.model.denoise(moved, t, **cond)) + D)
 
 
-class Told(nn.Module):
-    """A network that is told its shift as a condition."""
+SPECS = {
+    "numbers": {"kind": "numbers", "size": 2, "mean": [2000.0, 0.0], "std": [20.0, 1.0]},
+    "series": {"kind": "sequence", "features": 1, "length": 3},
+    "field": {"kind": "map", "grid": [2, 2]},
+    "label": {"kind": "label", "classes": 3},
+}
 
-    def forward(self, x: Tensor, c: Tensor, shift: Tensor) -> Tensor:
+
+class Told(nn.Module):
+    """A network that is told its shift by conditions of every kind, a quarter of it by each; of one that is not given it takes the part as
+    0, but for the label, which says nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoders = {name: make_condition(name, spec, 4, (4, 4)) for name, spec in SPECS.items()}
+
+    def forward(self, x: Tensor, c: Tensor, **cond: Tensor) -> Tensor:
+        shift = x.new_zeros(len(x))
+        for name, value in cond.items():
+            value = self.encoders[name].fit(value)
+            if name == "numbers":
+                value = value - torch.tensor([2000.0, 0.0]).to(value)
+            if name != "label":
+                shift = shift + value.flatten(1).nan_to_num().sum(1).to(shift)
         return DATA.denoise_at(x - shift[:, None], VE, c) + shift[:, None]
 
 
-def told() -> sde_gen.ScoreModel:
+def told(normalizer: Normalizer | None = None, network: nn.Module | None = None) -> sde_gen.ScoreModel:
     mean, covariance = DATA.moments()
-    moments = Moments(mean + D, covariance=covariance)  # those under the one condition that it is given here
-    return sde_gen.ScoreModel(Told(), VE, "data", normalizer=base().normalizer, moments=moments, prior="matched", data_std=1.0)
+    moments = Moments(mean + D, covariance=covariance)  # those under the conditions that it is given here
+    units = normalizer or base().normalizer
+    return sde_gen.ScoreModel(network or Told(), VE, "data", normalizer=units, moments=moments, prior="matched", data_std=1.0)
+
+
+class Guided(ClassifierFree):
+    """Guidance that drops the label, which says nothing, so that both branches are the conditional model, of known moments."""
+
+    def __init__(self, model: Denoiser, strength: float = 3.0) -> None:
+        super().__init__(model, strength, drop=("label",))
+        self.moments, self.prior_name = model.moments, model.prior_name
 
 
 def combined() -> Denoiser:
     """Half of the score twice, by one call of two rows for each."""
-    return Combine([(0.5, told(), {"shift": D}), (0.5, told(), {"shift": D})], moments=told().moments)
+    one = given(True, 1)
+    model = told()
+    return Combine([(0.5, model, one), (0.5, model, one)], moments=model.moments)
 
 
 KINDS: dict[str, tuple[Callable[[], Denoiser], float, bool]] = {
@@ -96,13 +128,22 @@ KINDS: dict[str, tuple[Callable[[], Denoiser], float, bool]] = {
     "shifted": (lambda: Shifted(base()), D, False),
     "conditional": (told, D, True),
     "guided by strength 1": (lambda: guide(told(), 1.0), D, True),
+    "guided": (lambda: Guided(told()), D, True),
     "combined": (combined, D, False),
 }
 """A model, the shift of its law, and whether it must be told of it."""
 
 
 def given(conditional: bool, count: int = COUNT) -> dict[str, Tensor] | None:
-    return {"shift": torch.full((count,), D, dtype=torch.float64)} if conditional else None
+    if not conditional:
+        return None
+    row = {
+        "numbers": torch.tensor([2000.0 + D / 2, -D / 4], dtype=torch.float64),
+        "series": torch.tensor([[D / 8], [torch.nan], [D / 8]]),
+        "field": torch.full((1, 2, 2), D / 8),
+        "label": torch.tensor(2),
+    }
+    return {name: value.expand(count, *value.shape).contiguous() for name, value in row.items()}
 
 
 def points(shift: float, count: int = COUNT) -> Tensor:
@@ -163,7 +204,7 @@ def _fit_grid(model: Denoiser, shift: float, conditional: bool) -> Tensor:
     cond = given(conditional, 6)
     fitted = sde_gen.fit_grid(model, "dpm", 3, (2,), samples=6, batch_size=4, iterations=2, cond=cond)
     out = sde_gen.sample(model, (6, 2), "dpm", 3, cond=cond)
-    assert out.fitted and model.fitted == {("dpm", 3, ("shift",) if conditional else ()): fitted}
+    assert out.fitted and model.fitted == {("dpm", 3, tuple(sorted(cond or {}))): fitted}
     return torch.tensor([fitted.default_error], dtype=torch.float64)
 
 
@@ -219,6 +260,91 @@ def test_every_consumer_takes_every_kind_of_model(consumer: str, kind: str) -> N
         assert torch.equal(found, expected)
         return
     torch.testing.assert_close(found, expected, rtol=0, atol=LOOSE.get(consumer, 1e-6))
+
+
+RULES: dict[str, dict] = {
+    "cfg": {"strength": 3.0},
+    "cfgpp": {"strength": 0.6},
+    "apg": {"strength": 3.0, "eta": 0.5, "radius": 0.3, "momentum": -0.5},
+    "cfg_zero": {"strength": 3.0},
+}
+
+
+def test_every_rule_of_guidance_with_every_solver_and_the_likelihood() -> None:
+    """Branches that do not differ are the conditional model, whatever the rule and the strength."""
+    assert set(RULES) == set(GUIDANCE)
+    plain, cond = sde_gen.ScoreModel(Told(), VE, "data", normalizer=base().normalizer), given(True)
+    for solver in SOLVERS:
+        adaptive, common = SOLVERS[solver].adaptive, {"cond": cond, "dtype": torch.float64, "progress": False}
+        steps = None if adaptive else 5
+        if solver == "angle":  # starts from moments, of which guidance knows none
+            continue
+        expected = sde_gen.sample(plain, (COUNT, 2), solver, steps, **common)
+        for rule, options in RULES.items():
+            if adaptive and rule in ("cfgpp", "apg"):  # which depend on the steps
+                continue
+            found = sde_gen.sample(guide(plain, drop=("label",), rule=rule, **options), (COUNT, 2), solver, steps, **common)
+            torch.testing.assert_close(found.x, expected.x, rtol=1e-9, atol=1e-9, msg=lambda text, at=(solver, rule): f"{at}: {text}")
+            assert torch.equal(found.nfe, 2 * expected.nfe), (solver, rule)
+    expected = sde_gen.log_likelihood(plain, points(D), cond=cond).log_prob
+    for rule in ("cfg", "cfg_zero"):
+        found = sde_gen.log_likelihood(guide(plain, 3.0, drop=("label",), rule=rule), points(D), cond=cond).log_prob
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+UNITS = {
+    "of its own by feature": Normalizer(torch.tensor([1e4, -2.0]), torch.tensor([50.0, 0.25])),
+    "none": Normalizer(torch.zeros(2), torch.ones(2), kind="identity"),
+}
+
+
+@pytest.mark.parametrize("units", UNITS)
+def test_a_normaliser_changes_the_units_of_guided_samples_and_nothing_else(units: str) -> None:
+    usual, other, cond = Guided(told()), Guided(told(UNITS[units])), given(True)
+    a, b = usual.normalizer, other.normalizer
+    assert a is not None and b is not None
+    for solver in SOLVERS:
+        common = {"steps": None if SOLVERS[solver].adaptive else 4, "cond": cond, "dtype": torch.float64, "progress": False}
+        x, y = (sde_gen.sample(model, (COUNT, 2), solver, **common).x for model in (usual, other))
+        torch.testing.assert_close(b.encode(y), a.encode(x), rtol=0, atol=1e-9, msg=lambda text, at=solver: f"{at}: {text}")
+    z = DATA.sample(COUNT) + D
+    found = [sde_gen.log_likelihood(model, model.normalizer.decode(z), cond=cond).log_prob for model in (usual, other)]
+    torch.testing.assert_close(
+        found[1] - found[0], torch.full((COUNT,), b.log_det((2,)) - a.log_det((2,))), rtol=0, atol=1e-6, check_dtype=False
+    )
+
+
+class Narrow(Told):
+    """As a network whose weights are of a dtype: it gets and gives that one, and works in float64."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight, self.seen = nn.Parameter(torch.ones((), dtype=dtype)), set()
+
+    def forward(self, x: Tensor, c: Tensor, **cond: Tensor) -> Tensor:
+        self.seen.add((x.dtype, c.dtype))
+        return super().forward(x.double(), c.double(), **cond).to(x.dtype)
+
+
+@pytest.mark.parametrize(
+    ("weights", "clock"), [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)]
+)
+def test_states_are_never_narrower_than_float32_whatever_the_networks_dtype(weights: torch.dtype, clock: torch.dtype) -> None:
+    network, cond = Narrow(weights), given(True)
+    guided, exact = Guided(told(network=network)), Guided(told())
+    for solver in SOLVERS:
+        common = {"steps": None if SOLVERS[solver].adaptive else 4, "cond": cond, "progress": False}
+        out = sde_gen.sample(guided, (COUNT, 2), solver, dtype=torch.float32, **common).x
+        assert out.dtype == torch.float32, solver
+        if SOLVERS[solver].adaptive:  # whose steps follow from rounded errors
+            assert bool(torch.isfinite(out).all())
+            continue
+        wanted = sde_gen.sample(exact, (COUNT, 2), solver, dtype=torch.float32, **common).x
+        tolerance = 1.0 if weights == torch.bfloat16 else 1e-2
+        torch.testing.assert_close(out, wanted, rtol=0, atol=tolerance, msg=lambda text, at=solver: f"{at}: {text}")
+    assert network.seen == {(weights, clock)}
+    found = sde_gen.log_likelihood(guided, points(D), cond=cond, rtol=1e-3, atol=1e-3)
+    assert found.log_prob.dtype == torch.float64 and bool(torch.isfinite(found.log_prob).all())
 
 
 def test_network_evaluations_are_counted_through_wrappers() -> None:
