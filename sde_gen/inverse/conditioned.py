@@ -15,6 +15,10 @@ from ..sampling.sample import sample
 from ..solvers import Solver
 from .measurement import MEASURED, Measurement
 from .request import Posterior, Request, repeated
+from .solve import conjugate_gradients
+
+MOST_ITERATIONS = 200
+"""Of conjugate gradients with the operator alone, which ask no network."""
 
 
 class Observed:
@@ -26,16 +30,24 @@ class Observed:
 
     def __init__(self, wrapper: Conditioned, y: Tensor, x: Tensor) -> None:
         self.measurement, self.normalizer = wrapper.measurement, wrapper.normalizer
+        self.linear, self.absent = self.measurement.operator.linear, self.measurement.noise.absent
         self.shape = x.shape[1:]
         self.seen = self.measurement.seen(y, self.shape)
         self.given, self.y = y, torch.where(self.seen, y, 0)
         self.variance = torch.where(self.seen, self.measurement.noise.variance(self.y), 1).to(x.dtype)
+        self.variance_of_seen = torch.where(self.seen, self.variance, 0)
         self.scale = self._scale(x)
 
     def _scale(self, x: Tensor) -> Tensor:
         one = torch.ones(1, *self.shape, dtype=torch.float64, device=x.device)
         # The map is affine, entry by entry.
         return one.to(x.dtype) if self.normalizer is None else (self.normalizer.decode(one) - self.normalizer.decode(0 * one)).to(x.dtype)
+
+    @property
+    def entries(self) -> int:
+        """How many entries the operator measures, whatever gaps y has."""
+        kept = self.measurement.operator.kept(self.shape)
+        return self.seen[0].numel() if kept is None else int(kept.sum())
 
     def clean(self, z: Tensor) -> Tensor:
         """A(decode(z)), 0 in gaps."""
@@ -64,6 +76,28 @@ class Observed:
     def adjoint(self, u: Tensor) -> Tensor:
         """H^T u of a linear operator; u as y, of a multiple of the batch."""
         return self.scale * self.measurement.operator.adjoint(torch.where(self._rows(u), u, 0), self.shape)
+
+    def solve(self, u: Tensor, spread: Tensor | float, noise: float = 1.0) -> Tensor:
+        """(noise Sigma_y + spread H H^T)^-1 u for a linear operator, by conjugate gradients; spread: a number or one for each sample."""
+
+        wide = spread.reshape(-1, *[1] * (u.ndim - 1)) if isinstance(spread, Tensor) and spread.ndim else spread
+
+        def product(v: Tensor) -> Tensor:
+            return noise * self.variance_of_seen * v + wide * self.forward(self.adjoint(v))
+
+        return conjugate_gradients(product, u, min(self.entries, MOST_ITERATIONS), 1e-6)
+
+    def pulled(self, z: Tensor, spread: Tensor | float, noise: float = 1.0) -> Tensor:
+        """spread H^T (noise Sigma_y + spread H H^T)^-1 (y - A(decode(z))): how far data N(z, spread I) move towards y; noise 0 moves them
+        onto it."""
+        return spread * self.adjoint(self.solve(self.residual(z), spread, noise))
+
+    def mean_gain(self) -> Tensor:
+        """The root of the mean eigenvalue of H H^T, ready to multiply y, as a probe that is always the same tells it."""
+        place = torch.arange(self.seen[0].numel(), device=self.seen.device).reshape(self.seen.shape[1:])
+        signs = (1 - 2 * (place * 40503 % 65537 % 2)) * self.seen.to(self.scale.dtype)
+        mean = self.adjoint(signs).square().flatten(1).sum(1) / self.seen.flatten(1).sum(1)
+        return mean.sqrt().reshape(-1, *[1] * (self.seen.ndim - 1))
 
     def _rows(self, value: Tensor) -> Tensor:
         return self.seen if len(value) == len(self.seen) else self.seen.repeat(len(value) // len(self.seen), *[1] * (value.ndim - 1))

@@ -18,19 +18,19 @@ class MMPS(Conditioned):
     Exact when the data are Gaussian, the operator linear and the solve converged: mean and covariance of the posterior. Elsewhere the
     derivative of V is neglected, and a nonlinear operator is linearised at D.
 
-    iterations, tolerance: of conjugate gradients, above 48 measured entries; each takes a vector-Jacobian product. Below, the system is
-        formed and solved.
+    directions: of the Krylov space of the residual in which the system is solved, as conjugate gradients of so many iterations do it,
+        above 48 measured entries; each takes a vector-Jacobian product. Below, all directions of the measurement are taken.
 
     Noise that is not Gaussian is taken for Gaussian; std 0 is a limit. Rozet et al. 2024, arXiv:2405.13712.
     """
 
     gradient = True
 
-    def __init__(self, model: Denoiser, measurement: Measurement, iterations: int = 8, tolerance: float = 1e-3) -> None:
+    def __init__(self, model: Denoiser, measurement: Measurement, directions: int = 8) -> None:
         super().__init__(model, measurement)
-        self.iterations, self.tolerance = iterations, tolerance
+        self.directions = directions
 
     def correct(self, x: Tensor, t: Tensor | float, observed: Observed, cond: dict[str, Tensor]) -> Prediction:
         alpha, sigma = self.levels(x, t)
-        found = moment_matched(self.model, x, t, observed, cond, sigma**2 / alpha, self.iterations, self.tolerance)
+        found = moment_matched(self.model, x, t, observed, cond, sigma**2 / alpha, self.directions)
         return Prediction(found.prediction.denoised + found.shift, found.prediction.variance_fraction)

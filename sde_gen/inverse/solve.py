@@ -39,16 +39,23 @@ def conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, iteratio
     return u
 
 
-def positive_factor(matrix: Tensor, floor: Tensor) -> Tensor:
-    """Cholesky factors of symmetric matrices (B, M, M); where one is not positive, of it with eigenvalues held at `floor` (B,) or above."""
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    broken = failed > 0
-    if bool(broken.any()):
-        values, vectors = torch.linalg.eigh(torch.nan_to_num(matrix.detach()[broken]))
-        held = torch.maximum(values, floor[broken, None])
-        mended = torch.linalg.cholesky(
-            vectors @ torch.diag_embed(held) @ vectors.mT + torch.diag_embed(1e-6 * held.amax(1, keepdim=True).expand_as(held))
-        )
-        factor = factor.clone()
-        factor[broken] = mended
-    return factor
+def krylov(along: Callable[[Tensor], tuple[Tensor, Tensor]], start: Tensor, size: int) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Orthonormal directions (B, size, M) of the Krylov space of start (B, M) under the product along(u)[1], and along(u) of each.
+
+    A direction is 0 where a sample's space has ended. Lanczos 1950, with full orthogonalisation.
+    """
+    basis: list[Tensor] = []
+    pairs: list[tuple[Tensor, Tensor]] = []
+    u, scale = start, start.norm(dim=1, keepdim=True)
+    for _ in range(size):
+        length = u.norm(dim=1, keepdim=True)
+        ended = length <= 1e-5 * scale
+        u = torch.where(ended, 0, u / torch.where(ended, 1, length))
+        basis.append(u)
+        pairs.append(along(u))
+        u = pairs[-1][1]
+        scale = u.norm(dim=1, keepdim=True)
+        for _ in range(2):
+            for known in basis:
+                u = u - (u * known).sum(1, keepdim=True) * known
+    return torch.stack(basis, 1), pairs

@@ -17,6 +17,55 @@ from .moment_matched import MomentMatched, moment_matched
 from .request import Posterior, Request, repeated
 
 
+class Towards:
+    """The reverse step towards a measurement, with the covariance that p(x_0 | x_t) gives it along the measured directions.
+
+        p(x_s | x_t) = N(a x + b D, c^2 I + b^2 G^T G),   q = N(a x + b (D + shift), c^2 I + b^2 G^T (I + mu)^-1 G)
+
+    where x_s given x_t and x_0 is N(a x + b x_0, c^2 I), and N(D, V) stands for p(x_0 | x_t): V = G^T G along what is measured, and what
+    a network says nothing of is left out. For Gaussian data both are exact there, and the weights are all alike.
+    """
+
+    def __init__(self, columns: Tensor, aim: Tensor, narrowed: Tensor) -> None:
+        self.columns, self.aim, self.narrowed = columns, aim, narrowed
+
+    @classmethod
+    def of(cls, found: MomentMatched) -> Towards:
+        total = found.noise + found.mu
+        return cls(found.columns.flatten(2), found.mu.sqrt() / total * found.rest, (found.noise / total).sqrt())
+
+    def taken(self, order: Tensor) -> Towards:
+        return Towards(self.columns[order], self.aim[order], self.narrowed[order])
+
+    def move(self, b: float, c: float, z: Tensor, bend: Tensor) -> tuple[Tensor, Tensor]:
+        """What is added to a x + b D + bend + c z for it to be a draw of q, of z's shape, and log p/q of that draw, (B,).
+
+        A multistep solver's bend stands for the same covariance, and stays where nothing is measured.
+        """
+        g, flat, ratio = self.columns, z.flatten(1), b / c
+        narrow = g * self.narrowed[..., None]
+        values, vectors = torch.linalg.eigh(narrow @ narrow.mT)
+        values = values.clamp_min(0)
+        # The root of I + ratio^2 narrow^T narrow, less I, on z.
+        root = ratio**2 / (1 + torch.sqrt(1 + ratio**2 * values))
+        along = ((narrow @ flat[..., None])[..., 0][:, None] @ vectors)[:, 0]
+        widened = (((root * along)[:, None] @ vectors.mT) @ narrow)[:, 0]
+        extra = ratio * (self.aim[:, None] @ g)[:, 0] + widened
+        wide = flat + extra
+        system = g @ g.mT + torch.eye(g.shape[1], dtype=g.dtype, device=g.device) / ratio**2
+        factor = torch.linalg.cholesky(system)
+        seen = torch.linalg.solve_triangular(factor, g @ wide[..., None], upper=False)[..., 0]
+        quadratic = (extra * (wide + flat)).double().sum(1) - seen.double().square().sum(1)
+        size = g.shape[1]
+        log_det = 2 * torch.log(factor.diagonal(dim1=1, dim2=2)).double().sum(1) + 2 * size * math.log(ratio)
+        gained = -0.5 * (quadratic + log_det - torch.log1p(ratio**2 * values).double().sum(1))
+        gram = g @ g.mT
+        small = 1e-6 * gram.diagonal(dim1=1, dim2=2).amax(1)[:, None, None].clamp_min(torch.finfo(g.dtype).tiny)
+        eye = torch.eye(size, dtype=g.dtype, device=g.device)
+        measured = (torch.linalg.solve(gram + small * eye, g @ bend.flatten(1)[..., None]).mT @ g)[:, 0]
+        return (c * extra - measured).reshape(z.shape), gained
+
+
 class Twisted(Conditioned, Weighed):
     """K weighted particles for each sample, moved by MMPS and weighted with its own evidence as twist.
 
@@ -29,16 +78,21 @@ class Twisted(Conditioned, Weighed):
     Exact as the number of particles grows, for any operator and any noise with a density, up to the solver's steps: its weighted samples
     are those of the posterior, and the mean weight is the evidence.
 
-    iterations, tolerance: see `MMPS`.
+    directions: see `MMPS`.
+    resample_below: the share of effective particles below which a group is resampled. A twist that errs prunes what would have counted, and
+        errs most while the data's modes part.
 
     Wu et al. 2023, arXiv:2306.17775 (whose twist has V = sigma^2/(alpha^2 + sigma^2)); Rozet et al. 2024, arXiv:2405.13712.
     """
 
     gradient = True
 
-    def __init__(self, model: Denoiser, measurement: Measurement, iterations: int = 8, tolerance: float = 1e-3) -> None:
+    def __init__(self, model: Denoiser, measurement: Measurement, directions: int = 8, resample_below: float = 0.3) -> None:
         super().__init__(model, measurement)
-        self.iterations, self.tolerance = iterations, tolerance
+        self.directions = directions
+        if not 0 <= resample_below <= 1:
+            raise ValueError(f"resample_below must be in [0, 1], got {resample_below!r}")
+        self.resample_below = resample_below
 
     def correct(self, x: Tensor, t: Tensor | float, observed: Observed, cond: dict[str, Tensor]) -> Prediction:
         return self._shifted(self._matched(x, t, observed, cond))
@@ -46,8 +100,7 @@ class Twisted(Conditioned, Weighed):
     def weigh(self, x: Tensor, t: float, **cond: Tensor) -> Weighing:
         observed = Observed(self, cond.pop(MEASURED), x)
         found = self._matched(x, t, observed, cond)
-        assert found.log_evidence is not None
-        return Weighing(self._shifted(found), twist=found.log_evidence.double(), shift=found.shift)
+        return Weighing(found.prediction, twist=found.log_evidence, proposal=Towards.of(found))
 
     def weigh_last(self, x: Tensor, t: float, **cond: Tensor) -> Weighing:
         last = self.weigh(x, t, **cond)
@@ -58,7 +111,7 @@ class Twisted(Conditioned, Weighed):
 
     def _matched(self, x: Tensor, t: Tensor | float, observed: Observed, cond: dict[str, Tensor]) -> MomentMatched:
         alpha, sigma = self.levels(x, t)
-        return moment_matched(self.model, x, t, observed, cond, sigma**2 / alpha, self.iterations, self.tolerance, evidence=True)
+        return moment_matched(self.model, x, t, observed, cond, sigma**2 / alpha, self.directions, evidence=True)
 
     @staticmethod
     def _shifted(found: MomentMatched) -> Prediction:

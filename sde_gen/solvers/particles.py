@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from ..models.denoiser import PlannedTime, Prediction
-from ..models.weighed import Weighed, Weighing
+from ..models.weighed import Proposal, Weighed, Weighing
 from ..randomness import NoiseStream
 from .base import FixedStepSolver, Run, Solver, Update, run_updates
 
 THRESHOLD = 0.5
-"""A group whose effective sample size is below this share of its particles is resampled."""
+"""A group whose effective sample size is below this share of its particles is resampled, unless the model says another share."""
 _UNIFORM = 0x5DE6A7
 """Told from the seed of the noise, so that resampling draws numbers of its own."""
 
@@ -25,13 +25,13 @@ class Population:
     ancestors: which particle of the start each one comes from, (groups, size).
     """
 
-    def __init__(self, size: int, uniforms: NoiseStream) -> None:
-        self.size, self.uniforms = size, uniforms
+    def __init__(self, size: int, uniforms: NoiseStream, threshold: float) -> None:
+        self.size, self.uniforms, self.threshold = size, uniforms, threshold
         groups = uniforms.shape[0]
         self.log_weights = torch.zeros(groups, size, dtype=torch.float64, device=uniforms.device)
         self.rate: Tensor | None = None
         self.twist: Tensor | None = None
-        self.shifts: tuple[Tensor, ...] = ()
+        self.proposal: Proposal | None = None
         self.level = 0.0
         self.own = torch.arange(groups * size, device=uniforms.device)
         self.ancestors = self.own.reshape(groups, size)
@@ -46,23 +46,23 @@ class Population:
         order = self._order()
         self.ancestors = self.ancestors.flatten()[order].reshape(self.ancestors.shape)
         self.rate, self.twist = (None if value is None else value[order] for value in (self.rate, self.twist))
-        if weighing.shift is not None:
-            # One more than predictions before it: a multistep solver's step has the shifts of all.
-            self.shifts = tuple(value[order] for value in (weighing.shift, *self.shifts[: len(history)]))
+        self.proposal = None if weighing.proposal is None else weighing.proposal.taken(order)
         found = weighing.prediction
         fraction = None if found.variance_fraction is None else found.variance_fraction[order]
         return x[order], Prediction(found.denoised[order], fraction), tuple(value[order] for value in history)
 
-    def moved(self, update: Update, z: Tensor) -> None:
-        """The weights of a step taken with the noise z."""
-        if not self.shifts:
-            return
+    def moved(self, update: Update, z: Tensor, seen: tuple[Tensor, ...]) -> Tensor | None:
+        """What a proposal adds to a step with the noise z and the predictions `seen`, the latest first, after the weights of that step."""
+        if self.proposal is None:
+            return None
         if update.c_most is not None or update.view is not None:
-            raise ValueError("particles that are weighted step by step need a solver that predicts the data, and no learned variance")
-        drift = sum(weight / update.c * shift for weight, shift in zip(update.b, self.shifts, strict=False))
-        assert isinstance(drift, Tensor)
-        gained = -(drift * (z + 0.5 * drift)).double().flatten(1).sum(1)
+            raise ValueError("particles with a proposal need a solver in data prediction, such as dpm_sde, and no learned variance")
+        bend = torch.zeros_like(z)
+        for weight, earlier in zip(update.b[1:], seen[1:], strict=False):
+            bend = bend + weight * (earlier - seen[0])
+        kick, gained = self.proposal.move(sum(update.b), update.c, z, bend)
         self.log_weights = self.log_weights + gained.reshape(self.log_weights.shape)
+        return kick
 
     def end(self, model: Weighed, x: Tensor, t: float, cond: dict[str, Tensor]) -> None:
         """The weights of the last step, by one more call."""
@@ -81,7 +81,7 @@ class Population:
         """Systematic resampling of the groups below the threshold: which row each row takes its state from. Nothing waits for a device."""
         uniform = torch.special.ndtr(self.uniforms.draw().reshape(-1, 1))  # drawn every time, whether it is used or not
         weights = self.log_weights.softmax(1)
-        few = 1 / weights.square().sum(1) < THRESHOLD * self.size
+        few = 1 / weights.square().sum(1) < self.threshold * self.size
         places = (uniform + torch.arange(self.size, device=weights.device)) / self.size
         chosen = torch.searchsorted(weights.cumsum(1), places).clamp_max(self.size - 1)
         first = self.size * torch.arange(len(weights), device=weights.device)[:, None]
@@ -126,7 +126,8 @@ class Populated(Solver):
         assert isinstance(run.model, Weighed)
         groups, before = len(x) // self.size, sum(len(population.log_weights) for population in self.done)
         uniforms = NoiseStream(self.seed ^ _UNIFORM, self.first + before, groups, (1,), torch.float64, x.device)
-        run.population = population = Population(self.size, uniforms)
+        threshold = THRESHOLD if run.model.resample_below is None else run.model.resample_below
+        run.population = population = Population(self.size, uniforms, threshold)
         x = run_updates(run, *self.solver.table(run, x, t_start, self.solver.times(run, x, t_start, t_end, steps, grid)))
         population.end(run.model, x, t_end, run.cond)
         run.nfe += run.model.cost_at(t_end)
