@@ -9,6 +9,7 @@ from .discrete import DiscreteChain, elbo, elbo_continuous, make_chain
 from .exact.empirical import empirical_score
 from .external import as_azula, as_deepinv, as_kdiffusion, check_external, load_external
 from .guidance import guide
+from .inverse import Measurement, Posterior, posterior
 from .likelihood.bits_per_dim import BitsPerDim, bits_per_dim
 from .likelihood.classify import Classes, classify
 from .likelihood.flow import LogLikelihood, log_likelihood
@@ -41,8 +42,10 @@ __all__ = [
     "FittedGrid",
     "Information",
     "LogLikelihood",
+    "Measurement",
     "Moments",
     "Normalizer",
+    "Posterior",
     "Prediction",
     "ReverseSDE",
     "Samples",
@@ -76,6 +79,7 @@ __all__ = [
     "make_sde",
     "make_solver",
     "mix",
+    "posterior",
     "register_network",
     "register_sde",
     "sample",

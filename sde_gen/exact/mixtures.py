@@ -86,6 +86,43 @@ class MixtureData:
         mode_means = self.means + torch.einsum("kij,bkj->bki", self.eigenvectors, gain * z)
         return torch.einsum("bk,bki->bi", joint.softmax(1), mode_means).reshape(x.shape).to(x.dtype)
 
+    def denoise_given(self, x: Tensor, sde: SDE, t: Time, matrix: Tensor, y: Tensor, variance: Tensor) -> Tensor:
+        """E[x_0 | x_t = x, y] for y = matrix x_0 + noise: matrix (M, D), y (B, M) or (1, M), variance (M,) of the noise; shape of x."""
+        alpha, sigma = marginal(sde, t)
+        joint, z, spread = self._joint(x, alpha, sigma)
+        modes = self.means + torch.einsum("kij,bkj->bki", self.eigenvectors, column(alpha, 2) * self.eigenvalues / spread * z)
+        # Each mode's covariance of x_0 given x_t, along its axes, then given y too.
+        left = self.eigenvalues * column(sigma, 2) ** 2 / spread
+        across = torch.einsum("md,kde->kme", matrix, self.eigenvectors)
+        cross = left[..., None, :] * across
+        rest = y[:, None] - modes @ matrix.T
+        gain, log_normal = _update(cross @ across.mT + torch.diag(variance), rest)
+        modes = modes + torch.einsum("kij,bkmj,bkm->bki", self.eigenvectors, cross.expand(len(x), -1, -1, -1), gain)
+        return torch.einsum("bk,bki->bi", (joint + log_normal).softmax(1), modes).reshape(x.shape).to(x.dtype)
+
+    def log_evidence(self, matrix: Tensor, y: Tensor, variance: Tensor) -> Tensor:
+        """log p(y) in nats of y = matrix x_0 + noise, (B,): matrix (M, D), y (B, M), variance (M,)."""
+        return torch.logsumexp(self._given(matrix, y, variance)[0], 1)
+
+    def posterior_sample(self, count: int, matrix: Tensor, y: Tensor, variance: Tensor, seed: int = 0) -> Tensor:
+        """(B, count, *data shape) draws of p(x_0 | y), float64; see `log_evidence` for y = matrix x_0 + noise."""
+        generator = torch.Generator().manual_seed(seed)
+        joint, cross, system = self._given(matrix, y, variance)
+        k = torch.multinomial(joint.softmax(1), count, replacement=True, generator=generator)
+        z = torch.randn(*k.shape, self.dim, dtype=torch.float64, generator=generator) * self.eigenvalues[k].sqrt()
+        x = self.means[k] + torch.einsum("bnij,bnj->bni", self.eigenvectors[k], z)
+        noise = torch.randn(*k.shape, len(matrix), dtype=torch.float64, generator=generator) * variance.sqrt()
+        # A draw of the prior, moved by what its own simulated measurement differs from y.
+        rest = y[:, None] - x @ matrix.T - noise
+        return (x + torch.einsum("bnmd,bnm->bnd", cross[k], torch.linalg.solve(system[k], rest))).reshape(*k.shape, *self.shape)
+
+    def _given(self, matrix: Tensor, y: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """log w_k N(y; .) (B, K), matrix C_k (K, M, D) and matrix C_k matrix^T + noise (K, M, M)."""
+        cross = matrix @ self.covariances
+        system = cross @ matrix.T + torch.diag(variance)
+        rest = y[:, None] - self.means @ matrix.T
+        return self.log_weights + _update(system, rest)[1], cross, system
+
     def score(self, sde: SDE) -> Callable[..., Tensor]:
         """The exact score as a network for ScoreModel(..., prediction="score", clock="time")."""
         return lambda x, c, **cond: self.score_at(x, sde, c)
@@ -104,6 +141,14 @@ class MixtureData:
         variance = column(alpha, 2) ** 2 * self.eigenvalues + column(sigma, 2) ** 2
         log_normal = -0.5 * (z**2 / variance + torch.log(variance)).sum(2) - 0.5 * self.dim * math.log(2 * math.pi)
         return self.log_weights + log_normal, z, variance
+
+
+def _update(system: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+    """system^-1 rest and log N(rest; 0, system), for system (K, M, M) or (B, K, M, M) and rest (B, K, M)."""
+    factor = torch.linalg.cholesky(system)
+    gain = torch.cholesky_solve(rest[..., None], factor.expand(*rest.shape[:2], -1, -1))[..., 0]
+    log_det = 2 * torch.log(factor.diagonal(dim1=-2, dim2=-1)).sum(-1)
+    return gain, -0.5 * ((rest * gain).sum(-1) + log_det + rest.shape[-1] * math.log(2 * math.pi))
 
 
 class RingData(MixtureData):

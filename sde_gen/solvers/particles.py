@@ -1,4 +1,4 @@
-"""Particles: several states for each sample, weighted and resampled on their way to the law that a combination of scores stands for."""
+"""Particles: several states for each sample, weighted and resampled on their way to the law that their model stands for."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from ..models.combination import ScoreCombination
 from ..models.denoiser import PlannedTime, Prediction
+from ..models.weighed import Proposal, Weighed, Weighing
 from ..randomness import NoiseStream
-from .base import FixedStepSolver, Run, Solver, run_updates
+from .base import FixedStepSolver, Run, Solver, Update, run_updates
 
 THRESHOLD = 0.5
-"""A group whose effective sample size is below this share of its particles is resampled."""
+"""A group whose effective sample size is below this share of its particles is resampled, unless the model says another share."""
 _UNIFORM = 0x5DE6A7
 """Told from the seed of the noise, so that resampling draws numbers of its own."""
 
@@ -22,42 +22,66 @@ class Population:
     """The particles of a batch, group by group: their log-weights and the state of their resampling.
 
     log_weights: (groups, size) float64, with each group's evidence in them: the mean of their exponentials estimates it.
+    ancestors: which particle of the start each one comes from, (groups, size).
     """
 
-    def __init__(self, size: int, uniforms: NoiseStream) -> None:
-        self.size, self.uniforms = size, uniforms
-        self.log_weights = torch.zeros(uniforms.shape[0], size, dtype=torch.float64, device=uniforms.device)
+    def __init__(self, size: int, uniforms: NoiseStream, threshold: float) -> None:
+        self.size, self.uniforms, self.threshold = size, uniforms, threshold
+        groups = uniforms.shape[0]
+        self.log_weights = torch.zeros(groups, size, dtype=torch.float64, device=uniforms.device)
         self.rate: Tensor | None = None
+        self.twist: Tensor | None = None
+        self.proposal: Proposal | None = None
         self.level = 0.0
-        self.own = torch.arange(uniforms.shape[0] * size, device=uniforms.device)
+        self.own = torch.arange(groups * size, device=uniforms.device)
+        self.ancestors = self.own.reshape(groups, size)
 
     def step(
-        self, model: ScoreCombination, x: Tensor, t: PlannedTime | float, history: tuple[Tensor, ...], cond: dict[str, Tensor]
+        self, model: Weighed, x: Tensor, t: PlannedTime | float, history: tuple[Tensor, ...], cond: dict[str, Tensor]
     ) -> tuple[Tensor, Prediction, tuple[Tensor, ...]]:
         """What the model predicts at x, after the weights of the way here and, where a group needs it, its resampling; with x and the
         predictions before it in the order that this leaves."""
-        found, rate = model.weigh(x, t, **cond)
-        self._weigh(rate, float(model.sde.half_log_snr(float(t))))
+        weighing = model.weigh(x, t, **cond)
+        self._weigh(weighing, float(model.sde.half_log_snr(float(t))))
         order = self._order()
-        self.rate = rate[order]
+        self.ancestors = self.ancestors.flatten()[order].reshape(self.ancestors.shape)
+        self.rate, self.twist = (None if value is None else value[order] for value in (self.rate, self.twist))
+        self.proposal = None if weighing.proposal is None else weighing.proposal.taken(order)
+        found = weighing.prediction
         fraction = None if found.variance_fraction is None else found.variance_fraction[order]
         return x[order], Prediction(found.denoised[order], fraction), tuple(value[order] for value in history)
 
-    def end(self, model: ScoreCombination, x: Tensor, t: float, cond: dict[str, Tensor]) -> None:
-        """The weights of the last step, by one more call."""
-        self._weigh(model.weigh(x, t, **cond)[1], float(model.sde.half_log_snr(t)))
+    def moved(self, update: Update, z: Tensor, seen: tuple[Tensor, ...]) -> Tensor | None:
+        """What a proposal adds to a step with the noise z and the predictions `seen`, the latest first, after the weights of that step."""
+        if self.proposal is None:
+            return None
+        if update.c_most is not None or update.view is not None:
+            raise ValueError("particles with a proposal need a solver in data prediction, such as dpm_sde, and no learned variance")
+        bend = torch.zeros_like(z)
+        for weight, earlier in zip(update.b[1:], seen[1:], strict=False):
+            bend = bend + weight * (earlier - seen[0])
+        kick, gained = self.proposal.move(sum(update.b), update.c, z, bend)
+        self.log_weights = self.log_weights + gained.reshape(self.log_weights.shape)
+        return kick
 
-    def _weigh(self, rate: Tensor, level: float) -> None:
-        # The rate varies slowly with lambda, however much the SNR does: half of its values at both ends.
-        if self.rate is not None:
-            self.log_weights = self.log_weights + (0.5 * (level - self.level) * (self.rate + rate)).reshape(self.log_weights.shape)
-        self.rate, self.level = rate, level
+    def end(self, model: Weighed, x: Tensor, t: float, cond: dict[str, Tensor]) -> None:
+        """The weights of the last step, by one more call."""
+        self._weigh(model.weigh_last(x, t, **cond), float(model.sde.half_log_snr(t)))
+
+    def _weigh(self, found: Weighing, level: float) -> None:
+        if found.rate is not None and self.rate is not None:
+            # The rate varies slowly with lambda, however much the SNR does: half of its values at both ends.
+            self.log_weights = self.log_weights + (0.5 * (level - self.level) * (self.rate + found.rate)).reshape(self.log_weights.shape)
+        if found.twist is not None:
+            gained = found.twist if self.twist is None else found.twist - self.twist
+            self.log_weights = self.log_weights + gained.reshape(self.log_weights.shape)
+        self.rate, self.twist, self.level = found.rate, found.twist, level
 
     def _order(self) -> Tensor:
         """Systematic resampling of the groups below the threshold: which row each row takes its state from. Nothing waits for a device."""
         uniform = torch.special.ndtr(self.uniforms.draw().reshape(-1, 1))  # drawn every time, whether it is used or not
         weights = self.log_weights.softmax(1)
-        few = 1 / weights.square().sum(1) < THRESHOLD * self.size
+        few = 1 / weights.square().sum(1) < self.threshold * self.size
         places = (uniform + torch.arange(self.size, device=weights.device)) / self.size
         chosen = torch.searchsorted(weights.cumsum(1), places).clamp_max(self.size - 1)
         first = self.size * torch.arange(len(weights), device=weights.device)[:, None]
@@ -69,6 +93,19 @@ class Population:
     def ess(self) -> Tensor:
         """The effective sample size of each group, (groups,)."""
         return 1 / self.log_weights.softmax(1).square().sum(1)
+
+    @property
+    def evidence_error(self) -> Tensor:
+        """The standard error of each group's log-evidence, (groups,), from the weights that go back to each particle of the start:
+
+            var = K/(K - 1) sum_k (S_k - 1/K)^2,   S_k the share of the final weight that comes from k
+
+        Chan and Lai 2013, doi 10.1214/13-AOS1172; Lee and Whiteley 2018, arXiv:1509.00394. NaN for a group of one.
+        """
+        shares = torch.zeros_like(self.log_weights).flatten()
+        shares = shares.index_add(0, self.ancestors.flatten(), self.log_weights.softmax(1).flatten()).reshape(self.log_weights.shape)
+        size = self.size
+        return torch.sqrt(size / (size - 1) * (shares - 1 / size).square().sum(1)) if size > 1 else torch.full_like(shares[:, 0], math.nan)
 
 
 class Populated(Solver):
@@ -86,10 +123,11 @@ class Populated(Solver):
         self.done: list[Population] = []
 
     def solve(self, run: Run, x: Tensor, t_start: float, t_end: float, steps: int, grid: str | Tensor) -> Tensor:
-        assert isinstance(run.model, ScoreCombination)
+        assert isinstance(run.model, Weighed)
         groups, before = len(x) // self.size, sum(len(population.log_weights) for population in self.done)
         uniforms = NoiseStream(self.seed ^ _UNIFORM, self.first + before, groups, (1,), torch.float64, x.device)
-        run.population = population = Population(self.size, uniforms)
+        threshold = THRESHOLD if run.model.resample_below is None else run.model.resample_below
+        run.population = population = Population(self.size, uniforms, threshold)
         x = run_updates(run, *self.solver.table(run, x, t_start, self.solver.times(run, x, t_start, t_end, steps, grid)))
         population.end(run.model, x, t_end, run.cond)
         run.nfe += run.model.cost_at(t_end)

@@ -1,0 +1,124 @@
+"""The Gaussian with the moments of p(x_0 | x_t) that the network's Jacobian knows, conditioned on a measurement."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..models.denoiser import Denoiser, Prediction
+from .conditioned import Observed
+from .linearised import linearised
+from .solve import krylov
+
+DIRECT = 48
+"""Up to so many measured entries all directions of the measurement are looked along, by one vector-Jacobian product each."""
+SMALLEST = 1e-7
+"""Variances along the measurement are held above this share of the largest: a network's Jacobian is not quite symmetric and positive."""
+Product = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class MomentMatched:
+    """The Gaussian N(D, V) of the data at one state, V = (sigma^2/alpha) dD/dx, as far as a measurement looks at it.
+
+    In units of the noise the measurement is y = u + noise of variance 1 along k directions, in which u has variances mu and the residual
+    y - A(D) the coordinates `rest`; G holds the data's own directions that go with u: x_0 = D + G^T (u/sqrt(mu)) + what y says nothing of.
+
+    prediction: of the model alone, detached unless a gradient is asked for from outside.
+    shift: E[x_0 | x_t, y] - D = V H^T (Sigma_y + H V H^T)^-1 (y - A(D)), of the state's shape.
+    columns: G, (B, k, *data shape), scaled so that V = G^T G on their span. mu, rest: (B, k).
+    noise: the measurement's variance in these units: 1, or 0 where there is no noise and mu is in the measurement's own.
+    log_scale: (B,) float64, log N(y; A(D), Sigma_y + H V H^T) less that of the coordinates.
+    """
+
+    prediction: Prediction
+    shift: Tensor
+    columns: Tensor
+    mu: Tensor
+    rest: Tensor
+    noise: float
+    log_scale: Tensor
+
+    @property
+    def log_evidence(self) -> Tensor:
+        """log N(y; A(D), Sigma_y + H V H^T) in nats, (B,) float64."""
+        total = (self.noise + self.mu).double()
+        return self.log_scale - 0.5 * (self.rest.double().square() / total + torch.log(total)).sum(1)
+
+
+def moment_matched(
+    model: Denoiser,
+    x: Tensor,
+    t: Tensor | float,
+    observed: Observed,
+    cond: dict[str, Tensor],
+    gain: Tensor,
+    directions: int,
+    evidence: bool = False,
+) -> MomentMatched:
+    """See `MomentMatched`; gain: sigma^2/alpha at t, ready to multiply x (B, *). Where A is not linear, H is its derivative at D.
+
+    Up to `DIRECT` measured entries along all of their directions, else along as many of the Krylov space of the residual as `directions`
+    says, which is what conjugate gradients of so many iterations look along.
+    """
+    outside = torch.is_grad_enabled() and x.requires_grad
+    with torch.enable_grad():
+        state = x if outside else x.detach().requires_grad_()
+        found = model.predict(state, t, **cond)
+        denoised = found.denoised
+        if not denoised.requires_grad:
+            raise TypeError("the model's prediction has no gradient with respect to the state (detached, or computed under no_grad?)")
+        forward, adjoint = (observed.forward, observed.adjoint) if observed.linear else linearised(observed, denoised)
+    units = torch.where(observed.variance > 0, observed.variance, 1).sqrt()
+    noise, seen = 0.0 if observed.absent else 1.0, observed.seen.flatten(1)
+
+    def along(u: Tensor) -> tuple[Tensor, Tensor]:
+        """V H^T u, and H V H^T u in units of the noise, for flat u in these units."""
+        back = torch.autograd.grad(denoised, state, adjoint(u.reshape(units.shape) / units), retain_graph=True, create_graph=outside)[0]
+        return gain * back, (forward(gain * back) / units).flatten(1)
+
+    with torch.set_grad_enabled(outside):
+        white = (observed.residual(denoised if outside else denoised.detach()) / units).flatten(1)
+        log_scale = -(torch.where(observed.seen, torch.log(units), 0).flatten(1).double() + 0.5 * math.log(2 * math.pi) * seen).sum(1)
+        if observed.entries <= DIRECT:
+            places = seen.any(0).nonzero().flatten()
+            basis = torch.eye(white.shape[1], dtype=white.dtype, device=white.device)[places].expand(len(x), -1, -1)
+            pairs = [along(u) for u in basis.unbind(1)]
+        else:
+            basis, pairs = krylov(along, white, directions)
+            if evidence:
+                log_scale = log_scale - 0.5 * _rest_of_log_det(along, basis, pairs, seen, noise)
+        columns = torch.stack([column for column, _ in pairs], 1)
+        matrix = torch.stack([image for _, image in pairs], 1) @ basis.mT
+        matrix = 0.5 * (matrix + matrix.mT)
+        if noise == 0:  # directions that are no measurement of this sample: neither seen nor felt
+            matrix = matrix + torch.diag_embed(1 - (basis.square() * seen[:, None]).sum(2))
+        rest = (basis @ white[..., None])[..., 0]
+        if outside:  # eigenvectors have no derivative where eigenvalues are equal
+            system = matrix + noise * torch.eye(matrix.shape[1], dtype=x.dtype, device=x.device)
+            shift = torch.einsum("bk,bk...->b...", torch.linalg.solve(system, rest), columns)
+            return MomentMatched(found, shift, columns, rest, rest, noise, log_scale)
+        mu, vectors = torch.linalg.eigh(matrix)
+        mu = torch.maximum(mu, SMALLEST * mu.amax(1, keepdim=True)).clamp_min(torch.finfo(x.dtype).tiny)
+        columns = torch.einsum("bjk,bj...->bk...", vectors, columns) / mu.sqrt().reshape(*mu.shape, *[1] * (x.ndim - 1))
+        rest = (rest[:, None] @ vectors)[:, 0]
+        shift = torch.einsum("bk,bk...->b...", mu.sqrt() / (noise + mu) * rest, columns)
+    fraction = found.variance_fraction
+    found = Prediction(denoised.detach(), None if fraction is None else fraction.detach())
+    return MomentMatched(found, shift, columns, mu, rest, noise, log_scale)
+
+
+def _rest_of_log_det(along: Product, basis: Tensor, pairs: list[tuple[Tensor, Tensor]], seen: Tensor, noise: float) -> Tensor:
+    """log det of I + H V H^T off the directions of `basis`, (B,) float64: as if their variances were all the mean one, of which a probe
+    that is always the same tells the sum. A twist may be any function of the state."""
+    place = torch.arange(seen.shape[1], device=seen.device)
+    signs = (1 - 2 * (place * 40503 % 65537 % 2)).to(basis.dtype) * seen
+    total = (signs * along(signs)[1]).sum(1)
+    known = sum(((image * u).sum(1) for u, (_, image) in zip(basis.unbind(1), pairs, strict=True)), start=torch.zeros_like(total))
+    count = (seen.sum(1) - basis.square().sum((1, 2)).round()).clamp_min(0)
+    mean = ((total - known) / count.clamp_min(1)).clamp_min(0)
+    return count * torch.log((noise + mean).clamp_min(1e-12).double())
