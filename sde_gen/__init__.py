@@ -8,6 +8,7 @@ from .diagnostics.information import Information, information
 from .discrete import DiscreteChain, elbo, elbo_continuous, make_chain
 from .exact.empirical import empirical_score
 from .guidance import guide
+from .inverse import Measurement, Posterior, posterior
 from .likelihood.bits_per_dim import BitsPerDim, bits_per_dim
 from .likelihood.classify import Classes, classify
 from .likelihood.flow import LogLikelihood, log_likelihood
@@ -40,8 +41,10 @@ __all__ = [
     "FittedGrid",
     "Information",
     "LogLikelihood",
+    "Measurement",
     "Moments",
     "Normalizer",
+    "Posterior",
     "Prediction",
     "ReverseSDE",
     "Samples",
@@ -70,6 +73,7 @@ __all__ = [
     "make_sde",
     "make_solver",
     "mix",
+    "posterior",
     "register_network",
     "register_sde",
     "sample",

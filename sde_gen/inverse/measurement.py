@@ -11,6 +11,9 @@ from ..randomness import NoiseStream, check_seed
 from .noise import Noise
 from .operators import Operator
 
+MEASURED = "measured"
+"""The name under which a measurement y (B, *) goes among the conditions: sample(method, ..., cond={"measured": y})."""
+
 
 class Measurement:
     """An operator and its noise: p(y | x) for data x (B, *data shape) in their own units and measurements y (B, *measured shape).

@@ -7,10 +7,11 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from .denoiser import Prediction, Wrapper
+from .denoiser import Prediction
+from .weighed import Weighed, Weighing
 
 
-class ScoreCombination(Wrapper):
+class ScoreCombination(Weighed):
     """The score sum_i a_i grad log p_i of models along one SDE; a subclass gives the terms.
 
         alpha D - x = sum_i a_i (alpha D_i - x),    D = sum_i a_i D_i + (1 - sum_i a_i) x/alpha
@@ -39,8 +40,8 @@ class ScoreCombination(Wrapper):
             denoised = denoised + rest * x / alpha
         return Prediction(denoised, first.variance_fraction)
 
-    def weigh(self, x: Tensor, t: float, **cond: Tensor) -> tuple[Prediction, Tensor]:
-        """The combination at x (B, *), and the rate at which log-weights towards prod_i p_i^(a_i) grow with the half log-SNR, (B,) float64.
+    def weigh(self, x: Tensor, t: float, **cond: Tensor) -> Weighing:
+        """The combination at x (B, *), and the rate at which log-weights towards prod_i p_i^(a_i) grow with the half log-SNR.
 
             d log w/d lambda = |eps|^2 - sum_i a_i |eps_i|^2,   eps_i = (x - alpha D_i)/sigma
 
@@ -54,4 +55,4 @@ class ScoreCombination(Wrapper):
         def squared(denoised: Tensor) -> Tensor:
             return ((x - alpha * denoised) / sigma).double().square().flatten(1).sum(1)
 
-        return found, squared(found.denoised) - sum(weight * squared(one.denoised) for weight, one in terms)
+        return Weighing(found, rate=squared(found.denoised) - sum(weight * squared(one.denoised) for weight, one in terms))

@@ -125,6 +125,8 @@ class Denoiser(nn.Module, metaclass=_Complete):
     """Network evaluations of one `predict`, which solvers count."""
     depends_on_state: bool = True
     """False declares that E[x_0 | x_t] is the same for every x_t, so that its divergence is 0 and not a fault."""
+    differentiates: bool = False
+    """Whether `predict` itself takes gradients, which no CUDA graph captures."""
 
     def __init__(
         self,
@@ -255,6 +257,7 @@ class Wrapper(Denoiser):
         super().__init__(model.sde, model.normalizer, model.moments if self.same_law else moments, model.data_std, prior)
         self.model = model
         self.variance, self.cost, self.depends_on_state = model.variance, model.cost, model.depends_on_state
+        self.differentiates = model.differentiates
         if self.same_law:
             self.prior_name, self.fitted, self.measured = model.prior_name, model.fitted, model.measured
 

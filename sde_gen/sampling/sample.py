@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from .. import memory, parallel
-from ..models.combination import ScoreCombination
 from ..models.denoiser import Denoiser
+from ..models.weighed import Weighed
 from ..progress import bar as progress_bar
 from ..randomness import NoiseStream, check_seed
 from ..registry import lookup
@@ -61,6 +61,7 @@ class Samples:
     log_weights: of particles, (N, particles), not normalised: the mean of their exponentials estimates a sample's evidence, so that
         the particles of samples with the same conditions can be pooled; None without particles.
     ess: the effective number of particles of each sample, (N,), or None.
+    evidence_error: the standard error of the logarithm of each sample's evidence, (N,), or None.
     """
 
     x: Tensor
@@ -72,6 +73,7 @@ class Samples:
     units: str = "data"
     log_weights: Tensor | None = None
     ess: Tensor | None = None
+    evidence_error: Tensor | None = None
 
 
 @torch.no_grad()
@@ -128,9 +130,10 @@ def sample(
     graph: whether the loop of a fixed-step solver is captured as a CUDA graph and replayed for each batch from the second of a size on;
         the same samples. Ignored on other devices, and where step_hook or trajectory watches.
 
-    particles: so many weighted states for each sample, resampled on their way, of a combination of scores (`guide` with rule "cfg",
-        `guidance.Combine`): their weights turn its samples into those of the law that it stands for. x is then (N, particles, *data
-        shape), with `log_weights` and `ess`; batch_size counts states, and no batch cuts a sample's. For solvers of the reverse SDE.
+    particles: so many weighted states for each sample, resampled on their way, of a model that weighs them (`guide` with rule "cfg",
+        `guidance.Combine`, `inverse.Twisted`): their weights turn its samples into those of the law that it stands for. x is then
+        (N, particles, *data shape), with `log_weights` and `ess`; batch_size counts states, and no batch cuts a sample's. For solvers of
+        the reverse SDE.
 
     Raises ValueError or TypeError for bad arguments; SolverError for samples that are not finite, grew absurdly (see `GROWTH`) or did
     not finish within the step cap of an adaptive solver.
@@ -151,6 +154,8 @@ def sample(
             raise ValueError(f"{label} must be a whole number of at least {least}, got {number!r}")
     if graph and not isinstance(plan.method, FixedStepSolver):
         raise ValueError(f"graph=True captures the loop of a fixed-step solver, and {plan.name!r} is none")
+    if graph and model.differentiates:
+        raise ValueError(f"graph=True captures no gradients, and {type(model).__name__} takes them at every step: leave graph out")
     if x_init is not None and not isinstance(x_init, Tensor):
         raise TypeError(f"x_init must be a tensor, got {type(x_init).__name__}")
     if x_init is not None and tuple(x_init.shape) != (count, *data_shape):
@@ -226,7 +231,7 @@ def _with_particles(
     """`sample` with `size` particles in the place of each sample, whose rows lie one after the other."""
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ValueError(f"particles must be a whole number of at least 1, got {size!r}")
-    if not isinstance(model, ScoreCombination):
+    if not isinstance(model, Weighed):
         raise TypeError(f"particles are weighted by a combination of scores (guide with rule 'cfg', Combine), got {type(model).__name__}")
     if not isinstance(solver, str | Solver):
         raise TypeError(f"solver must be a name or a Solver, got {solver!r}")
@@ -257,6 +262,7 @@ def _with_particles(
         failed=out.failed.reshape(count, size).any(1),
         log_weights=log_weights,
         ess=torch.cat([population.ess for population in loop.done]),
+        evidence_error=torch.cat([population.evidence_error for population in loop.done]),
     )
 
 

@@ -198,10 +198,11 @@ def run_updates(run: Run, x: Tensor, updates: list[Update], history: tuple[Tenso
             x = normed_step(x, seen[0], run.noise.draw(), update.snr)
             continue
         terms = [(weight, value) for weight, value in zip(update.b, seen, strict=False) if weight]
-        if update.c_most is not None:
-            terms.append((1.0, run.noise.draw() * learned_std(fraction, update.c, update.c_most)))
-        elif update.c:
-            terms.append((update.c, run.noise.draw()))
+        if update.c_most is not None or update.c:
+            z = run.noise.draw()
+            terms.append((update.c, z) if update.c_most is None else (1.0, z * learned_std(fraction, update.c, update.c_most)))
+            if run.population is not None:
+                run.population.moved(update, z)
         if update.a != 1.0:
             x = x * factor
         elif terms:  # one pass over the memory instead of two
