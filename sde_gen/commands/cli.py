@@ -23,7 +23,8 @@ from .evaluation import report_lines, sample_run
 from .likelihood import LikelihoodSettings, check_settings, likelihood_run
 from .noise_ends import resolve_ends, warnings_of_ends
 from .report import write_report
-from .restore import RestoreSettings, check_restore, restore_run
+from .restore import RestoreSettings, restore_run
+from .restore import checked as checked_restore
 from .runs import (
     TrainedRun,
     check,
@@ -129,8 +130,7 @@ def compare(arguments: argparse.Namespace) -> None:
 def restore(arguments: argparse.Namespace) -> None:
     """Degraded data restored by the network of a run."""
     chosen = {name: getattr(arguments, name) for name in RestoreSettings.__dataclass_fields__ if name != "methods"}
-    settings = RestoreSettings(methods=tuple(arguments.method or RestoreSettings.methods), **chosen)
-    check_restore(settings)
+    settings = checked_restore(RestoreSettings(methods=tuple(arguments.method or RestoreSettings.methods), **chosen))
     with contextlib.ExitStack() as hold:
         opened = _named_run(arguments, _device(arguments), hold)
         restore_run(opened, settings, arguments.out, not arguments.no_progress, say)

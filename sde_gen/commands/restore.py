@@ -7,7 +7,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..diagnostics.finding import std_error
 from ..inverse import METHODS, Measurement, Posterior, posterior
 from ..models.denoiser import encoded
 from ..randomness import check_seed
-from ..registry import lookup
+from ..registry import canonical
 from ..report.files import write_text
 from ..report.restorations import picture_restorations, plot_calibration
 from ..sampling.sample import SolverError, sample
@@ -70,9 +70,11 @@ class RestoreSettings:
     written: int = 5
 
 
-def check_restore(settings: RestoreSettings) -> None:
-    """ConfigError, in one line, before any work, for a setting that cannot be."""
+def checked(settings: RestoreSettings) -> RestoreSettings:
+    """The settings with registered names; ConfigError, in one line, before any work, for one that cannot be."""
     try:
+        names = tuple(canonical(METHODS, "method", method) for method in settings.methods)
+        settings = replace(settings, methods=names, solver=canonical(SOLVERS, "solver", settings.solver))
         if settings.operator is None and settings.input is None:
             raise ValueError(f"--operator or --input is needed: {', '.join(usage for usage, *_ in OPERATORS.values())}")
         name, _ = parse_operator(settings.operator or "gaps")
@@ -81,9 +83,6 @@ def check_restore(settings: RestoreSettings) -> None:
         parse_noise(_noise_text(settings))
         if not settings.methods or len(set(settings.methods)) != len(settings.methods):
             raise ValueError(f"methods must be different names, got {','.join(settings.methods)!r}")
-        for method in settings.methods:
-            lookup(METHODS, "method", method)
-        lookup(SOLVERS, "solver", settings.solver)
         for label, least in (("items", 2), ("samples", 2), ("steps", 1), ("batch", 1), ("calibrate", 0), ("written", 0)):
             if getattr(settings, label) < least:
                 raise ValueError(f"{label} must be a whole number of at least {least}, got {getattr(settings, label)!r}")
@@ -96,6 +95,7 @@ def check_restore(settings: RestoreSettings) -> None:
             raise ValueError(f"--input {settings.input}: no such file or folder")
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    return settings
 
 
 def _noise_text(settings: RestoreSettings) -> str:
@@ -179,7 +179,8 @@ def restore_run(
     """
     if parallel.world() > 1:
         raise ConfigError("restore works in one process: leave torchrun out")
-    model, device = run.model, next(run.model.parameters()).device
+    model = run.model
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     text = settings.operator or "gaps"
     try:
         name, build = parse_operator(text)

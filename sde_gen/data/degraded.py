@@ -192,9 +192,11 @@ def _array(path: Path, about: DataDescription, measured: tuple[int, ...]) -> Deg
         raise ValueError(f"{path.name}: holds {bad} infinite value(s); finite numbers, or NaN for gaps, are needed")
 
     def write(place: Path, x: np.ndarray, whole: bool) -> Path:
-        x = about.finish(x)[0] if whole else x
-        x = np.rint(x) if array.dtype.kind in "iub" and not whole else x
-        kind = array.dtype if array.dtype.kind == "f" or whole else np.dtype(np.float64)
+        if whole:
+            finished = about.finish(x)[0]
+            # What was given and is left as it was keeps its own digits.
+            x = np.where(y == x, x, finished) if y.shape == x.shape else finished
+        kind = array.dtype if array.dtype.kind == "f" or whole else np.dtype(np.float64)  # fractions of levels
         values = np.ascontiguousarray(way[2](x)).astype(kind)
         file = place.with_name(place.name + path.suffix)
         with file.open("wb") as out:

@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import special, stats
 from torch import Tensor
 
 from ..metrics import Estimate
@@ -168,7 +167,9 @@ def coverage(ranks: Tensor, levels: Sequence[float] = LEVELS, central: bool = Tr
     edges = torch.tensor(levels, dtype=torch.float64)
     inside = ((2 * u - 1).abs() if central else u)[..., None] <= edges
     count = len(u)
-    low, high = (stats.binom.ppf(q, count, levels) / count for q in (ALPHA / 2, 1 - ALPHA / 2))
+    from scipy.stats import binom  # here and below, as it takes as long to import as the rest of the package
+
+    low, high = (binom.ppf(q, count, levels) / count for q in (ALPHA / 2, 1 - ALPHA / 2))
     of_problems = inside.double().mean(1)
     return Coverage(
         tuple(levels),
@@ -230,7 +231,9 @@ def ks_p_value(ranks: Tensor) -> float:
     u = _ranks(ranks)
     if u.shape[1] != 1:
         raise ValueError(f"ranks of one quantity, (P, 1), are needed, got {tuple(u.shape)}")
-    return float(stats.kstest(u[:, 0].numpy(), "uniform").pvalue)
+    from scipy.stats import kstest
+
+    return float(kstest(u[:, 0].numpy(), "uniform").pvalue)
 
 
 def _points(count: int) -> np.ndarray:
@@ -241,18 +244,22 @@ def _points(count: int) -> np.ndarray:
 @cache
 def _tails(count: int) -> np.ndarray:
     """(G, count + 1): the two-sided tail probability of each number of ranks below each point."""
-    law = stats.binom(count, _points(count)[:, None])
+    from scipy.stats import binom
+
+    law = binom(count, _points(count)[:, None])
     numbers = np.arange(count + 1)
     return np.minimum(1.0, 2 * np.minimum(law.cdf(numbers), law.sf(numbers - 1)))
 
 
 def _leaving(count: int, levels: tuple[float, ...]) -> np.ndarray:
     """The probability that `count` uniform ranks have a tail probability of at most `level` at one of the points, for each level."""
+    from scipy.special import gammaln
+
     points, tails = _points(count), _tails(count)
     numbers = np.arange(count + 1)
     left, new = count - numbers[:, None], numbers[None, :] - numbers[:, None]  # ranks above the last point, and those up to this one
     with np.errstate(invalid="ignore"):
-        log_choose = np.where(new >= 0, special.gammaln(left + 1) - special.gammaln(new + 1) - special.gammaln(left - new + 1), -np.inf)
+        log_choose = np.where(new >= 0, gammaln(left + 1) - gammaln(new + 1) - gammaln(left - new + 1), -np.inf)
     kept = np.zeros((len(levels), count + 1))
     kept[:, 0] = 1.0
     before = 0.0

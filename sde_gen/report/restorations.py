@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import figures as fig
 from .figures import BLUE, GREEN, GREY, ORANGE, TEXT
-from .images import Range, display_values, tiles
+from .images import Range, display_values, save_image, tiles
 
 GAP = (170, 190, 215)
 """The colour of a pixel that was not measured."""
@@ -70,7 +70,7 @@ def _pictures(
             axes.imshow(images[k], interpolation="nearest", cmap="viridis", vmin=0, vmax=most)
             if k == 0:
                 axes.set_title(title, fontsize=TEXT - 1)
-    return fig.save_figure(figure, path)
+    return save_image(fig.to_image(figure), path)
 
 
 def _curves(
