@@ -63,14 +63,14 @@ def test_numbers_are_the_exact_posterior_s(tmp_path: Path, monkeypatch: pytest.M
     run, data = exact_run(tmp_path)
     monkeypatch.setitem(METHODS, "narrow", Narrow)
     lines: list[str] = []
-    settings = RestoreSettings("mask random 0.4 1", "0.3", ("twisted", "mmps", "narrow"), items=30, samples=20, steps=25, calibrate=60)
+    settings = RestoreSettings("mask random 0.4 1", "0.3", ("twisted", "mmps", "narrow"), items=30, samples=20, steps=40, calibrate=50)
     result = restore_run(run, checked(settings), show=False, say=lines.append)
     rows = result["methods"]
     for method in ("twisted", "mmps"):  # exact on Gaussian data up to the steps, which truths drawn by the same ones share
         assert rows[method]["calibration"]["model"]["calibrated"], method
     for kind in ("model", "held_out"):
         assert not rows["narrow"]["calibration"][kind]["calibrated"] and rows["narrow"]["calibration"][kind]["sbc_p"] < 1e-4
-    assert rows["twisted"]["calibration"]["model"]["problems"] == 60 and rows["twisted"]["calibration"]["held_out"]["problems"] == 60
+    assert rows["twisted"]["calibration"]["model"]["problems"] == 50 and rows["twisted"]["calibration"]["held_out"]["problems"] == 50
     # the noise is a share of each column's spread, and the evidence that of a Gaussian
     operator, held = Mask.random((5,), 0.4, 1), operator_kept(5, 0.4, 1)
     chosen = command.rows_drawn(60, 30, 0)
