@@ -22,6 +22,7 @@ from sde_gen.commands.config import ConfigError, resolve
 from sde_gen.commands.measurement_text import OPERATORS, parse_noise, parse_operator
 from sde_gen.commands.restore import RestoreSettings, checked, restore_run
 from sde_gen.commands.runs import OF_NETWORK, TrainedRun
+from sde_gen.data.write import DataDescription
 from sde_gen.exact.mixtures import GaussianData
 from sde_gen.inverse import METHODS, MMPS, Gaussian, Mask, Posterior
 from sde_gen.inverse.request import Request
@@ -83,6 +84,11 @@ def test_numbers_are_the_exact_posterior_s(tmp_path: Path, monkeypatch: pytest.M
     exact = np.mean([law.logpdf(row[held].numpy()) for row in y])
     found = rows["twisted"]["log_evidence"]["value"]
     assert found == pytest.approx(exact, abs=0.1) and "log_evidence" not in rows["mmps"]
+    # TARP's references depend on the measurement, and lie where it points
+    task = command._Task(run, DataDescription.of(run.data), command.Measurement(operator, Gaussian(0.3 * scale)), settings, False)
+    references, clean = task.references(y), run.model.normalizer.encode(truths)  # type: ignore[union-attr]
+    assert torch.allclose(references.square().mean(1), torch.ones(len(y))) and bool((references[:, ~held] == 0).all())
+    assert float((references * clean)[:, held].mean()) > 0.5
     # the error of the posterior's mean, and its 90 % intervals
     gain = (torch.diag(scale) @ data.covariance @ torch.diag(scale))[:, held] @ torch.linalg.inv(covariance[held][:, held])
     means = shift + (y[:, held].double() - shift[held]) @ gain.T
