@@ -575,11 +575,11 @@ def cifar(bench: Bench) -> None:
     config = resolve(read_config(HERE.parent / "experiments" / "configs" / "cifar10.yaml"))
     options, chosen = bench.size.cifar or config.model.options, config.model
     model = build_model(
-        train, config.sde.name, chosen.network, chosen.prediction, normalizer=chosen.normalizer, network_options=options, classes=10
+        train, config.sde.name, chosen.network, chosen.prediction, normalizer=chosen.normalizer, network_options=options, conditions=10
     )
     limit = 2.0 if bench.size is TOY else max(10.0, bench.left - 70)  # what comes after the training takes the rest
     settings = replace(config.training, max_seconds=limit, batch=bench.size.cifar_batch or config.training.batch, evaluations=4)
-    result = fit(model, train, settings, labels, test, 256, bench.device, False, held_out_labels=test_labels)
+    result = fit(model, train, settings, {"label": labels}, test, 256, bench.device, False, held_out_cond={"label": test_labels})
     entry = result.history[-1]
     bench.say(
         "training",

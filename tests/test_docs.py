@@ -37,7 +37,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pictures = {"mnist-vp": 255 * torch.rand(64, 1, 28, 28), "cifar10-vp": 255 * torch.rand(64, 3, 32, 32)}
     for name, items in ({"digits-vp": data} | pictures).items():
         classes = 10 if name == "cifar10-vp" else None
-        model = build_model(items, network="mlp", network_options=SMALL["mlp"], classes=classes).eval()
+        model = build_model(items, network="mlp", network_options=SMALL["mlp"], conditions=classes).eval()
         sde_gen.save(model, directory / "runs" / name / "checkpoint")
     return directory
 

@@ -10,7 +10,7 @@ import sde_gen
 PACKAGE = Path(sde_gen.__file__).parent
 FLOORS = [
     *(("commands",), ("diagnostics",), ("training",), ("inverse",), ("guidance",), ("external",), ("pairs",), ("latent",), ("tokens",)),
-    *(("exact",), ("sampling",), ("likelihood",), ("solvers",), ("discrete",), ("models",), ("conditions",), ("sdes",), ("networks",)),
+    *(("exact",), ("sampling",), ("likelihood",), ("solvers",), ("discrete",), ("models",), ("sdes",), ("networks",), ("conditions",)),
     ("data", "metrics", "report"),
 ]
 """From the top floor down; what stands beside one another does not import one another. Files of the package itself are the ground."""
@@ -27,6 +27,7 @@ REGISTRIES = (
     "OBJECTIVES",
     "WEIGHTINGS",
     "DATASETS",
+    "CONDITIONS",
 )
 
 

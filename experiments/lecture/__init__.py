@@ -18,6 +18,7 @@ NAMES = (
     "interpolation",
     "two_clocks",
     "likelihood",
+    "guidance",
     "solvers",
     "larger_digits",
 )

@@ -58,6 +58,12 @@ class Studio:
         return open_run(resolve({"training": {"steps": self.steps}}), self.run).model
 
     @cached_property
+    def labelled_model(self) -> sde_gen.ScoreModel:
+        """The same network told the digits' labels."""
+        config = resolve({"data": {"labels": True}, "training": {"steps": self.steps}})
+        return open_run(config, self.run.with_name(f"{self.run.name}-labels")).model
+
+    @cached_property
     def mnist(self) -> sde_gen.Dataset:
         """MNIST's handwritten digits, 28x28, values 0 to 255; `Skipped` where its files are missing."""
         if not MNIST.is_dir():

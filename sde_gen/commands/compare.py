@@ -20,8 +20,8 @@ from ..sampling.sample import sample_together
 from ..solvers import SOLVERS, make_solver
 from ..unknown_numbers import shown_estimate, to_json
 from .config import ConfigError
-from .evaluation import COLUMN_UNITS, SampleMetrics, measured_labels
-from .runs import TrainedRun
+from .evaluation import COLUMN_UNITS, SampleMetrics
+from .runs import TrainedRun, conditions_for
 
 CALLS = (5, 10, 20, 50, 100)
 LONGEST = {"ancestral": (200, 1000)}
@@ -137,7 +137,7 @@ def _point(
     common: dict[str, Any] = {"seed": settings.seed, "progress": False, "batch_size": settings.batch, "on_failure": "mask"}
     device = next(run.model.parameters()).device
     began = time.monotonic()
-    cond = measured_labels(run.model, run.data, settings.samples, settings.seed)
+    cond = conditions_for(run.model, run.data, settings.samples, settings.seed)
     out = sample_together(run.model, shape, solver=name, cond=cond, **common, **options)
     if device.type == "cuda":
         torch.cuda.synchronize()

@@ -34,10 +34,11 @@ def snapshot_count(shape: tuple[int, ...]) -> int:
 def seconds_per_step(model: ScoreModel, data: Dataset, config: RunConfig, device: torch.device | str) -> float:
     """Seconds of a training step, of a few taken with `model`, which is of no use afterwards. Nothing else changes: no file, no random
     state but the model's own."""
-    items, labels = data.training
+    names = list(model.encoders)
+    held_out, of_held_out = data.held_out(names)
     with torch.random.fork_rng():
-        labels = labels if config.data.labels else None
-        trainer = Trainer(model, items, config.training, labels, data.test, data.levels, device, data.test_labels)
+        cond = data.conditions(names, "all")
+        trainer = Trainer(model, data.training[0], config.training, cond, held_out, data.levels, device, of_held_out)
         with trainer.running():
             trainer.advance()
             began, taken, spent = time.monotonic(), 0, 0.0
@@ -52,8 +53,7 @@ def seconds_per_call(model: ScoreModel, shape: tuple[int, ...], count: int) -> f
     """Seconds of a network call for each sample, of calls for `count` at once. Of a model in evaluation mode nothing changes."""
     like = next(model.parameters())
     x = torch.linspace(-1, 1, count * math.prod(shape), dtype=like.dtype, device=like.device).reshape(count, *shape)
-    classes = getattr(model.network, "classes", None)
-    cond = {} if classes is None else {"label": torch.arange(count, device=like.device) % classes}
+    cond = {name: encoder.missing(count, like.device) for name, encoder in model.encoders.items()}
     took = []
     for _ in range(2):  # the first one allocates
         began = time.monotonic()

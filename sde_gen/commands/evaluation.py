@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import metrics, parallel, report
 from .. import progress as progress_bars
-from ..data import Dataset, draw_labels, rows_drawn
+from ..data import Dataset, rows_drawn
 from ..data.write import DataDescription, write_npz
 from ..models.score import ScoreModel
 from ..report.files import atomic_path, write_text
@@ -26,7 +26,7 @@ from ..solvers import make_solver
 from ..training import save_fitted
 from ..training.loss_summary import summarise_losses
 from ..unknown_numbers import from_json, shown_estimate, shown_number, to_json, with_nan
-from .runs import TrainedRun, class_labels, film_count, pictured
+from .runs import TrainedRun, conditions_for, film_count, pictured
 from .training_files import environment, history_of, metrics_of, shown_state
 
 FRAMES = 40
@@ -59,7 +59,7 @@ def sample_run(run: TrainedRun, device: torch.device | str = "cpu", progress: bo
     fit_line = _fit(run) if settings.grid == "fitted" else None
     began = time.monotonic()
     shape = (settings.samples, *run.data.shape)
-    cond = measured_labels(run.model, run.data, settings.samples, settings.seed)
+    cond = conditions_for(run.model, run.data, settings.samples, settings.seed)
     place = run.directory / "solvers" / settings.solver
     drawing = 0.0
 
@@ -82,7 +82,7 @@ def sample_run(run: TrainedRun, device: torch.device | str = "cpu", progress: bo
     _film(run, place / "denoising.gif", common)
     report.picture_samples(x, place / "samples.png", pictured(run.data), run.data.value_range)
     with atomic_path(place / "samples.npz") as temporary:
-        write_npz(temporary, x, None if cond is None else cond["label"], DataDescription.of(run.data))
+        write_npz(temporary, x, (cond or {}).get("label"), DataDescription.of(run.data))
     scores |= {
         "samples": settings.samples,
         "network_calls": float(out.nfe.double().mean()),
@@ -132,7 +132,7 @@ def _fit(run: TrainedRun) -> str:
     settings = run.config.sampling
     steps = make_solver(settings.solver).default_steps if settings.steps is None else settings.steps
     began = time.monotonic()
-    cond = measured_labels(run.model, run.data, CALIBRATION, settings.seed)
+    cond = conditions_for(run.model, run.data, CALIBRATION, settings.seed)
     known = run.model.fitted.get((settings.solver, steps, tuple(sorted(cond or ()))))
     how = "stored with the checkpoint"
     if known is None:
@@ -146,16 +146,6 @@ def _fit(run: TrainedRun) -> str:
     return f"{settings.solver} at {steps} steps: distance to the exact flow {before} -> {after} ({how})"
 
 
-def measured_labels(model: ScoreModel, data: Dataset, count: int, seed: int) -> dict[str, Tensor] | None:
-    """Labels for `count` samples that are measured: classes in the shares of the training data, None for a network without labels."""
-    labels = data.training[1]
-    return (
-        class_labels(model, count)
-        if getattr(model.network, "classes", None) is None or labels is None
-        else {"label": draw_labels(labels, count, seed)}
-    )
-
-
 def _film(run: TrainedRun, path: Path, common: dict[str, Any]) -> None:
     frames: list[tuple[float, Tensor]] = []
     count = film_count(run)
@@ -163,7 +153,7 @@ def _film(run: TrainedRun, path: Path, common: dict[str, Any]) -> None:
     def keep(step: int, t: float, x: Tensor) -> None:
         frames.append((t, shown_state(run.model, x, t)))
 
-    cond = class_labels(run.model, count)
+    cond = conditions_for(run.model, run.data, count, run.config.sampling.seed, alike=True)
     out = sample(run.model, (count, *run.data.shape), step_hook=keep, progress=False, on_failure="mask", cond=cond, **common)
     spread = torch.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().long().tolist()
     shown = [frames[index] for index in spread]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,9 @@ class LikelihoodSettings:
     batch: int = 256
 
 
+Cond = dict[str, Tensor]
+
+
 def check_settings(settings: LikelihoodSettings) -> None:
     """ConfigError, in one line, before any work, for a setting that cannot be."""
     try:
@@ -87,17 +90,17 @@ def likelihood_run(run: TrainedRun, settings: LikelihoodSettings, say: Callable[
     parts = _parts(run, settings)
     discrete = run.data.levels is not None
     unit = "bits/dim" if discrete else "nats/dim"
-    found = {name: (_bits if discrete else _nats)(run, x, labels, settings) for name, (x, labels) in parts.items()}
+    found = {name: (_bits if discrete else _nats)(run, x, cond, settings) for name, (x, cond) in parts.items()}
     for name, (value, _) in found.items():
         say(f"{name:<10}{value['line']}")
     other = next(name for name in ("uniform", "truncated_normal") if name != settings.dequantization)
     measured = "held-out" if "held-out" in parts else "training"
     if discrete:
-        x, labels = parts[measured]
-        beside = _bits(run, x, labels, settings, other)[0]
+        x, cond = parts[measured]
+        beside = _bits(run, x, cond, settings, other)[0]
         say(f"{'':<10}{beside['line']} {measured} by {other.replace('_', '-')} dequantisation: a bound of its own kind")
         found[f"{measured}, {other}"] = (beside, beside["each"])
-        bounds = _bounds(run, x, labels, settings)
+        bounds = _bounds(run, x, cond, settings)
         for k, (name, bound) in enumerate(bounds.items()):
             what = "the limit of ever more steps" if name == "continuous" else f"the same weights as a {name}"
             say(f"{'chain' if k == 0 else '':<10}{bound} {measured}, {what}")
@@ -139,28 +142,25 @@ def likelihood_run(run: TrainedRun, settings: LikelihoodSettings, say: Callable[
     return result
 
 
-def _parts(run: TrainedRun, settings: LikelihoodSettings) -> dict[str, tuple[Tensor, Tensor | None]]:
-    data, generator = run.data, torch.Generator().manual_seed(SEED_OF_ORDER)
-    chosen = torch.randperm(len(data.train), generator=generator)[: settings.images]
-    parts = {"training": (data.train[chosen], None if data.train_labels is None else data.train_labels[chosen])}
-    held_out, labels = data.held_out(getattr(run.model.network, "classes", None) is not None)
+def _parts(run: TrainedRun, settings: LikelihoodSettings) -> dict[str, tuple[Tensor, Cond]]:
+    data, generator, names = run.data, torch.Generator().manual_seed(SEED_OF_ORDER), list(run.model.encoders)
+
+    def part(x: Tensor, cond: Mapping[str, Any], rows: Tensor) -> tuple[Tensor, Cond]:
+        return x[rows], {name: value[rows] for name, value in cond.items()}
+
+    parts = {"training": part(data.train, data.conditions(names), torch.randperm(len(data.train), generator=generator)[: settings.images])}
+    held_out, of_held_out = data.held_out(names)
     if held_out is not None:
-        rows = rows_drawn(len(held_out), settings.images, SEED_OF_ORDER)
-        parts["held-out"] = (held_out[rows], None if labels is None else labels[rows])
+        parts["held-out"] = part(held_out, of_held_out, rows_drawn(len(held_out), settings.images, SEED_OF_ORDER))
     if data.levels is not None:
-        x, labels = parts["held-out" if held_out is not None else "training"]
-        rows = rows_drawn(len(x), MOST_STRANGE, SEED_OF_ORDER)
-        x, labels = x[rows], None if labels is None else labels[rows]
+        x, cond = parts["held-out" if held_out is not None else "training"]
+        x, cond = part(x, cond, rows_drawn(len(x), MOST_STRANGE, SEED_OF_ORDER))
         shape = tuple(x.shape)
-        parts["noise"] = torch.randint(0, data.levels, shape, generator=generator).float(), labels
-        parts["inverted"] = data.levels - 1 - x, labels
+        parts["noise"] = torch.randint(0, data.levels, shape, generator=generator).float(), cond
+        parts["inverted"] = data.levels - 1 - x, cond
         grey = torch.randint(0, data.levels, (shape[0], *(1,) * len(data.shape)), generator=generator)
-        parts["constant"] = grey.float().expand(shape).contiguous(), labels
+        parts["constant"] = grey.float().expand(shape).contiguous(), cond
     return parts
-
-
-def _cond(run: TrainedRun, labels: Tensor | None) -> dict[str, Tensor] | None:
-    return {"label": labels} if getattr(run.model.network, "classes", None) is not None and labels is not None else None
 
 
 def _options(settings: LikelihoodSettings) -> dict[str, Any]:
@@ -170,17 +170,17 @@ def _options(settings: LikelihoodSettings) -> dict[str, Any]:
 
 
 def _bits(
-    run: TrainedRun, x: Tensor, labels: Tensor | None, settings: LikelihoodSettings, dequantization: str | None = None
+    run: TrainedRun, x: Tensor, cond: Cond, settings: LikelihoodSettings, dequantization: str | None = None
 ) -> tuple[dict[str, Any], Tensor]:
     kind = settings.dequantization if dequantization is None else dequantization
     found: BitsPerDim = bits_per_dim(
-        run.model, x.long(), run.data.levels, kind, settings.draws, together=True, cond=_cond(run, labels), **_options(settings)
+        run.model, x.long(), run.data.levels, kind, settings.draws, together=True, cond=cond, **_options(settings)
     )
     fields = dict(vars(found))
     return _with_reason(fields | {"line": str(found), "dequantization": kind, "images": len(x)}), found.each
 
 
-def _bounds(run: TrainedRun, x: Tensor, labels: Tensor | None, settings: LikelihoodSettings) -> dict[str, Elbo]:
+def _bounds(run: TrainedRun, x: Tensor, cond: Cond, settings: LikelihoodSettings) -> dict[str, Elbo]:
     """The ELBO of the discrete view and of its limit, all from the time at which truncated-normal dequantisation takes the flow's
     density, with the same noise."""
     model = run.model
@@ -188,7 +188,7 @@ def _bounds(run: TrainedRun, x: Tensor, labels: Tensor | None, settings: Likelih
         t = matching_time(model, x.shape[1:], 1.0)[0]
     except ValueError:  # channels of different scales have no such time
         t = model.sde.t_min
-    common: dict[str, Any] = {"seed": settings.seed, "cond": _cond(run, labels), "batch_size": settings.batch, "together": True}
+    common: dict[str, Any] = {"seed": settings.seed, "cond": cond, "batch_size": settings.batch, "together": True}
     bounds = {}
     for steps, terms in CHAINS.items():
         chain = DiscreteChain.from_sde(model.sde, steps, "half_log_snr", t)
@@ -207,8 +207,8 @@ def _fields(bound: Elbo) -> dict[str, Any]:
     return _with_reason(whole | parts | {"t_min": float(bound.times[0]), "half_log_snr": curves.pop("edges")} | curves)
 
 
-def _nats(run: TrainedRun, x: Tensor, labels: Tensor | None, settings: LikelihoodSettings) -> tuple[dict[str, Any], Tensor]:
-    found = log_likelihood_together(run.model, x, cond=_cond(run, labels), **_options(settings))
+def _nats(run: TrainedRun, x: Tensor, cond: Cond, settings: LikelihoodSettings) -> tuple[dict[str, Any], Tensor]:
+    found = log_likelihood_together(run.model, x, cond=cond, **_options(settings))
     used, dim = found.converged, x[0].numel()
     each = (found.log_prob / dim).double().cpu()
     count = int(used.sum())

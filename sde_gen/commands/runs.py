@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from .. import parallel, report, threads
+from ..conditions import fit_condition
 from ..data import DATASETS, SOURCES, Dataset, download, load_dataset
 from ..data.dataset import subset
 from ..data.write import DataDescription
 from ..devices import find_device
 from ..locks import held
+from ..models.denoiser import Denoiser
 from ..models.score import ScoreModel
 from ..networks import summary
 from ..report.events import EventWriter, require_tensorboard
@@ -35,7 +37,7 @@ from .config import ConfigError, RunConfig, read_config, recipe_note, resolve
 from .cost import SNAPSHOT_CALLS, sampling_cost, seconds_per_call, seconds_per_step, snapshot_count, training_cost
 from .noise_ends import resolve_ends, warnings_of_ends
 from .reuse import Earlier, going_on, read_earlier
-from .training_files import TRAINING_FILES, environment, make_missing_files, missing_files
+from .training_files import TRAINING_FILES, category_names, conditions_of, environment, make_missing_files, missing_files
 
 FILM = 100
 PICTURED, LEAST_PICTURED = 2_000_000, 2000
@@ -141,6 +143,9 @@ def check(config: RunConfig, data: Dataset) -> ScoreModel:
             raise ValueError(f"unknown grid {sampling.grid!r}; choose from {', '.join(GRIDS)}, fitted")
         if config.data.labels and data.classes is None:
             raise ValueError(f"data {data.name!r} has no labels to train on")
+        names = conditions_of(config, data)
+        known: dict[str, Any] = data.conditions(names)
+        specs = {n: fit_condition(n, value, data.shape[1:], names=category_names(data, n)) for n, value in known.items()}
         model = build_model(
             data.train,
             config.sde.name,
@@ -150,11 +155,12 @@ def check(config: RunConfig, data: Dataset) -> ScoreModel:
             config.model.normalizer,
             config.sde.settings,
             config.model.options,
-            data.classes if config.data.labels else None,
+            specs,
             config.training.seed,
             config.model.variance,
         )
         Objective(config.training, model, data.levels)
+        config.training.shares_dropped(names)
         check_layout(config.training, data.train.shape)
         if solver.needs_variance and model.variance is None:
             raise ValueError(f"solver {sampling.solver!r} with these options needs a network that learns the variance: --learned-variance")
@@ -354,7 +360,7 @@ def _train(
             "seed": config.sampling.seed,
             "progress": False,
             "on_failure": "mask",
-            "cond": class_labels(result.model, count),
+            "cond": conditions_for(result.model, data, count, config.sampling.seed, alike=True),
         }
         out = sample(result.model, (count, *data.shape), "em", steps=50, **common)
         report.picture_samples(out.x.cpu(), snapshots / f"step-{step:06d}.png", pictured(data), data.value_range)
@@ -397,7 +403,8 @@ def _train(
         snapshots.mkdir(exist_ok=True)
         lines = [] if resume is None else resume[1]["history"]
         write_text(log, "".join(to_json(entry) + "\n" for entry in lines))
-    items, labels = data.training
+    names = conditions_of(config, data)
+    held_out, of_held_out = data.held_out(names)
     with contextlib.ExitStack() as stack:
         events = None
         if tensorboard and first:
@@ -405,11 +412,11 @@ def _train(
             events = stack.enter_context(EventWriter(directory / "tensorboard", config.training.batch, step))
         return fit(
             run.model,
-            items,
+            data.training[0],
             config.training,
-            labels if config.data.labels else None,
-            held_out=data.test,
-            held_out_labels=data.test_labels,
+            data.conditions(names, "all"),
+            held_out=held_out,
+            held_out_cond=of_held_out,
             levels=data.levels,
             device=device,
             progress=progress,
@@ -431,7 +438,7 @@ def _remove(directory: Path, parts: Sequence[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def class_labels(model: ScoreModel, count: int) -> dict[str, Tensor] | None:
-    """Labels for `count` samples of a conditional network, sample i of class i mod classes; None for any other network."""
-    classes = getattr(model.network, "classes", None)
-    return None if classes is None else {"label": torch.arange(count) % classes}
+def conditions_for(model: Denoiser, data: Dataset, count: int, seed: int, alike: bool = False) -> dict[str, Tensor] | None:
+    """Conditions for `count` samples of a model, those of drawn training items, every class as often where `alike`; None for a model
+    that takes none."""
+    return data.draw_conditions(list(model.encoders), count, seed, alike) if model.encoders else None

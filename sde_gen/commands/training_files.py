@@ -104,21 +104,33 @@ def _solvers(directory: Path) -> dict[str, dict[str, Any]]:
     return {path.parent.name: scores for path in files if isinstance(scores := _read(path), dict)}
 
 
+def conditions_of(config: RunConfig, data: Dataset) -> list[str]:
+    """The names of what the configuration's network is told of each item."""
+    return [*(["label"] if config.data.labels else []), *data.cond]
+
+
+def category_names(data: Dataset, name: str) -> list[int | str] | None:
+    """The files' own words for the classes of a condition, in their order; None for one that is no category."""
+    if name == "label":
+        return list(data.label_names or range(data.classes or 0))
+    return list(data.cond_names[name]) if name in data.cond_names else None
+
+
 def _write_history(directory: Path, model: ScoreModel, data: Dataset, config: RunConfig, extra: dict[str, Any]) -> None:
     history = _history(directory, extra)
     if history is None or "linear" not in extra:
         return
-    of_labels = data.train_labels if config.data.labels else None
+    names = conditions_of(config, data)
     levels = extra["linear"]["levels"]
     most = max(LEAST, MOST_NUMBERS // (len(levels) * math.prod(data.shape)))  # all states of all levels are in memory together
     samples = None if most >= MOST_ITEMS else most
+    of_labels = data.train_labels if "label" in names else None
     linear = extra["linear"] | {"best": best_level_loss(model, data.train, levels, of_labels, samples)}
     per_call = seconds_per_call(model, data.shape, LEAST)
     affordable = max(SECONDS, SHARE * float(extra.get("seconds", 0.0))) / (per_call * 2 * len(levels))
     count = max(LEAST, min(MOST_ITEMS, int(affordable)))
-    held_out, labels = data.held_out(config.data.labels)
-    of_held_out = labels if config.data.labels else None
-    items = measure_levels(model, data.train, held_out, config.training.seed, of_labels, of_held_out, count)
+    of_train: dict[str, Any] = data.conditions(names)
+    items = measure_levels(model, data.train, data.held_out(names)[0], config.training.seed, of_train, data.held_out(names)[1], count)
     write_text(directory / "history.json", to_json({"history": history, "linear": linear, "items": items}, 1))
 
 

@@ -8,7 +8,7 @@ imports nothing of the package but itself and the ground modules.
 
 from sde_gen.data.dataset import Dataset, rows_drawn, validate
 from sde_gen.data.download import SOURCES, download
-from sde_gen.data.labels import check_labels, draw_labels
+from sde_gen.data.labels import check_labels
 from sde_gen.data.normalizer import Normalizer
 from sde_gen.data.precision import as_floats, as_items, needs_float64
 from sde_gen.data.registry import DATASETS, PATHS, is_path, item_shape, load_dataset
@@ -27,7 +27,6 @@ __all__ = [
     "as_items",
     "check_labels",
     "download",
-    "draw_labels",
     "from_torch",
     "gaussians8_centres",
     "is_path",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sde_gen.data.labels import check_labels
+from sde_gen.data.labels import check_labels, rows_in_turn
 from sde_gen.data.source import Source
 
 SIGNED = 256
@@ -41,6 +42,10 @@ class Dataset:
         columns: names of the D columns of a table with a header, or None.
         label_column: name (None without a header) and place among all columns of a table's column of labels, or None.
         label_names: the files' own labels, whole numbers or words, in the order of their classes; None: they are 0 .. classes - 1.
+        cond: what else is known of each training item and a network can be told, by name: (N, *) beside `train`. NaN is not known.
+        test_cond: the same of `test`, (M, *) each.
+        source_cond: the same of `source`, tensors or sources.
+        cond_names: of conditions that are categories, the files' own words for the classes 0, 1, ...
     """
 
     name: str
@@ -58,6 +63,10 @@ class Dataset:
     columns: tuple[str, ...] | None = None
     label_column: tuple[str | None, int] | None = None
     label_names: tuple[int | str, ...] | None = None
+    cond: Mapping[str, Tensor] = field(default_factory=dict)
+    test_cond: Mapping[str, Tensor] = field(default_factory=dict)
+    source_cond: Mapping[str, Tensor | Source] = field(default_factory=dict)
+    cond_names: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
 
     @property
     def training(self) -> tuple[Tensor | Source, Tensor | None]:
@@ -74,14 +83,41 @@ class Dataset:
         """Whether a classifier can be fitted to `train`: its labels are of at least two classes."""
         return self.train_labels is not None and bool((self.train_labels != self.train_labels[:1]).any())
 
-    def held_out(self, labelled: bool) -> tuple[Tensor | None, Tensor | None]:
-        """The held-out items and their labels, on which a network can be measured.
+    def conditions(self, names: Iterable[str], part: str = "train") -> dict[str, Tensor | Source]:
+        """The conditions `names` of the items of a part, in their order; the labels are called "label".
 
-        labelled: whether the network was trained on the labels. It has no right answer for items without one, so that (None, None) is
-            returned where the training items have labels and the held-out ones have none.
+        part: "train" for `train`, "all" for all training items (`training`), "test" for those held out.
+
+        Raises ValueError where the part does not have one of them.
         """
-        unknown = labelled and self.train_labels is not None and self.test_labels is None
-        return (None, None) if unknown else (self.test, self.test_labels)
+        labels = {"train": self.train_labels, "all": self.training[1], "test": self.test_labels}[part]
+        known: dict[str, Tensor | Source] = {} if labels is None else {"label": labels}
+        known |= {"train": self.cond, "all": self.cond if self.source is None else self.source_cond, "test": self.test_cond}[part]
+        missing = [name for name in names if name not in known]
+        if missing:
+            has = f"has {', '.join(map(repr, known))}" if known else "has none"
+            raise ValueError(f"data {self.name!r}: no condition {', '.join(map(repr, missing))} in the {part} part, which {has}")
+        return {name: known[name] for name in names}
+
+    def held_out(self, names: Iterable[str]) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """The held-out items and their conditions `names`, on which a network that takes these can be measured: (None, {}) where there
+        are no such items, or not all conditions of theirs are known, so that the network has no right answer."""
+        try:
+            return (None, {}) if self.test is None else (self.test, self.conditions(names, "test"))  # type: ignore[return-value]
+        except ValueError:
+            return None, {}
+
+    def draw_conditions(self, names: Iterable[str], count: int, seed: int, alike: bool = False) -> dict[str, Tensor]:
+        """The conditions `names` of `count` training items that are drawn with replacement, so that samples follow the data's own.
+
+        With labels they stand in turn, one of each class that is left, so that the first few show every class; samples that are
+        measured must not be cut at their head.
+
+        alike: every class is there as often, for pictures; else each in its share.
+        """
+        found = self.conditions(names)
+        rows = rows_in_turn(len(self.train), count, seed, found.get("label"), alike)  # type: ignore[arg-type]
+        return {name: value[rows.to(value.device)] for name, value in found.items()}  # type: ignore[union-attr]
 
     def draw(self, count: int, seed: int, part: str = "train") -> tuple[Tensor, Tensor | None]:
         """A random part of the items, without repeats, and their labels.
@@ -114,8 +150,10 @@ class Dataset:
         items with their labels, `SIGNED` of them at most."""
         rows = torch.arange(min(SIGNED, len(self.train))) * len(self.train) // min(SIGNED, len(self.train))
         parts = [self.train] if self.train_labels is None else [self.train, self.train_labels]
+        parts += [self.cond[name] for name in sorted(self.cond)]
         digest = hashlib.sha256(b"".join(part[rows].cpu().numpy().tobytes() for part in parts))
-        return {"shape": list(self.shape), "classes": self.classes, "items": len(self.training[0]), "sha256": digest.hexdigest()}
+        found = {"shape": list(self.shape), "classes": self.classes, "items": len(self.training[0]), "sha256": digest.hexdigest()}
+        return found | ({"conditions": sorted(self.cond)} if self.cond else {})
 
 
 def subset(total: int, count: int, seed: int) -> Tensor:
@@ -136,6 +174,13 @@ def validate(dataset: Dataset) -> Dataset:
             shapes or labels do not fit together; one line that says what was found and what is needed.
     """
     _validate_part(dataset.name, "training", dataset.train, dataset.train_labels, dataset.classes)
+    for part, cond, items in (("training", dataset.cond, dataset.train), ("held-out", dataset.test_cond, dataset.test)):
+        for name, value in cond.items():
+            if items is None or len(value) != len(items):
+                beside = "no items" if items is None else f"{len(items):,} items"
+                raise ValueError(f"data {dataset.name!r}: condition {name!r} has {len(value):,} {part} entries beside {beside}")
+            if value.is_floating_point() and bool(torch.isinf(value).any()):
+                raise ValueError(f"data {dataset.name!r}: condition {name!r} holds infinite {part} values; NaN says that one is not known")
     if len(dataset.train) < 2:
         raise ValueError(f"data {dataset.name!r}: {len(dataset.train)} training item(s); at least 2 are needed, better hundreds")
     if bool((dataset.train == dataset.train[:1]).all()):

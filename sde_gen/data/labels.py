@@ -128,14 +128,27 @@ def remarks_of_classes(labels: np.ndarray | None, classes: int | None, names: Se
     return lines
 
 
-def draw_labels(labels: Tensor, count: int, seed: int) -> Tensor:
-    """int64 (count,): labels drawn with replacement from `labels` (N,), so that classes have the shares that they have there.
+def rows_in_turn(total: int, count: int, seed: int, labels: Tensor | None = None, alike: bool = False) -> Tensor:
+    """int64 (count,): numbers below `total`, drawn with replacement.
 
-    They stand in turn, one of each class that is left, so that the first few show every class; samples that are measured must not
-    be cut at their head.
+    labels: (total,) the classes of what is drawn. The rows then stand in turn, one of each class that is left, so that the first few
+        show every class; samples that are measured must not be cut at their head.
+    alike: every class has as many rows, for pictures; else each has its share.
     """
     generator = torch.Generator().manual_seed(seed)
-    drawn = labels.cpu()[torch.randint(len(labels), (count,), generator=generator)].sort().values
-    counts = drawn.bincount()
-    turn = torch.arange(count) - (counts.cumsum(0) - counts)[drawn]
-    return drawn[turn.argsort(stable=True)]
+    if labels is None:
+        return torch.randint(total, (count,), generator=generator)
+    labels = labels.cpu()
+    if alike:
+        mixed = torch.randperm(total, generator=generator)
+        mixed = mixed[labels[mixed].argsort(stable=True)]
+        sizes = labels.bincount()
+        firsts, sizes = (sizes.cumsum(0) - sizes)[sizes > 0], sizes[sizes > 0]
+        turn, kind = torch.arange(count) // len(sizes), torch.arange(count) % len(sizes)
+        return mixed[firsts[kind] + turn % sizes[kind]]
+    rows = torch.randint(total, (count,), generator=generator)
+    order = labels[rows].argsort(stable=True)
+    rows, drawn = rows[order], labels[rows[order]]
+    sizes = drawn.bincount()
+    turn = torch.arange(count) - (sizes.cumsum(0) - sizes)[drawn]
+    return rows[turn.argsort(stable=True)]

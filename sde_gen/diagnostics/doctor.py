@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..conditions import Label
 from ..data import Dataset, as_items, rows_drawn
 from ..metrics import Estimate
 from ..models.denoiser import Denoiser
@@ -106,9 +107,9 @@ def diagnose(
 
 
 def _classes(model: Denoiser) -> int | None:
-    """The number of labels of the model's network, or of that of the model that it wraps; None where it takes none."""
-    found = (getattr(getattr(part, "network", None), "classes", None) for part in model.modules())
-    return next((classes for classes in found if classes is not None), None)
+    """The number of the model's labels; None where it takes none."""
+    label = model.encoders.get("label")
+    return label.classes if isinstance(label, Label) else None
 
 
 @torch.no_grad()
@@ -136,7 +137,8 @@ def _parts(data: Dataset | Tensor, seed: int, labelled: bool) -> tuple[Tensor, T
     if len(train) < 32:
         raise ValueError(f"data has {len(train)} items; at least 32 are needed to measure anything")
     order = torch.randperm(len(train), generator=generator)
-    held, of_held = (None, None) if isinstance(data, Tensor) else data.held_out(labelled)
+    held, cond = (None, {}) if isinstance(data, Tensor) else data.held_out(("label",) if labelled and labels is not None else ())
+    of_held = cond.get("label")
     if held is not None and len(held) >= 32:
         rows = rows_drawn(len(held), ITEMS, seed)
         x, of_x = held[rows], None if of_held is None else of_held[rows]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data import draw_labels
+from ..data.labels import rows_in_turn
 from ..metrics import Estimate, sliced_wasserstein
 from ..models.denoiser import Denoiser
 from ..models.prior import MatchedPrior
@@ -77,7 +77,7 @@ def check_samples(
     shape = (count, *reference.shape[1:])
     cond = None
     if classes is not None:
-        cond = {"label": torch.arange(count) % classes if labels is None else draw_labels(labels, count, seed)}
+        cond = {"label": torch.arange(count) % classes if labels is None else labels[rows_in_turn(len(labels), count, seed, labels)]}
     common: dict[str, Any] = {"cond": cond, "on_failure": "mask", "progress": False, "batch_size": min(count, 256)}
     options = sampling if isinstance(name, str) else {}
     few = sample(model, shape, name, steps, seed, grid=grid, **common, **options)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..conditions import Condition
 from ..sdes import SDE
 from ..sdes.base import as_time, check_positive
 from ..shapes import expand_as
@@ -180,10 +181,16 @@ class Denoiser(nn.Module, metaclass=_Complete):
         """Network evaluations of one `predict` at the time t, for all samples; `cost` is the most that it takes."""
         return self.cost
 
+    @property
+    def encoders(self) -> dict[str, Condition]:
+        """The conditions that the model takes, by name; of a network of the user's own nothing is known, and it is empty."""
+        return {}
+
     def null(self, name: str, value: Tensor) -> Tensor | None:
         """Rows of the shape of `value` that stand for the condition `name` not being given, so that one call can hold samples with and
         without it; None where the model has none, and is then called without the name."""
-        return None
+        encoder = self.encoders.get(name)
+        return None if encoder is None else encoder.null(value)
 
     def conditions(self, cond: Mapping[str, Any] | None, count: int, device: torch.device) -> dict[str, Tensor]:
         """`cond`, tensors or arrays by name with `count` rows each, as tensors on `device`; TypeError or ValueError for anything else."""
@@ -273,6 +280,10 @@ class Wrapper(Denoiser):
 
     def cost_at(self, t: float) -> int:
         return self.model.cost_at(t) if self.cost == self.model.cost else self.cost
+
+    @property
+    def encoders(self) -> dict[str, Condition]:
+        return self.model.encoders
 
     def null(self, name: str, value: Tensor) -> Tensor | None:
         return self.model.null(name, value)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..conditions import Condition
 from ..networks import Network
 from ..registry import Registry, canonical
 from ..sdes import SDE
@@ -112,7 +113,8 @@ class ScoreModel(Denoiser):
     network: any callable `network(x, c, **cond)`.
         x (B, *) is the state, in the dtype of the network's first floating parameter (the state's own where there is none).
         c (B,) is what `clock` says of the noise level, float32 or float64 whatever the network's dtype, since narrower ones round it.
-        The conditions come under the names that the caller gives them, `label` for those of the package's own networks.
+        The conditions come under the names that the caller gives them, (B, *) tensors. A network may say which it takes by an attribute
+        `encoders`, a dict of `conditions.Condition` by name.
         The output has the shape of x, or twice its channels (dimension 1) with `variance="learned_range"`, in any floating dtype.
     prediction: what the output F stands for, a name in PREDICTIONS or a function (sde, t, data_std) -> (skip, out), each of the shape
         of t, with E[x_0 | x_t] = skip x_t + out F.
@@ -176,21 +178,23 @@ class ScoreModel(Denoiser):
             "scale_input": self.scale_input,
         }
 
+    @property
+    def encoders(self) -> dict[str, Condition]:
+        return getattr(self.network, "encoders", {})
+
     def conditions(self, cond: Mapping[str, Any] | None, count: int, device: torch.device) -> dict[str, Tensor]:
         # Looked at here, once, and not in the loop, where a look at the values would wait for the device.
         found = super().conditions(cond, count, device)
-        label = found.get("label")
-        if label is not None and isinstance(self.network, Network) and not label.is_floating_point():
-            classes = self.network.classes
-            if classes is None:
-                raise ValueError("condition 'label' was given to a network that was made without classes")
-            if label.numel() and not (int(label.min()) >= 0 and int(label.max()) <= classes):
-                raise ValueError(f"labels must be in 0 .. {classes - 1} ({classes}: none), got {int(label.min())} .. {int(label.max())}")
-        return found
+        encoders, ours = self.encoders, isinstance(self.network, Network)
+        strange = [name for name in found if name not in encoders] if ours else []
+        if strange:
+            known = f"conditions {', '.join(map(repr, encoders))}" if encoders else "no conditions"
+            raise ValueError(f"the network takes {known}, got {', '.join(map(repr, strange))}")
+        return {name: encoders[name].check(value) if name in encoders else value for name, value in found.items()}
 
     def null(self, name: str, value: Tensor) -> Tensor | None:
-        null = getattr(self.network, "null", None)
-        return null(name, value) if callable(null) else None
+        of_network = getattr(self.network, "null", None)  # a network of the user's own may have one
+        return of_network(name, value) if callable(of_network) else super().null(name, value)
 
     def scales(self, t: Tensor) -> Scales:
         """c_in, skip, out and the network's clock at times `t`, each of the shape and dtype of `t`."""

@@ -1,9 +1,9 @@
-"""Networks that a score model is made of: `network(x, c, label=None)`, see `Network`. One file and one registry line each."""
+"""Networks that a score model is made of: `network(x, c, **cond)`, see `Network`. One file and one registry line each."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,13 +23,20 @@ NETWORKS: dict[str, Any] = {
 }
 
 
-def make_network(name: str, shape: Sequence[int], classes: int | None = None, out_channels: int | None = None, **options: Any) -> Network:
+def make_network(
+    name: str,
+    shape: Sequence[int],
+    conditions: int | Mapping[str, Mapping[str, Any]] | None = None,
+    out_channels: int | None = None,
+    **options: Any,
+) -> Network:
     """Build the network registered under `name`.
 
     Args:
         name: a key of `NETWORKS`.
         shape: (C, *spatial) of one sample, or (D,) for vectors.
-        classes: number of classes that it may be conditioned on, or None.
+        conditions: what it may be told, a spec by name (`conditions.fit_condition` makes one of values); a whole number stands for so
+            many classes of a condition "label".
         out_channels: channels of the result; as many as the input if None.
         options: the class's own keywords; a network's `options` rebuild it exactly.
 
@@ -45,14 +52,14 @@ def make_network(name: str, shape: Sequence[int], classes: int | None = None, ou
     unknown = sorted(set(options) - set(allowed))
     if unknown:
         raise ValueError(f"unknown option {', '.join(unknown)} of network {name!r}; known: {', '.join(allowed)}")
-    made: Network = kind(shape, classes, out_channels, **options)
+    made: Network = kind(shape, conditions, out_channels, **options)
     return made
 
 
 def register_network(name: str, kind: type[torch.nn.Module]) -> None:
     """Let checkpoints, `train` and the command line know a network's class as `name`.
 
-    A subclass of `Network` is made by `kind(shape, classes, out_channels, **options)`. Any other torch.nn.Module is rebuilt from a
+    A subclass of `Network` is made by `kind(shape, conditions, out_channels, **options)`. Any other torch.nn.Module is rebuilt from a
     checkpoint by `kind(**network.options)`, `options` being a dict of finite numbers, strings, lists and dicts ({} where it has none).
 
     Raises TypeError for what is no such class, ValueError for a name that another class has.

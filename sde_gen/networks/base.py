@@ -1,13 +1,15 @@
-"""What all networks share: the contract `network(x, c, label=None)`, their options and the checks of both."""
+"""What all networks share: the contract `network(x, c, **cond)`, their options and the checks of both."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ..conditions import FADE, Condition
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -34,36 +36,56 @@ def check_counts(name: str, values: Any, least: int = 1) -> list[int]:
 
 
 class Network(nn.Module):
-    """A network `F(x, c, label)` for data of one shape.
+    """A network `F(x, c, **cond)` for data of one shape.
 
     Args of a call:
         x: (B, C, *spatial), scaled to about unit variance by the caller.
         c: (B,), the noise level as half the log signal-to-noise ratio, lambda = log(alpha / sigma), about -7 to 9.
-        label: (B,) integers in 0 .. classes (`classes` is the null label), or None for the null label throughout.
+        cond: values of its conditions by name, (B, *) each; one that is left out is not given, as are rows of its null.
     The result is (B, out_channels, *spatial): zero for a network that has not been trained.
+
+    conditions: what it may be told, a spec by name (see `conditions.make_condition`); a whole number stands for so many classes of a
+        condition "label"; None for nothing.
 
     Attributes:
         shape: (C, *spatial), or (D,) for vectors.
-        classes: number of classes or None.
+        conditions: the specs by name.
+        encoders: the conditions' encoders by name.
         out_channels: channels of the result (the length of the result for vectors).
-        options: all the other options, JSON-able; `make_network(name, shape, classes, out_channels, **options)` rebuilds the network.
+        options: all the other options, JSON-able; `make_network(name, shape, out_channels=..., conditions=..., **options)` rebuilds the
+            network.
     """
 
     spatial_ranks: tuple[int, ...] = (0, 1, 2, 3)
 
-    def __init__(self, shape: Sequence[int], classes: int | None, out_channels: int | None, options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        shape: Sequence[int],
+        conditions: int | Mapping[str, Mapping[str, Any]] | None,
+        out_channels: int | None,
+        options: dict[str, Any],
+    ) -> None:
         super().__init__()
         self.shape = tuple(check_counts("shape", shape))
         if len(self.shape) - 1 not in self.spatial_ranks:
             ranks = " or ".join(str(rank + 1) for rank in self.spatial_ranks)
             raise ValueError(f"{type(self).__name__} takes data of {ranks} dimensions (channels first), got shape {self.shape}")
-        self.classes = None if classes is None else check_count("classes", classes)
+        if isinstance(conditions, int):
+            conditions = {"label": {"kind": "label", "classes": check_count("classes", conditions), "fade": FADE}}
+        self.conditions = {name: dict(spec) for name, spec in (conditions or {}).items()}
         self.out_channels = self.shape[0] if out_channels is None else check_count("out_channels", out_channels)
         self.options = options
 
-    def null(self, name: str, value: Tensor) -> Tensor | None:
-        """Rows of the shape of `value` that stand for the condition `name` not being given; None where the network has none."""
-        return torch.full_like(value, self.classes) if name == "label" and self.classes is not None else None
+    @property
+    def encoders(self) -> dict[str, Condition]:
+        """The conditions' encoders by name."""
+        return {module.name: module for module in self.modules() if isinstance(module, Condition)}
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes of the condition "label", or None."""
+        spec = self.conditions.get("label", {})
+        return spec["classes"] if spec.get("kind") == "label" else None
 
     @property
     def out_shape(self) -> tuple[int, ...]:
@@ -126,13 +148,33 @@ def group_norm(channels: int, affine: bool = True) -> GroupNorm:
     return GroupNorm(groups, channels, affine=affine)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
     """Attention softmax(q k^T / sqrt(d)) v over (B, heads, tokens, d), shape of `q`.
+
+    seen: (B, tokens of k), those that are attended to, at least one in each row; None: all.
 
     On a CPU bfloat16 is worked in float32: PyTorch's bfloat16 gradient of attention is an order of magnitude slower there
     than its float32 one, enough to eat all that bfloat16 saves in the convolutions.
     """
+    mask = None if seen is None else seen[:, None, None, :]
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v)
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask).to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, mask)
+
+
+class CrossAttention(nn.Module):
+    """Attention from positions (B, T, channels) to the tokens of the conditions (B, L, width), zero before it is trained."""
+
+    def __init__(self, channels: int, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(channels)
+        self.query = nn.Linear(channels, channels)
+        self.key_value = nn.Linear(width, 2 * channels)
+        self.mix = zeroed(nn.Linear(channels, channels))
+
+    def forward(self, h: Tensor, tokens: Tensor, seen: Tensor) -> Tensor:
+        q = self.query(self.norm(h)).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        k, v = self.key_value(tokens).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.mix(attend(q, k, v, seen).transpose(1, 2).flatten(2))

@@ -1,12 +1,15 @@
-"""Embeddings of what a network is conditioned on: the noise level and, optionally, a class label."""
+"""What a network is told, as its ports take it: the noise level and the conditions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from ..conditions import Condition, Map, make_condition
 
 
 class SinusoidalEmbedding(nn.Module):
@@ -50,67 +53,79 @@ class SinusoidalEmbedding(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-class LabelEmbedding(nn.Module):
-    """A learned vector for each class and one more, at index `classes`, for "no label".
+class Ports(NamedTuple):
+    """What enters a network beside the state.
 
-    In training mode each label is replaced by the null label with probability `dropout`, so that one network learns the
-    conditional and the unconditional score (Ho and Salimans 2022, arXiv:2207.12598). Like `nn.Dropout` it draws from the
-    generator of the device it runs on; in evaluation mode it draws nothing.
-
-    Args:
-        classes: number of classes; labels are 0 .. classes - 1, and `classes` itself is the null label.
-        width: number of outputs.
-        dropout: probability of the null label in training, in [0, 1].
+    vector: the noise level and the conditions of port "vector", (B, width), for the modulation of every block.
+    tokens: those of port "tokens", (B, L, width), and which of them are there, (B, L); None where there are no such conditions.
+    maps: those of port "map", (B, C, *spatial), beside the state's channels; None where there are none.
     """
 
-    def __init__(self, classes: int, width: int, dropout: float = 0.1) -> None:
-        super().__init__()
-        self.classes = classes
-        self.dropout = dropout
-        self.table = nn.Embedding(classes + 1, width)
-        nn.init.normal_(self.table.weight, std=width**-0.5)
+    vector: Tensor
+    tokens: tuple[Tensor, Tensor] | None = None
+    maps: Tensor | None = None
 
-    def forward(self, label: Tensor | None, batch: int) -> Tensor:
-        """label: (B,) integers in 0 .. classes, or None (the null label for all) -> (B, width).
-
-        Raises:
-            ValueError: the label has another shape; TypeError: it is not of an integer type.
-        """
-        if label is None:
-            label = torch.full((batch,), self.classes, device=self.table.weight.device)
-        if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
-            raise TypeError(f"label must hold integers in 0..{self.classes} ({self.classes} means none), got {label.dtype}")
-        if label.shape != (batch,):
-            raise ValueError(f"label must have shape ({batch},), one for each sample, got {tuple(label.shape)}")
-        label = label.long()
-        if self.training and self.dropout > 0:
-            dropped = torch.rand(batch, device=label.device) < self.dropout
-            label = label.masked_fill(dropped, self.classes)
-        return self.table(label)
+    def beside(self, x: Tensor) -> Tensor:
+        """The state with the maps as more channels."""
+        return x if self.maps is None else torch.cat([x, self.maps.to(x.dtype)], dim=1)
 
 
 class ConditionEmbedding(nn.Module):
-    """Noise level and label as one vector: `SiLU(W_2 SiLU(W_1 sinusoids(c)) + table[label])`, (B,) and (B,) -> (B, width).
+    """Noise level and conditions as `Ports`; the vector is `SiLU(W_2 SiLU(W_1 sinusoids(c)) + sum of the conditions' vectors)`.
 
     Args:
-        width: number of outputs.
-        classes: number of classes, or None for a network without labels.
-        label_dropout: see `LabelEmbedding`.
+        width: of the vector and of tokens.
+        conditions: specs by name.
+        spatial: the data's grid; () for vectors.
         features: number of sines and cosines.
     """
 
-    def __init__(self, width: int, classes: int | None, label_dropout: float, features: int = 64) -> None:
+    def __init__(self, width: int, conditions: Mapping[str, Mapping[str, Any]], spatial: Sequence[int], features: int = 64) -> None:
         super().__init__()
+        self.width = width
         self.level = nn.Sequential(SinusoidalEmbedding(features), nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
-        self.label = None if classes is None else LabelEmbedding(classes, width, label_dropout)
+        self.encoders = nn.ModuleList(make_condition(name, spec, width, spatial) for name, spec in conditions.items())
 
-    def forward(self, c: Tensor, label: Tensor | None) -> Tensor:
+    @property
+    def has_tokens(self) -> bool:
+        """Whether there is anything to attend to."""
+        return any(encoder.port == "tokens" for encoder in self.encoders)
+
+    @property
+    def map_channels(self) -> int:
+        """Channels of the maps."""
+        return sum(encoder.out_channels for encoder in self.encoders if isinstance(encoder, Map))
+
+    def forward(self, c: Tensor, cond: Mapping[str, Tensor]) -> Ports:
+        encoders = {encoder.name: encoder for encoder in self.encoders.children() if isinstance(encoder, Condition)}
+        strange = sorted(set(cond) - set(encoders))
+        if strange:
+            raise ValueError(f"this network takes {_listed(list(encoders))}, got {', '.join(map(repr, strange))}")
         sinusoids, first, *rest = self.level
-        embedding = first(sinusoids(c).to(first.weight.dtype))
+        vector = first(sinusoids(c).to(first.weight.dtype))
         for layer in rest:
-            embedding = layer(embedding)
-        if self.label is not None:
-            embedding = embedding + self.label(label, len(c))
-        elif label is not None:
-            raise ValueError("this network was made without classes and takes no label; give make_network(classes=...)")
-        return nn.functional.silu(embedding)
+            vector = layer(vector)
+        tokens: list[tuple[Tensor, Tensor]] = []
+        maps: list[Tensor] = []
+        for name, encoder in encoders.items():
+            value = cond[name] if name in cond else encoder.missing(len(c), c.device)
+            if len(value) != len(c):
+                raise ValueError(f"condition {name!r} must have first dimension {len(c)}, one entry for each sample, got {len(value)}")
+            found = encoder(value)
+            if encoder.fade is not None:
+                found = found * torch.sigmoid(2 * (encoder.fade - c))[:, None].to(found.dtype)
+            if encoder.port == "vector":
+                vector = vector + found
+            elif encoder.port == "tokens":
+                tokens.append(found)
+            else:
+                maps.append(found)
+        return Ports(
+            nn.functional.silu(vector),
+            (torch.cat([t for t, _ in tokens], dim=1), torch.cat([there for _, there in tokens], dim=1)) if tokens else None,
+            torch.cat(maps, dim=1) if maps else None,
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return "no conditions" if not names else f"condition{'s' * (len(names) > 1)} {', '.join(map(repr, names))}"

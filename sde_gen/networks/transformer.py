@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Network, attend, attention_flops, check_count, check_probability, product_flops, zeroed
-from .embeddings import ConditionEmbedding
+from .base import CrossAttention, Network, attend, attention_flops, check_count, check_probability, product_flops, zeroed
+from .embeddings import ConditionEmbedding, Ports
 from .patches import fold, patch_grid, unfold
 
 
@@ -29,9 +29,10 @@ def position_table(grid: Sequence[int], width: int) -> Tensor:
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention and a perceptron, each behind an adaptive layer norm whose gate starts at zero (adaLN-Zero)."""
+    """Self-attention and a perceptron, each behind an adaptive layer norm whose gate starts at zero (adaLN-Zero), and between them
+    attention to the conditions' tokens where there are any (`cross`)."""
 
-    def __init__(self, width: int, heads: int, hidden: int, condition: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, condition: int, dropout: float, cross: bool = False) -> None:
         super().__init__()
         self.heads = heads
         self.dropout = dropout
@@ -41,13 +42,16 @@ class TransformerBlock(nn.Module):
         self.mix = nn.Linear(width, width)
         self.inner = nn.Linear(width, hidden)
         self.outer = nn.Linear(hidden, width)
+        self.cross = CrossAttention(width, condition, heads) if cross else None
 
-    def forward(self, h: Tensor, condition: Tensor) -> Tensor:
-        shift_a, scale_a, gate_a, shift_b, scale_b, gate_b = self.modulation(condition)[:, None].chunk(6, dim=2)
+    def forward(self, h: Tensor, ports: Ports) -> Tensor:
+        shift_a, scale_a, gate_a, shift_b, scale_b, gate_b = self.modulation(ports.vector)[:, None].chunk(6, dim=2)
         y = torch.addcmul(shift_a, self.norm(h), 1 + scale_a)
         q, k, v = self.qkv(y).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         y = self.mix(attend(q, k, v).transpose(1, 2).flatten(2))
         h = torch.addcmul(h, gate_a, F.dropout(y, self.dropout, self.training))
+        if self.cross is not None and ports.tokens is not None:
+            h = h + self.cross(h, *ports.tokens)
         y = self.inner(torch.addcmul(shift_b, self.norm(h), 1 + scale_b))
         y = self.outer(F.dropout(F.gelu(y, approximate="tanh"), self.dropout, self.training))
         return torch.addcmul(h, gate_b, y)
@@ -60,7 +64,7 @@ class PatchTransformer(Network):
 
     Args:
         shape: (C, *spatial) with one to three spatial dimensions.
-        classes: number of classes or None.
+        conditions: what it may be told (see `Network`).
         out_channels: channels of the result; as many as the input if None.
         patch: edge of a patch, the same along each axis.
         width: width of the tokens, a multiple of `heads`.
@@ -68,7 +72,6 @@ class PatchTransformer(Network):
         heads: number of attention heads.
         expansion: hidden width of the perceptrons over `width`.
         dropout: probability in [0, 1), after attention and inside the perceptrons.
-        label_dropout: probability of the null label in training.
     """
 
     spatial_ranks = (1, 2, 3)
@@ -76,7 +79,7 @@ class PatchTransformer(Network):
     def __init__(
         self,
         shape: Sequence[int],
-        classes: int | None = None,
+        conditions: int | Mapping[str, Mapping[str, Any]] | None = None,
         out_channels: int | None = None,
         *,
         patch: int = 2,
@@ -85,7 +88,6 @@ class PatchTransformer(Network):
         heads: int = 4,
         expansion: int = 4,
         dropout: float = 0.0,
-        label_dropout: float = 0.1,
     ) -> None:
         options = {
             "patch": check_count("patch", patch),
@@ -94,18 +96,18 @@ class PatchTransformer(Network):
             "heads": check_count("heads", heads),
             "expansion": check_count("expansion", expansion),
             "dropout": check_probability("dropout", dropout),
-            "label_dropout": check_probability("label_dropout", label_dropout),
         }
         if width % heads:
             raise ValueError(f"width must be a multiple of heads, got width={width}, heads={heads}")
-        super().__init__(shape, classes, out_channels, options)
+        super().__init__(shape, conditions, out_channels, options)
         self.patch = patch
         self.grid = patch_grid(self.shape[1:], patch)
         volume = patch ** len(self.grid)
-        self.condition = ConditionEmbedding(width, self.classes, label_dropout)
-        self.enter = nn.Linear(self.shape[0] * volume, width)
+        self.condition = ConditionEmbedding(width, self.conditions, self.shape[1:])
+        self.enter = nn.Linear((self.shape[0] + self.condition.map_channels) * volume, width)
         self.position = nn.Parameter(position_table(self.grid, width))
-        self.blocks = nn.ModuleList(TransformerBlock(width, heads, expansion * width, width, dropout) for _ in range(depth))
+        cross = self.condition.has_tokens
+        self.blocks = nn.ModuleList(TransformerBlock(width, heads, expansion * width, width, dropout, cross) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulation = zeroed(nn.Linear(width, 2 * width))
         self.leave = zeroed(nn.Linear(width, self.out_channels * volume))
@@ -114,6 +116,7 @@ class PatchTransformer(Network):
         tokens, width = math.prod(self.grid), self.position.shape[1]
         blocks = [block for block in self.blocks.children() if isinstance(block, TransformerBlock)]
         once: list[nn.Module] = [self.condition, self.modulation, *(block.modulation for block in blocks)]
+        once += [block.cross.key_value for block in blocks if block.cross is not None]  # counted for one token
         of_condition = sum(product_flops(module) for module in once)
         attention = len(blocks) * attention_flops(tokens, width)
         return tokens * (product_flops(self) - of_condition) + of_condition + attention
@@ -129,13 +132,13 @@ class PatchTransformer(Network):
             patch *= 2
             yield options | {"patch": patch}
 
-    def forward(self, x: Tensor, c: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, **cond: Tensor) -> Tensor:
         self.check_input(x, c)
-        condition = self.condition(c, label)
-        tokens = fold(x, self.patch).flatten(2).transpose(1, 2)  # (B, tokens, C patch^axes)
+        ports = self.condition(c, cond)
+        tokens = fold(ports.beside(x), self.patch).flatten(2).transpose(1, 2)  # (B, tokens, C patch^axes)
         h = self.enter(tokens) + self.position
         for block in self.blocks:
-            h = block(h, condition)
-        shift, scale = self.modulation(condition)[:, None].chunk(2, dim=2)
+            h = block(h, ports)
+        shift, scale = self.modulation(ports.vector)[:, None].chunk(2, dim=2)
         h = self.leave(torch.addcmul(shift, self.norm(h), 1 + scale))
         return unfold(h.transpose(1, 2).unflatten(2, self.grid), self.patch, self.shape[1:])

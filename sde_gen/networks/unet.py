@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .base import (
+    CrossAttention,
     Network,
     attend,
     attention_flops,
@@ -22,7 +23,7 @@ from .base import (
     product_flops,
     zeroed,
 )
-from .embeddings import ConditionEmbedding
+from .embeddings import ConditionEmbedding, Ports
 from .patches import fold, patch_grid, unfold
 
 CONV: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -71,21 +72,28 @@ class Attention(nn.Module):
 
 
 class Stage(nn.Module):
-    """A residual block and, where asked for, attention."""
+    """A residual block and, where asked for, attention to itself and to the conditions' tokens."""
 
-    def __init__(self, axes: int, channels: int, out_channels: int, condition: int, dropout: float, heads: int | None) -> None:
+    def __init__(
+        self, axes: int, channels: int, out_channels: int, condition: int, dropout: float, heads: int, attends: bool, cross: bool
+    ) -> None:
         super().__init__()
         self.block = ResidualBlock(axes, channels, out_channels, condition, dropout)
-        self.attention = nn.Identity() if heads is None else Attention(out_channels, heads)
+        self.attention = Attention(out_channels, heads) if attends else nn.Identity()
+        self.cross = CrossAttention(out_channels, condition, heads) if cross else None
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        return self.attention(self.block(x, condition))
+    def forward(self, x: Tensor, ports: Ports) -> Tensor:
+        h = self.attention(self.block(x, ports.vector))
+        if self.cross is None or ports.tokens is None:
+            return h
+        y = self.cross(h.flatten(2).transpose(1, 2), *ports.tokens)
+        return h + y.transpose(1, 2).reshape(h.shape)
 
     def flops(self, positions: int) -> int:
-        """Operations for one sample of so many positions."""
-        of_condition = product_flops(self.block.modulation)
+        """Operations for one sample of so many positions, and one token of the conditions."""
+        once = product_flops(self.block.modulation) + (0 if self.cross is None else product_flops(self.cross.key_value))
         attention = attention_flops(positions, self.attention.qkv.in_features) if isinstance(self.attention, Attention) else 0
-        return positions * (product_flops(self) - of_condition) + of_condition + attention
+        return positions * (product_flops(self) - once) + once + attention
 
 
 class UNet(Network):
@@ -101,7 +109,7 @@ class UNet(Network):
 
     Args:
         shape: (C, *spatial) with one to three spatial dimensions.
-        classes: number of classes or None.
+        conditions: what it may be told (see `Network`).
         out_channels: channels of the result; as many as the input if None.
         patch: edge of the patches that the first level sees as points, the same along each axis; 1 for the data as they are.
         width: channels of the first level.
@@ -110,7 +118,6 @@ class UNet(Network):
         attention: levels with attention, 0 being the first; the middle has it if any level does.
         heads: number of attention heads, a divisor of the channels of those levels.
         dropout: probability in [0, 1), inside the residual blocks.
-        label_dropout: probability of the null label in training.
     """
 
     spatial_ranks = (1, 2, 3)
@@ -118,7 +125,7 @@ class UNet(Network):
     def __init__(
         self,
         shape: Sequence[int],
-        classes: int | None = None,
+        conditions: int | Mapping[str, Mapping[str, Any]] | None = None,
         out_channels: int | None = None,
         *,
         patch: int = 1,
@@ -128,7 +135,6 @@ class UNet(Network):
         attention: Sequence[int] = (2,),
         heads: int = 4,
         dropout: float = 0.0,
-        label_dropout: float = 0.1,
     ) -> None:
         options = {
             "patch": check_count("patch", patch),
@@ -138,7 +144,6 @@ class UNet(Network):
             "attention": check_counts("attention", attention, 0),
             "heads": check_count("heads", heads),
             "dropout": check_probability("dropout", dropout),
-            "label_dropout": check_probability("label_dropout", label_dropout),
         }
         levels = [width * multiplier for multiplier in multipliers]
         if not levels:
@@ -148,20 +153,23 @@ class UNet(Network):
         with_attention = {*attention, len(levels) - 1} if attention else set()
         if any(levels[level] % heads for level in with_attention):
             raise ValueError(f"heads must divide the channels of the levels with attention ({levels}), got {heads}")
-        super().__init__(shape, classes, out_channels, options)
+        super().__init__(shape, conditions, out_channels, options)
 
         self.patch = patch
         axes = len(self.shape) - 1
         volume = patch**axes
         conv = CONV[axes]
         condition = 4 * width
-        self.condition = ConditionEmbedding(condition, self.classes, label_dropout)
+        self.condition = ConditionEmbedding(condition, self.conditions, self.shape[1:])
+        cross = self.condition.has_tokens
+        if cross and levels[-1] % heads:
+            raise ValueError(f"heads must divide the {levels[-1]} channels of the middle, which attends to tokens, got {heads}")
 
         def stage(channels: int, out: int, level: int | None) -> Stage:
             attends = bool(attention) if level is None else level in attention
-            return Stage(axes, channels, out, condition, dropout, heads if attends else None)
+            return Stage(axes, channels, out, condition, dropout, heads, attends, cross and (attends or level is None))
 
-        self.enter = conv(volume * self.shape[0], width, 3, padding=1)
+        self.enter = conv(volume * (self.shape[0] + self.condition.map_channels), width, 3, padding=1)
         self.down = nn.ModuleList()
         self.shrink = nn.ModuleList()
         skips = [width]
@@ -220,23 +228,23 @@ class UNet(Network):
                 changed = {"patch": patch, "multipliers": deeper, "attention": [len(deeper) - 1] if attends else []}
                 yield options | changed
 
-    def forward(self, x: Tensor, c: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, **cond: Tensor) -> Tensor:
         self.check_input(x, c)
-        condition = self.condition(c, label)
-        h = self.enter(fold(x, self.patch))
+        ports = self.condition(c, cond)
+        h = self.enter(fold(ports.beside(x), self.patch))
         skips = [h]
         for level, stages in enumerate(self.down):
             for stage in stages.children():
-                h = stage(h, condition)
+                h = stage(h, ports)
                 skips.append(h)
             if level < len(self.shrink):
                 h = self.shrink[level](h)
                 skips.append(h)
         for stage in self.middle:
-            h = stage(h, condition)
+            h = stage(h, ports)
         for level, stages in enumerate(self.up):
             for stage in stages.children():
-                h = stage(torch.cat([h, skips.pop()], dim=1), condition)
+                h = stage(torch.cat([h, skips.pop()], dim=1), ports)
             if level < len(self.grow):
                 h = self.grow[level](F.interpolate(h, size=skips[-1].shape[2:], mode="nearest"))
         return unfold(self.leave(F.silu(self.norm(h))), self.patch, self.shape[1:])

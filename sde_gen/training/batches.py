@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -14,41 +14,52 @@ from .settings import TrainSettings
 
 
 def read_batches(
-    x: Tensor | Source, encode: Callable[[Tensor], Tensor], settings: TrainSettings, step: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """This process's items of each batch from `step` on, in normalised units, after their numbers in the data.
+    x: Tensor | Source,
+    cond: Mapping[str, Tensor | Source],
+    encode: Callable[[Tensor], Tensor],
+    settings: TrainSettings,
+    step: int,
+    device: torch.device,
+) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """This process's items of each batch from `step` on, in normalised units, and their conditions.
 
     x: the data: a tensor in normalised units, or a source in the data's own, whose items `encode` brings into normalised ones.
+    cond: the conditions of all items; tensors lie on `device`.
     """
     rows = parallel.share(settings.batch)
-    in_memory = isinstance(x, Tensor) and not settings.workers
-    place = device if in_memory else torch.device("cpu")
+    on_disk = {"": x} if isinstance(x, Source) or settings.workers else {}
+    on_disk |= {name: value for name, value in cond.items() if isinstance(value, Source)}
+    place = torch.device("cpu") if on_disk else device
     order = (index[rows] for index in batch_order(x.shape[0], settings.batch, settings.seed, step, place))
-    if in_memory:
+    if not on_disk:
         for index in order:
-            yield index, x[index]
+            yield x[index], {name: value[index] for name, value in cond.items()}
         return
     loader = DataLoader(
-        _Numbered(x if isinstance(x, Source) else x.cpu()),
+        _Numbered({name: value if isinstance(value, Source) else value.cpu() for name, value in on_disk.items()}),
         batch_size=None,
         sampler=order,
         num_workers=settings.workers,
         generator=torch.Generator(),  # else it takes a number from the global one, and dropout changes
         pin_memory=device.type == "cuda",
     )
-    for index, items in loader:
-        items = items.to(device, non_blocking=True)
-        yield index.to(device, non_blocking=True), encode(items) if isinstance(x, Source) else items
+    for index, read in loader:
+        index = index.to(device, non_blocking=True)
+        found = {name: value.to(device, non_blocking=True) for name, value in read.items()}
+        items = found.get("", x[index] if isinstance(x, Tensor) else None)
+        assert items is not None
+        beside = {name: found[name] if name in found else value[index] for name, value in cond.items()}
+        yield encode(items) if isinstance(x, Source) else items, beside
 
 
-class _Numbered(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+class _Numbered(torch.utils.data.Dataset[tuple[Tensor, dict[str, Tensor]]]):
     """Batches by the numbers of their items, which are given with them."""
 
-    def __init__(self, source: Tensor | Source) -> None:
-        self.source = source
+    def __init__(self, sources: Mapping[str, Tensor | Source]) -> None:
+        self.sources = sources
 
-    def __getitem__(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        return index, self.source[index]
+    def __getitem__(self, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return index, {name: source[index] for name, source in self.sources.items()}
 
 
 def batch_order(count: int, batch: int, seed: int, skip: int = 0, device: torch.device | str = "cpu") -> Iterator[Tensor]:

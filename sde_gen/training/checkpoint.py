@@ -74,7 +74,7 @@ def describe(model: ScoreModel) -> dict[str, Any]:
         _check_rebuilt("SDE", type(model.sde), model.sde.settings, "settings")
     about = {"name": _name_of(NETWORKS, network), "class": type(network).__name__, "options": getattr(network, "options", {})}
     if isinstance(network, Network):
-        about |= {"shape": list(network.shape), "classes": network.classes, "out_channels": network.out_channels}
+        about |= {"shape": list(network.shape), "conditions": network.conditions, "out_channels": network.out_channels}
     process = {"name": _name_of(SDES, model.sde), "class": type(model.sde).__name__, "settings": dict(model.sde.settings)}
     for what, values in (("network", about["options"]), ("SDE", process["settings"])):
         try:
@@ -234,6 +234,7 @@ def load(
         _check_size(description["sde"])
         _check_size(description["network"]["options"])
         process, about = description["sde"], description["network"]
+        _of_today(about, tensors)
         if sde is None and process["name"] not in SDES:
             raise _Unknown("an SDE", process, "sde", "register_sde")
         if network is None and about["name"] not in NETWORKS:
@@ -285,9 +286,21 @@ class _Unknown(ValueError):
 
 def _made(about: dict[str, Any]) -> nn.Module:
     if "shape" in about:
-        return make_network(about["name"], about["shape"], about["classes"], about["out_channels"], **about["options"])
+        return make_network(about["name"], about["shape"], about["conditions"], about["out_channels"], **about["options"])
     made: nn.Module = NETWORKS[about["name"]](**about["options"])
     return made
+
+
+def _of_today(about: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Bring a network of a version that knew labels alone, and dropped them itself, up to date."""
+    if "shape" in about and "conditions" not in about:
+        classes = about.pop("classes")
+        about["conditions"] = None if classes is None else {"label": {"kind": "label", "classes": classes}}
+        about["options"].pop("label_dropout", None)
+        for part in ("network", "ema"):
+            table = tensors.pop(f"{part}.condition.label.table.weight", None)
+            if table is not None:
+                tensors[f"{part}.condition.encoders.0.table.weight"] = table
 
 
 def _check_weights(network: nn.Module, tensors: dict[str, Tensor]) -> None:

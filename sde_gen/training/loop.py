@@ -6,7 +6,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from types import FrameType
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import parallel
+from ..conditions import fit_condition
 from ..data import Dataset, Normalizer, Source, as_items, check_labels
 from ..devices import find_device
 from ..models.moments import Moments
@@ -49,14 +50,14 @@ def build_model(
     normalizer: str = "standard",
     sde_settings: dict[str, Any] | None = None,
     network_options: dict[str, Any] | None = None,
-    classes: int | None = None,
+    conditions: int | Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
     variance: str | None = None,
 ) -> ScoreModel:
     """A score model for training data (N, *) in its own units, not trained yet.
 
     The normaliser and the data's moments are learned from `data`; our networks are told the half log-SNR and get their
-    input at unit variance, so that one network serves every SDE. `classes`: number of labels of a conditional network.
+    input at unit variance, so that one network serves every SDE. `conditions`: specs by name (see `make_network`).
     `variance`: None or "learned_range", for which a network given by name gets twice the channels at its output.
     `network_options`: of a network given by name. Where they leave its patches, levels and attention open and its defaults would attend
     over more positions than pays, the nearest ones that do not are taken (`affordable_options`).
@@ -71,9 +72,9 @@ def build_model(
             torch.manual_seed(seed)
             doubled = None if variance is None else 2 * data.shape[1]
             options, shape = network_options or {}, tuple(data.shape[1:])
-            made = make_network(network, shape, classes, doubled, **options)
+            made = make_network(network, shape, conditions, doubled, **options)
             if made.tokens() > MOST_TOKENS and not {"patch", "multipliers", "attention"} & set(options):
-                made = make_network(network, shape, classes, doubled, **affordable_options(network, shape, options))
+                made = make_network(network, shape, conditions, doubled, **affordable_options(network, shape, options))
             network = made
     return ScoreModel(
         network,
@@ -93,7 +94,7 @@ def fit(
     model: ScoreModel,
     data: Tensor | Source,
     settings: TrainSettings | None = None,
-    labels: Tensor | None = None,
+    cond: Mapping[str, Tensor | Source] | None = None,
     held_out: Tensor | None = None,
     levels: int | None = None,
     device: torch.device | str = "cpu",
@@ -105,14 +106,15 @@ def fit(
     resume: State | None = None,
     on_pace: Callable[[float, TrainResult], None] | None = None,
     on_finish: Callable[[TrainResult], None] | None = None,
-    held_out_labels: Tensor | None = None,
+    held_out_cond: Mapping[str, Tensor] | None = None,
 ) -> TrainResult:
-    """Train `model` on data (N, *) in its own units, in memory or read batch by batch; `labels` (N,) for a conditional network.
+    """Train `model` on data (N, *) in its own units, in memory or read batch by batch; `cond`: the items' conditions by name, (N, *) each.
 
     `levels`: of data that are whole numbers 0 .. levels - 1, for the decoder of the objectives "vlb" and "hybrid" (None: a density).
     `held_out` (default: the training data) is what the loss by noise level is measured on, at most 128 items of it, drawn by the seed;
-    a conditional network gets their `held_out_labels` (M,), without which it is measured on the training data. `on_evaluate(step, result)`
-    is called after each of these measurements, `on_checkpoint(step, result)` every `checkpoint_seconds` and after Ctrl-C or SIGTERM,
+    a conditional network gets their conditions `held_out_cond`, without which it is measured on the training data.
+    `on_evaluate(step, result)` is called after each of these measurements,
+    `on_checkpoint(step, result)` every `checkpoint_seconds` and after Ctrl-C or SIGTERM,
     which then raises `Interrupted`; in both `result.model` has the averaged weights and `result.state()` all that training needs to
     go on. `resume`: such a state; the training goes on from there, bit for bit on the CPU what it would have been.
     `on_log(entry)`: called with each new entry of the history, complete. `on_pace(seconds, result)`: called once, after the first steps,
@@ -130,7 +132,7 @@ def fit(
     callbacks run in the first process alone. Raises TrainingError when more than ten steps in a row are not finite, or memory does
     not suffice for one sample. Vincent 2011; Song et al. 2021, arXiv:2011.13456; AdamW: Loshchilov and Hutter 2019, arXiv:1711.05101.
     """
-    trainer = Trainer(model, data, settings or TrainSettings(), labels, held_out, levels, device, held_out_labels)
+    trainer = Trainer(model, data, settings or TrainSettings(), cond, held_out, levels, device, held_out_cond)
     result = trainer.result
     if resume is not None:
         try:
@@ -237,13 +239,21 @@ def train(
     normalizer: str = "standard",
     variance: str | None = None,
     levels: int | None = None,
+    conditions: Mapping[str, Any] | None = None,
+    kinds: Mapping[str, str] | None = None,
     **settings: Any,
 ) -> ScoreModel:
     """Train a score model on data (N, *) in its own units and return it with averaged weights, ready for `sample`.
 
-    `settings` are those of `TrainSettings`, `variance` that of `build_model`, `levels` that of `fit`; `labels` (N,) in 0 .. classes -
-    1 make the network conditional. `device` None: CUDA where present, else the CPU. Raises ValueError for data or settings that
-    cannot be trained on.
+    conditions: what the network is told of each item, by name: tensors or arrays (N, *), NaN where a number is not known.
+        Integers (N,) are labels, numbers (N,) or (N, K) numbers, (N, C, *grid) over the data's space, or a coarser grid of it, maps,
+        Booleans there masks, and (N, L, K) sequences.
+    labels: a condition "label", (N,) in 0 .. classes - 1.
+    kinds: the kind of a condition by its name (a key of `sde_gen.conditions.CONDITIONS`), where its values do not say it.
+    device: None takes CUDA where present, else the CPU.
+    settings: those of `TrainSettings`. variance: that of `build_model`. levels: that of `fit`.
+
+    Raises ValueError or TypeError for data, conditions or settings that cannot be trained on.
     """
     if isinstance(data, Dataset):
         raise TypeError("train takes the items of a data set: train(data.train, labels=data.train_labels, ...)")
@@ -256,15 +266,19 @@ def train(
         raise TypeError(f"train has no setting {', '.join(unknown)}; it takes {known}")
     where = find_device(device)
     x = as_items(data)
-    if labels is not None:
-        # A network of the user's own may take labels of any kind.
-        ours = isinstance(network, str | Network)
-        labels = check_labels(labels, len(x)) if ours else torch.as_tensor(labels)
-        if len(labels) != len(x):
-            raise ValueError(f"labels must have one entry for each of the {len(x)} items, got {len(labels)}")
+    ours = isinstance(network, str | Network)  # a network of the user's own may take conditions of any kind
+    given = dict(conditions or {}) | ({} if labels is None else {"label": check_labels(labels, len(x)) if ours else labels})
+    cond = {name: torch.as_tensor(value) for name, value in given.items()}
+    for name, value in cond.items():
+        if len(value) != len(x):
+            what = "labels" if name == "label" else f"condition {name!r}"
+            raise ValueError(f"{what} must have one entry for each of the {len(x)} items, got {len(value)}")
     if x.ndim < 2 or x.shape[0] < 2:
         raise ValueError(f"data must be (N, *) with at least two samples, got shape {tuple(x.shape)}")
     chosen = TrainSettings(steps=steps, **settings)
-    classes = None if labels is None else int(labels.max()) + 1
-    model = build_model(x, sde, network, prediction, prior, normalizer, sde_settings, network_options, classes, chosen.seed, variance)
-    return fit(model, x, chosen, labels, levels=levels, device=where, progress=progress).model
+    strange = sorted(set(kinds or {}) - set(cond))
+    if strange:
+        raise ValueError(f"kinds names {', '.join(map(repr, strange))}; the conditions are {', '.join(map(repr, cond)) or 'none'}")
+    specs = {n: fit_condition(n, v, x.shape[2:], (kinds or {}).get(n)) for n, v in cond.items()} if isinstance(network, str) else None
+    model = build_model(x, sde, network, prediction, prior, normalizer, sde_settings, network_options, specs, chosen.seed, variance)
+    return fit(model, x, chosen, cond, levels=levels, device=where, progress=progress).model

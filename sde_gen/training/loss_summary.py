@@ -31,28 +31,28 @@ def measure_levels(
     train: Tensor,
     held_out: Tensor | None,
     seed: int = 0,
-    train_labels: Tensor | None = None,
-    held_out_labels: Tensor | None = None,
+    train_cond: Mapping[str, Tensor] | None = None,
+    held_out_cond: Mapping[str, Tensor] | None = None,
     count: int = MOST_SAMPLES,
 ) -> dict[str, list[float]]:
     """The loss by noise level, over a zero network's, of training and held-out items by the same noise.
 
     train, held_out: (N, *) and (M, *) in their own units; at most `count` of each are drawn, as a training with this seed draws its own.
     seed: of the draw and the noise.
-    train_labels, held_out_labels: (N,) and (M,) of a conditional network.
+    train_cond, held_out_cond: their conditions, (N, *) and (M, *).
 
     Returns "training", "held_out" and, as "training_error" and "held_out_error", their standard errors over the items.
     """
     normalizer = model.normalizer
     device = next((p.device for p in model.parameters()), train.device)
     found: dict[str, list[float]] = {}
-    for name, items, labels in (("training", train, train_labels), ("held_out", held_out, held_out_labels)):
+    for name, items, of_items in (("training", train, train_cond), ("held_out", held_out, held_out_cond)):
         if items is None:
             continue
         rows = rows_drawn(len(items), min(count, MOST_SAMPLES), seed)
         x_0 = items[rows].to(device)
         x_0 = (x_0 if normalizer is None else normalizer.encode(x_0)).float()
-        cond = {} if labels is None else {"label": labels[rows]}
+        cond = model.conditions({key: value[rows] for key, value in (of_items or {}).items()}, len(rows), device)
         moments = model.moments if model.moments is not None else Moments.fit(x_0)
         each = Validation.prepare(model, x_0, moments, cond, seed).measure_each(model)
         found[name] = each.mean(1).tolist()

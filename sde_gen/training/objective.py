@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -20,14 +21,16 @@ class Draw(NamedTuple):
     level: times (B,), or indices of a chain.
     weight: the weight of each sample's loss, (B,).
     noise: eps, (B, *).
+    dropped: the samples that are not told a condition, (B,) Boolean, by its name.
     """
 
     level: Tensor
     weight: Tensor
     noise: Tensor
+    dropped: Mapping[str, Tensor] = MappingProxyType({})
 
     def part(self, rows: slice) -> Draw:
-        return Draw(self.level[rows], self.weight[rows], self.noise[rows])
+        return Draw(self.level[rows], self.weight[rows], self.noise[rows], {name: value[rows] for name, value in self.dropped.items()})
 
 
 class Objective(nn.Module):
@@ -56,13 +59,16 @@ class Objective(nn.Module):
             self.chain = chain_of(model.sde, settings.chain_steps)
             self.indices = IndexSampler(len(self.chain), settings.indices)
 
-    def draw(self, model: ScoreModel, shape: Sequence[int], generator: torch.Generator) -> Draw:
-        """Draw what is random of a batch of `shape` (B, *)."""
+    def draw(self, model: ScoreModel, shape: Sequence[int], generator: torch.Generator, drop: Mapping[str, float] | None = None) -> Draw:
+        """Draw what is random of a batch of `shape` (B, *); `drop`: with which probability each condition is left out, by name."""
         if self.chain is None:
             level, weight = TIME_SAMPLERS[self.settings.times](model.sde, shape[0], generator, model.data_std or 1.0)
         else:
             level, weight = self.indices.draw(shape[0], generator)
-        return Draw(level, weight, torch.randn(tuple(shape), generator=generator, device=generator.device))
+        noise = torch.randn(tuple(shape), generator=generator, device=generator.device)
+        place = generator.device
+        left_out = {name: torch.rand(shape[0], generator=generator, device=place) < share for name, share in (drop or {}).items()}
+        return Draw(level, weight, noise, left_out)
 
     def forward(self, model: ScoreModel, x_0: Tensor, draw: Draw, **cond: Any) -> Tensor:
         """The losses (B,) before their weights, of x_0 (B, *) in normalised units."""

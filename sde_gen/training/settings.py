@@ -44,6 +44,8 @@ class TrainSettings:
     indices: "uniform" or "importance", how indices of the chain are drawn (see `IndexSampler`).
     weighting: a name in WEIGHTINGS. "edm" is the weighting of that name, and goes with any prediction.
     times: a name in TIME_SAMPLERS.
+    drop: the share of a batch that is not told a condition, in [0, 1): one number for each condition, or a number by name; each condition
+        is dropped on its own. The network learns the unconditional score from it (Ho and Salimans 2022, arXiv:2207.12598).
     bfloat16: True runs the network under autocast to bfloat16.
     compile: True trains through torch.compile, which costs some minutes at the start and needs a C++ or CUDA compiler.
     channels_last: True lays images and volumes out with their channels last, which convolutions in bfloat16 on a GPU prefer.
@@ -70,6 +72,7 @@ class TrainSettings:
     indices: str = "uniform"
     weighting: str = DEFAULT_WEIGHTING
     times: str = DEFAULT_TIMES
+    drop: float | dict[str, float] = 0.1
     bfloat16: bool = False
     compile: bool = False
     channels_last: bool = False
@@ -115,9 +118,21 @@ class TrainSettings:
                 raise ValueError(f"unknown {what} {name!r}; choose from {', '.join(known)}")
         if self.shard is not None and self.shard not in SHARDINGS:
             raise ValueError(f"unknown shard {self.shard!r}; choose from {', '.join(SHARDINGS)}, or leave it out")
+        for share in self.drop.values() if isinstance(self.drop, dict) else (self.drop,):
+            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+                raise ValueError(f"drop must be in [0, 1), one number or one by the name of each condition, got {self.drop!r}")
         lookup(DECAYS, "decay", self.decay)
         lookup(WEIGHTINGS, "weighting", self.weighting)
         lookup(TIME_SAMPLERS, "time sampler", self.times)
+
+    def shares_dropped(self, names: Sequence[str]) -> dict[str, float]:
+        """The share that is not told each of these conditions, where it is not 0. Raises ValueError for a share of another name."""
+        if not isinstance(self.drop, dict):
+            return {name: self.drop for name in names if self.drop > 0}
+        strange = sorted(set(self.drop) - set(names))
+        if strange:
+            raise ValueError(f"drop names {', '.join(map(repr, strange))}; the conditions are {', '.join(map(repr, names)) or 'none'}")
+        return {name: self.drop[name] for name in names if self.drop.get(name, 0) > 0}
 
     @property
     def part(self) -> int:

@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..devices import STATE_OF_CARD, OnItsWay, current, random_state, set_random
 from ..models.moments import Moments
 from ..models.score import ScoreModel
 from ..networks import Network
+from ..shapes import expand_as
 from ..unknown_numbers import with_nan
 from .batches import read_batches
 from .checkpoint import State
@@ -37,6 +38,20 @@ PART_FLOPS = 1.2e11
 EVALUATION_SHARE, EVALUATION_SECONDS = 0.05, 5.0
 """The loss by noise level, and likewise a snapshot, costs at most this share of the training before it, or so many seconds."""
 LEAST_ITEMS = 8
+
+
+def check_conditions(
+    model: ScoreModel, cond: Mapping[str, Tensor | Source], count: int, device: torch.device
+) -> dict[str, Tensor | Source]:
+    """The conditions of a training's items as the model takes them, on `device`; those on disk are looked at when they are read. Raises
+    ValueError or TypeError for others."""
+    sources = {name: value for name, value in cond.items() if isinstance(value, Source)}
+    for name, value in sources.items():
+        if len(value) != count:
+            raise ValueError(f"condition {name!r} has {len(value)} entries for {count} items; one for each is needed")
+        model.conditions({name: value[:1]}, 1, device)
+    found = model.conditions({name: value for name, value in cond.items() if name not in sources}, count, device)
+    return {name: sources[name] if name in sources else found[name] for name in cond}
 
 
 class TrainingError(RuntimeError):
@@ -87,11 +102,11 @@ class Trainer:
         model: ScoreModel,
         data: Tensor | Source,
         settings: TrainSettings,
-        labels: Tensor | None,
+        cond: Mapping[str, Tensor | Source] | None,
         held_out: Tensor | None,
         levels: int | None,
         device: torch.device | str,
-        held_out_labels: Tensor | None = None,
+        held_out_cond: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.settings, self.device = settings, torch.device(device)
         self.rank, self.world = parallel.rank(), parallel.world()
@@ -102,14 +117,17 @@ class Trainer:
         assert normalizer is not None
         self.encode = lambda x: normalizer.encode(x).float()  # data that need float64 need it in their own units alone
         self.x = self.encode(data.to(self.device)) if isinstance(data, Tensor) else data
-        self.label = None if labels is None else labels.to(self.device)
-        alone = held_out is None or (labels is not None and held_out_labels is None)  # items without a label have no right answer
-        items, of_items = (data, labels) if alone or held_out is None else (held_out, None if labels is None else held_out_labels)
+        cond = check_conditions(model, cond or {}, len(data), self.device)
+        self.cond = cond
+        taken = {name for name, value in cond.items() if isinstance(value, Source) or model.null(name, value[:1]) is not None}
+        self.drop = settings.shares_dropped(sorted(taken))  # a network of the user's own that has no null is told everything
+        unknown = set(cond) - set(held_out_cond or {})  # items of which a condition is not known have no right answer
+        items, of_items = (data, cond) if held_out is None or unknown else (held_out, held_out_cond or {})
         rows = rows_drawn(len(items), MOST_SAMPLES, settings.seed)
         held = self.encode(items[rows].to(self.device))
         moments = model.moments if model.moments is not None else Moments.fit(held)
-        cond = {} if of_items is None else {"label": of_items[rows]}
-        self.validation = Validation.prepare(model, held, moments, cond, settings.seed)
+        of_held = {name: of_items[name][rows] for name in cond}
+        self.validation = Validation.prepare(model, held, moments, model.conditions(of_held, len(held), self.device), settings.seed)
         self.objective = Objective(settings, model, levels)
         self.placement = Placement(model, settings, self.device)
         self.network, self.average = self.placement.network, self.placement.average
@@ -132,7 +150,7 @@ class Trainer:
         self.began = time.monotonic()
         self.random: Tensor | None = None  # the global generators' state at the start of `running`, for dropout
         self.of_others: dict[str, Tensor] = {}  # what `state` needs of the other processes, between `together` and its end
-        self.batches: Iterator[tuple[Tensor, Tensor]] | None = None
+        self.batches: Iterator[tuple[Tensor, dict[str, Tensor]]] | None = None
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -144,7 +162,7 @@ class Trainer:
                 set_random_state(self.random, self.device)
             self.model.train()
             self.network.train()
-            self.batches = read_batches(self.x, self.encode, self.settings, self.step, self.device)
+            self.batches = read_batches(self.x, self.cond, self.encode, self.settings, self.step, self.device)
             self.began = time.monotonic()
             try:
                 yield
@@ -235,10 +253,10 @@ class Trainer:
     def _advance(self) -> dict[str, Any] | None:
         settings, placement = self.settings, self.placement
         assert self.batches is not None
-        index, x_0 = next(self.batches)
-        drawn = self.objective.draw(self.model, (settings.batch, *x_0.shape[1:]), self.generator)  # times, their weights, noise
+        x_0, cond = next(self.batches)
+        drawn = self.objective.draw(self.model, (settings.batch, *x_0.shape[1:]), self.generator, self.drop)
         mine = drawn.part(parallel.share(settings.batch))
-        cond = {} if self.label is None else {"label": self.label[index]}
+        cond = {name: self._dropped(name, value, mine.dropped.get(name)) for name, value in cond.items()}
 
         def backward(rows: slice) -> tuple[Tensor, Tensor]:
             part = mine.part(rows)
@@ -263,6 +281,11 @@ class Trainer:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return self._record(loss, finite)
+
+    def _dropped(self, name: str, value: Tensor, dropped: Tensor | None) -> Tensor:
+        """The condition `name` of a batch, its null in the place of the rows that are dropped."""
+        null = None if dropped is None else self.model.null(name, value)
+        return value if dropped is None or null is None else torch.where(expand_as(dropped, value), null, value)
 
     def _set_rate(self) -> None:
         """Give the optimiser this step's learning rate: the warm-up, then the decay."""

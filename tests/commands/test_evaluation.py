@@ -16,6 +16,7 @@ from sde_gen.commands.config import ConfigError, resolve
 from sde_gen.commands.evaluation import SampleMetrics, measure, report_lines, sample_run
 from sde_gen.commands.likelihood import LikelihoodSettings, _parts
 from sde_gen.commands.runs import TrainedRun
+from sde_gen.conditions import Label
 from sde_gen.data import rows_drawn
 from sde_gen.data.assemble import Part, assemble
 from sde_gen.data.source import array_source
@@ -99,7 +100,7 @@ UNITS = torch.tensor([1000.0, 0.01, 1.0])
 class Classes(torch.nn.Module):
     """E[x_0 | x_t, label] of two Gaussian classes around -2 and 2, of std 0.5: a conditional network that is perfect."""
 
-    classes = 2
+    encoders = {"label": Label("label", 1, (), 2)}  # noqa: RUF012
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,8 +190,9 @@ def test_what_no_command_wrote_is_not_read(content: str, classes_run: TrainedRun
 
 
 def test_likelihoods_are_of_drawn_items(classes_run: TrainedRun) -> None:
-    x, labels = _parts(classes_run, LikelihoodSettings(images=150))["held-out"]
-    assert labels is not None and labels.sum() > 2 and torch.equal(x[:, 2] > 0, labels == 1)
+    x, cond = _parts(classes_run, LikelihoodSettings(images=150))["held-out"]
+    labels = cond["label"]
+    assert labels.sum() > 2 and torch.equal(x[:, 2] > 0, labels == 1)
     whole, _ = _parts(classes_run, LikelihoodSettings(images=200))["held-out"]
     assert classes_run.data.test is not None and torch.equal(whole, classes_run.data.test)
     unlabelled = replace(classes_run, data=replace(classes_run.data, test_labels=None))

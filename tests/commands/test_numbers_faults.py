@@ -53,7 +53,7 @@ def run_of(data: Dataset, directory: Path, **sampling: Any) -> TrainedRun:
     labels = data.train_labels is not None
     name = "digits" if labels else "gaussians8"
     config = resolve({"data": {"name": name, "labels": labels}, "sampling": {"samples": 24, "steps": 4, "solver": "ddim", **sampling}})
-    model = build_model(data.train, "vp", "mlp", network_options={"width": 8, "depth": 1}, classes=data.classes)
+    model = build_model(data.train, "vp", "mlp", network_options={"width": 8, "depth": 1}, conditions=data.classes)
     generator = torch.Generator().manual_seed(2)
     assert isinstance(model.network, nn.Module)
     with torch.no_grad():
@@ -271,7 +271,7 @@ def test_nats_are_a_mean_per_dimension_over_what_converged(drawn: dict[str, Any]
 
     def known(model: Any, x: Tensor, cond: Any, **options: Any) -> SimpleNamespace:
         """Nats that are 2 below the item's number in its part; the last item did not converge. Held-out items are 3 less likely."""
-        assert cond is None and options["rtol"] == options["atol"] == 0.01 and (options["probes"], options["seed"]) == (1, 2)
+        assert cond == {} and options["rtol"] == options["atol"] == 0.01 and (options["probes"], options["seed"]) == (1, 2)
         shift = 3.0 if data.test is not None and bool(torch.isin(x[:, 0], data.test[:, 0]).all()) else 0.0
         log_prob = torch.arange(5.0) - 2 - shift
         log_prob[-1] = 1e6

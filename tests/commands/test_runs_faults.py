@@ -54,8 +54,8 @@ class StandIn:
         self.averaged, self.given = averaged, {}  # type: ignore[var-annotated]
         self.kept: list[dict[str, Any]] = []
 
-    def __call__(self, model: sde_gen.ScoreModel, items: Tensor, settings: TrainSettings, labels: Tensor | None, **rest: Any) -> Any:
-        self.given = {"items": items, "settings": settings, "labels": labels, **rest}
+    def __call__(self, model: sde_gen.ScoreModel, items: Tensor, settings: TrainSettings, cond: Any, **rest: Any) -> Any:
+        self.given = {"items": items, "settings": settings, "cond": cond, **rest}
         history = [{"step": 3, "seconds": 0.1, "loss": 0.5}]
         state = ({"generator": torch.arange(4)}, {"step": 3, "seconds": 1.5, "history": history})
         result = SimpleNamespace(
@@ -142,7 +142,7 @@ def test_a_run_trains_on_its_data_and_keeps_both_weights(
     assert [(one.given, one.added) for one in events] == [(("tensorboard", 8, 0), [0.5, "closed"])]
     given, data, place = fit.given, run.data, tmp_path / "run"
     assert given["settings"] == config.training and torch.equal(given["items"], data.train)
-    assert torch.equal(given["labels"], data.train_labels) and torch.equal(given["held_out"], data.test)
+    assert torch.equal(given["cond"]["label"], data.train_labels) and torch.equal(given["held_out"], data.test)
     assert (given["levels"], given["device"], given["checkpoint_seconds"], given["resume"]) == (17, "cpu", 7.5, None)
     (shown,) = snapshots
     assert shown["model"] is fit.averaged and shown["seed"] == 9 and shown["path"] == place / "snapshots" / "step-000003.png"
@@ -163,7 +163,7 @@ def test_labels_that_were_not_asked_for_are_not_trained_on(
     snapshots: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     fit, _ = trained(setting("data", labels=False), tmp_path / "run", monkeypatch)
-    assert fit.given["labels"] is None and snapshots[0]["cond"] is None
+    assert fit.given["cond"] == {} and snapshots[0]["cond"] is None
 
 
 def test_a_training_that_goes_on_has_its_state_and_history_and_remembers_its_ends(
@@ -192,7 +192,7 @@ def test_history_measures_held_out_items_beside_training_items(monkeypatch: pyte
     training_files._write_history(tmp_path, check(config, data), data, config, extra)
     assert seen["best"][1] is data.train and seen["best"][2] == [2.0, -2.0] and torch.equal(seen["best"][3], data.train_labels)
     assert seen["items"][1] is data.train and seen["items"][2] is data.test and seen["items"][3] == 6
-    assert torch.equal(seen["items"][4], data.train_labels) and torch.equal(seen["items"][5], data.test_labels)
+    assert torch.equal(seen["items"][4]["label"], data.train_labels) and torch.equal(seen["items"][5]["label"], data.test_labels)
     found = json.loads((tmp_path / "history.json").read_text())
     assert found == {
         "history": [{"step": 3, "loss": 0.5}],

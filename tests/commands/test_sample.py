@@ -142,7 +142,7 @@ def test_a_killed_join_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_out_the_shards_and_draw_the_same_bits(world: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The processes one after the other, the first one last, as it joins what all have drawn."""
-    run, settings = saved(tmp_path / "run", classes=2), SampleSettings(50, "em", 3, batch=8)
+    run, settings = saved(tmp_path / "run", conditions=2), SampleSettings(50, "em", 3, batch=8)
     sample_to_files(run, str(tmp_path / "alone.npz"), settings, CPU, say=lambda line: None)
     job = command._job(run, str(tmp_path / "together.npz"), settings, CPU)
     job.parts.mkdir()
@@ -219,7 +219,7 @@ def test_settings_are_the_runs_unless_the_solver_is_another(tmp_path: Path) -> N
 
 
 def test_bad_input_is_one_line(sde_gen_command: Command, tmp_path: Path) -> None:
-    run, labelled = saved(tmp_path / "run"), saved(tmp_path / "labelled", classes=2)
+    run, labelled = saved(tmp_path / "run"), saved(tmp_path / "labelled", conditions=2)
     (tmp_path / "folder.npy").mkdir()
     (tmp_path / "file").write_text("")
     base: dict[str, str] = {"--run": str(run), "--samples": "4", "--out": "s.npz"}

@@ -118,9 +118,8 @@ def test_classes_without_a_training_item_are_said(tmp_path: Path) -> None:
 def test_a_network_with_labels_is_not_measured_on_items_without() -> None:
     x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
     data = Dataset("x", x, x, torch.arange(6) % 2, None, classes=2)
-    assert data.held_out(True) == (None, None) and data.held_out(False)[0] is x and data.classifiable
-    plain = Dataset("x", x, x)
-    assert plain.held_out(True)[0] is x and not plain.classifiable
+    assert data.held_out(["label"]) == (None, {}) and data.held_out([])[0] is x and data.classifiable
+    assert not Dataset("x", x, x).classifiable
 
 
 def test_options_of_other_data_are_refused() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from toys import TINY_RUN, Command
 
 from sde_gen import SDE, Dataset, ScoreModel, diagnose, load, load_dataset, make_sde, save
+from sde_gen.conditions import Label
 from sde_gen.diagnostics.level_errors import LevelErrors
 from sde_gen.diagnostics.marginals import check_marginals
 from sde_gen.diagnostics.sampling_checks import check_samples, permuted_distance
@@ -42,9 +43,9 @@ def data() -> Dataset:
 
 def train(data: Dataset, sde: str, prediction: str, labels: bool = False) -> tuple[ScoreModel, ScoreModel]:
     classes = data.classes if labels else None
-    model = build_model(data.train, sde, "mlp", prediction, network_options={"width": 48, "depth": 2}, classes=classes)
+    model = build_model(data.train, sde, "mlp", prediction, network_options={"width": 48, "depth": 2}, conditions=classes)
     settings = TrainSettings(steps=350, batch=256, lr=3e-3, evaluations=1)
-    result = fit(model, data.train, settings, data.train_labels if labels else None, held_out=data.test, progress=False)
+    result = fit(model, data.train, settings, {"label": data.train_labels} if labels else None, held_out=data.test, progress=False)
     return result.model, result.raw
 
 
@@ -62,7 +63,7 @@ def wrapped(model: ScoreModel, network: Callable[..., Tensor]) -> ScoreModel:
     """The model around another callable, which is as conditional as the one that it had."""
 
     class Shell(nn.Module):
-        classes = getattr(model.network, "classes", None)
+        encoders = model.encoders
 
         def forward(self, x: Tensor, c: Tensor, **cond: Any) -> Tensor:
             return network(x, c, **cond)
@@ -362,7 +363,7 @@ def test_the_samples_of_a_conditional_model_have_the_classes_of_its_data_and_are
     """Sorted items, 95 % of them of one class: by classes in turn a perfect network's values would be unlike the data's."""
     labels = (torch.arange(1000) >= 950).long()
     x = 1000 * (6.0 * labels[:, None] + torch.randn(1000, 2, generator=torch.Generator().manual_seed(0)))
-    model = build_model(x, "vp", "mlp", classes=2, prediction="data")
+    model = build_model(x, "vp", "mlp", conditions=2, prediction="data")
     assert model.normalizer is not None
     z, sde = model.normalizer.encode(x).double(), model.sde
     laws = [(z[labels == k].mean(0), z[labels == k].var(0)) for k in (0, 1)]
@@ -370,7 +371,7 @@ def test_the_samples_of_a_conditional_model_have_the_classes_of_its_data_and_are
     scale = model.data_std
 
     class Known(nn.Module):
-        classes = 2
+        encoders = {"label": Label("label", 1, (), 2)}  # noqa: RUF012
 
         def forward(self, x: Tensor, c: Tensor, label: Tensor | None = None) -> Tensor:
             alpha, sigma = (value.reshape(-1, 1) for value in sde.marginal(sde.time_of(c.double())))

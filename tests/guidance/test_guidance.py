@@ -209,7 +209,7 @@ def test_conditions_go_to_the_classifier_and_to_the_model_those_that_are_named()
         torch.testing.assert_close(guided.denoise(x, 0.3, label=label), expected + (sigma**2 / alpha).float() * gradient)
     with pytest.raises(ValueError, match=r"^condition 'label' is the model's, and was not given \(cond=\{...\}\)$"):
         guided.conditions({}, 4, torch.device("cpu"))
-    with pytest.raises(ValueError, match=r"labels must be in 0 .. 2"):
+    with pytest.raises(ValueError, match=r"'label' must be in 0 .. 2"):
         guided.conditions({"label": label + 5}, 4, torch.device("cpu"))
 
 

@@ -188,11 +188,11 @@ def test_a_network_without_gradients_is_named():
 
 
 def test_labels_are_checked_where_they_come_in():
-    network = make_network("mlp", (2,), classes=3, width=16, depth=1)
+    network = make_network("mlp", (2,), conditions=3, width=16, depth=1)
     model = ScoreModel(network, make_sde("vp"), "edm", "half_log_snr", data_std=1.0)
     sample(model, (2, 2), "ddim", 2, cond={"label": torch.tensor([0, 3]).numpy()})
     for label, error, message in (
-        (torch.tensor([0, 4]), ValueError, r"labels must be in 0 .. 2 \(3: none\), got 0 .. 4"),
+        (torch.tensor([0, 4]), ValueError, r"condition 'label' must be in 0 .. 2 \(3: not given\), got 0 .. 4"),
         (torch.tensor([-1, 0]), ValueError, r"got -1 .. 0"),
         (torch.tensor([0, 1, 2]), ValueError, r"first dimension 2, got shape \(3,\)"),
         ([0, 1], TypeError, "condition 'label' must be a tensor, got list"),
@@ -200,7 +200,7 @@ def test_labels_are_checked_where_they_come_in():
         with pytest.raises(error, match=message):
             sample(model, (2, 2), "ddim", 2, cond={"label": label})
     plain = ScoreModel(make_network("mlp", (2,), width=16, depth=1), make_sde("vp"), "edm", "half_log_snr", data_std=1.0)
-    with pytest.raises(ValueError, match="a network that was made without classes"):
+    with pytest.raises(ValueError, match="the network takes no conditions, got 'label'"):
         sample(plain, (2, 2), "ddim", 2, cond={"label": torch.tensor([0, 1])})
 
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from sde_gen.networks.embeddings import LabelEmbedding, SinusoidalEmbedding
+from sde_gen.networks.embeddings import SinusoidalEmbedding
 
 
 def test_sinusoids_tell_noise_levels_apart():
@@ -27,20 +27,3 @@ def test_sinusoid_frequencies():
     for bad in ({"features": 3}, {"features": 0}, {"features": 4, "w_min": 2.0, "w_max": 1.0}, {"features": 4, "w_min": 0.0}):
         with pytest.raises(ValueError, match=r"features|w_min"):
             SinusoidalEmbedding(**bad)
-
-
-def test_null_label_is_an_index_of_its_own():
-    embedding = LabelEmbedding(2, 5).eval()
-    assert embedding.table.weight.shape == (3, 5)
-    assert torch.equal(embedding(None, 2), embedding.table.weight[[2, 2]])
-    assert torch.equal(embedding(torch.tensor([0, 2]), 2), embedding.table.weight[[0, 2]])
-
-
-def test_label_dropout_rate():
-    torch.manual_seed(0)
-    embedding = LabelEmbedding(2, 3, dropout=0.25)
-    label = torch.zeros(10_000, dtype=torch.long)
-    dropped = (embedding(label, 10_000) == embedding.table.weight[2]).all(1)
-    assert abs(dropped.float().mean() - 0.25) < 0.02
-    assert torch.equal(label, torch.zeros_like(label))
-    assert torch.equal(embedding.eval()(label, 10_000), embedding.table.weight[0].expand(10_000, -1))

@@ -1,10 +1,11 @@
-"""Every registered network keeps the contract `network(x, c, label)` on every shape that it takes."""
+"""Every registered network keeps the contract `network(x, c, **cond)` on every shape that it takes, told something by every port."""
 
 import json
 
 import pytest
 import torch
 
+from sde_gen.conditions import fit_condition
 from sde_gen.networks import NETWORKS, Network, make_network, summary
 from sde_gen.networks.base import attend
 
@@ -17,9 +18,32 @@ SHAPES = [(1, 8, 8), (3, 33, 47), (2, 50), (1, 9, 10, 11)]
 CLASSES = 3
 
 
+def conditions(shape: tuple[int, ...], size: int = 4) -> dict[str, torch.Tensor]:
+    """Values of every kind of condition for data of this shape, some of them not known."""
+    generator = torch.Generator().manual_seed(3)
+    found = {
+        "label": torch.arange(size) % CLASSES,
+        "year": 2020 + 5 * torch.randn(size, 2, generator=generator, dtype=torch.float64),
+        "series": torch.randn(size, 3, 2, generator=generator),
+    }
+    found["year"][1, 0] = found["year"][2, 1] = found["series"][2, 1] = torch.nan
+    if len(shape) > 1:
+        coarse = [-(-n // 2) for n in shape[1:]]
+        found["coarse"] = torch.randn(size, 2, *coarse, generator=generator)
+        found["mask"] = (torch.rand(size, 1, *shape[1:], generator=generator) < 0.5).float()
+        for name in ("coarse", "mask"):
+            found[name][-1, :, 0] = torch.nan
+    return found
+
+
+def specs(shape: tuple[int, ...]) -> dict[str, dict]:
+    kinds = {"series": "sequence", "mask": "mask"}
+    return {name: fit_condition(name, value, shape[1:], kinds.get(name)) for name, value in conditions(shape).items()}
+
+
 def small(name: str, shape: tuple[int, ...], **options) -> Network:
     torch.manual_seed(0)
-    return make_network(name, shape, **{"classes": CLASSES, **SMALL.get(name, {}), **options})
+    return make_network(name, shape, **{"conditions": specs(shape), **SMALL.get(name, {}), **options})
 
 
 def perturbed(network: Network, amount: float = 0.1) -> Network:
@@ -31,10 +55,10 @@ def perturbed(network: Network, amount: float = 0.1) -> Network:
     return network.eval()
 
 
-def batch(shape: tuple[int, ...], size: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def batch(shape: tuple[int, ...], size: int = 4) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(2)
     c = torch.linspace(-6.0, 8.0, size)
-    return torch.randn(size, *shape, generator=generator), c, torch.arange(size) % (CLASSES + 1)
+    return torch.randn(size, *shape, generator=generator), c, conditions(shape, size)
 
 
 def shapes_of(name: str) -> list[tuple[int, ...]]:
@@ -47,19 +71,19 @@ names = pytest.mark.parametrize("name", sorted(NETWORKS))
 
 @cases
 def test_shape_and_zero_start(name, shape):
-    x, c, label = batch(shape)
+    x, c, cond = batch(shape)
     network = small(name, shape)
-    assert network(x, c, label).shape == x.shape
-    assert torch.equal(network(x, c, label), torch.zeros_like(x))
+    assert network(x, c, **cond).shape == x.shape
+    assert torch.equal(network(x, c, **cond), torch.zeros_like(x))
     more = 2 * shape[0] + 1
     assert perturbed(small(name, shape, out_channels=more))(x, c).shape == (len(x), more, *shape[1:])
 
 
 @cases
 def test_gradient_reaches_every_parameter(name, shape):
-    x, c, label = batch(shape)
+    x, c, cond = batch(shape)
     network = perturbed(small(name, shape))
-    network(x, c, label).square().sum().backward()
+    network(x, c, **cond).square().sum().backward()
     for key, parameter in network.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, key
 
@@ -74,21 +98,21 @@ def test_gradient_reaches_the_output_layer_of_a_fresh_network(name, shape):
 
 @cases
 def test_a_sample_does_not_depend_on_its_batch(name, shape):
-    x, c, label = batch(shape, 5)
+    x, c, cond = batch(shape, 5)
     network = perturbed(small(name, shape)).double()
-    together = network(x.double(), c.double(), label)
-    alone = torch.cat([network(x[i : i + 1].double(), c[i : i + 1].double(), label[i : i + 1]) for i in range(5)])
-    torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-9)
+    together = network(x.double(), c.double(), **cond)
+    alone = [network(x[[i]].double(), c[[i]].double(), **{name: value[[i]] for name, value in cond.items()}) for i in range(5)]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-9, atol=1e-9)
 
 
 @cases
 def test_options_rebuild_the_network(name, shape):
-    x, c, label = batch(shape)
+    x, c, cond = batch(shape)
     network = perturbed(small(name, shape, out_channels=2))
     options = json.loads(json.dumps(network.options))
-    again = make_network(name, network.shape, network.classes, network.out_channels, **options).eval()
+    again = make_network(name, network.shape, json.loads(json.dumps(network.conditions)), network.out_channels, **options).eval()
     again.load_state_dict(network.state_dict())
-    assert torch.equal(network(x, c, label), again(x, c, label))
+    assert torch.equal(network(x, c, **cond), again(x, c, **cond))
     assert again.options == network.options
 
 
@@ -100,28 +124,18 @@ def test_defaults_rebuild_the_network(name):
 
 
 @cases
-def test_noise_level_and_label_matter(name, shape):
-    x, c, _ = batch(shape)
+def test_noise_level_and_every_condition_matter(name, shape):
+    x, c, cond = batch(shape)
     network = perturbed(small(name, shape))
     assert not torch.allclose(network(x, c), network(x, c + 0.3))
-    none = network(x, c)
-    assert torch.equal(none, network(x, c, torch.full((len(x),), CLASSES)))
-    for k in range(CLASSES):
-        assert not torch.allclose(none, network(x, c, torch.full((len(x),), k)))
-
-
-@names
-def test_labels_drop_out_in_training_only(name):
-    shape = (1, 8, 8)
-    network = perturbed(small(name, shape, label_dropout=0.5))
-    x, c = torch.ones(64, *shape), torch.zeros(64)
-    label = torch.ones(64, dtype=torch.long)
-    kept, null = network(x, c, label)[:1], network(x, c)[:1]
-    network.train()
-    y = network(x, c, label)
-    dropped = torch.isclose(y, null, atol=1e-5).flatten(1).all(1)
-    assert 10 < dropped.sum() < 54
-    torch.testing.assert_close(y[~dropped], kept.expand_as(y[~dropped]), rtol=1e-4, atol=1e-5)
+    none, whole = network(x, c), network(x, c, **cond)
+    nulls = {key: network.encoders[key].null(network.encoders[key].check(value)) for key, value in cond.items()}
+    torch.testing.assert_close(none, network(x, c, **nulls), rtol=1e-5, atol=1e-6)
+    for key in cond:
+        assert not torch.allclose(whole, network(x, c, **(cond | {key: nulls[key]})), rtol=1e-3, atol=1e-5), key
+        mixed = {key: torch.where(torch.arange(len(x)).reshape(-1, *[1] * (nulls[key].ndim - 1)) < 2, cond[key], nulls[key])}
+        alone = torch.cat([network(x, c, **{key: cond[key]})[:2], none[2:]])
+        torch.testing.assert_close(network(x, c, **mixed), alone, rtol=1e-4, atol=1e-5)
 
 
 @names
@@ -134,37 +148,39 @@ def test_dropout_is_active_in_training_only(name):
 
 
 @names
-def test_without_classes_no_label(name):
-    network = small(name, (1, 8, 8), classes=None)
-    x, c, label = batch((1, 8, 8))
-    assert network(x, c).shape == x.shape
-    with pytest.raises(ValueError, match="without classes"):
-        network(x, c, label)
+def test_without_conditions_none_are_taken(name):
+    network = small(name, (1, 8, 8), conditions=None)
+    x, c, cond = batch((1, 8, 8))
+    assert network(x, c).shape == x.shape and network.encoders == {}
+    with pytest.raises(ValueError, match="takes no conditions, got 'coarse', 'label'"):
+        network(x, c, **cond)
 
 
 @names
 def test_bad_calls(name):
     network = small(name, (1, 8, 8))
-    x, c, label = batch((1, 8, 8))
+    x, c, cond = batch((1, 8, 8))
     with pytest.raises(ValueError, match="x must have shape"):
         network(x[:, :, :7], c)
     with pytest.raises(ValueError, match="c must have shape"):
         network(x, c[:1])
-    with pytest.raises(ValueError, match="label must have shape"):
-        network(x, c, label[:1])
+    with pytest.raises(ValueError, match="'label' must have first dimension 4"):
+        network(x, c, label=cond["label"][:1])
     with pytest.raises(TypeError, match="integers"):
-        network(x, c, label.float())
+        network(x, c, label=cond["label"].float())
+    with pytest.raises(ValueError, match=r"'coarse' must be a map of shape \(B, 2, 4, 4\), got \(4, 2, 8, 8\)"):
+        network(x, c, coarse=torch.zeros(4, 2, 8, 8))
 
 
 @names
 def test_bad_options(name):
-    for options in ({"width": 0}, {"width": 3.5}, {"width": True}, {"dropout": 1.0}, {"dropout": -0.1}, {"label_dropout": "no"}):
+    for options in ({"width": 0}, {"width": 3.5}, {"width": True}, {"dropout": 1.0}, {"dropout": -0.1}):
         with pytest.raises(ValueError, match=next(iter(options))):
             small(name, (1, 8, 8), **options)
     with pytest.raises(ValueError, match=r"colour.*known: .*width"):
         small(name, (1, 8, 8), colour=1)
     with pytest.raises(ValueError, match="classes"):
-        small(name, (1, 8, 8), classes=0)
+        small(name, (1, 8, 8), conditions=0)
     with pytest.raises(ValueError, match="out_channels"):
         small(name, (1, 8, 8), out_channels=0)
     with pytest.raises(ValueError, match="shape"):
@@ -201,9 +217,9 @@ def test_unknown_name_and_particular_options():
 @names
 def test_trains_in_bfloat16(name):
     network = perturbed(small(name, (1, 8, 8)), 0.02).train()
-    x, c, label = batch((1, 8, 8))
+    x, c, cond = batch((1, 8, 8))
     with torch.autocast("cpu", torch.bfloat16):
-        y = network(x, c, label)
+        y = network(x, c, **cond)
     y.float().square().mean().backward()
     assert all(torch.isfinite(p.grad).all() for p in network.parameters())
 

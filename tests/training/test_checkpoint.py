@@ -49,7 +49,7 @@ def test_variances_instead_of_a_covariance_round_trip(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_is_rebuilt(name: str, tmp_path: Path) -> None:
-    network = make_network(name, (1, 8, 8), classes=3).eval()
+    network = make_network(name, (1, 8, 8), conditions=3).eval()
     before = ScoreModel(network, make_sde("vp"), "edm", "half_log_snr", data_std=0.5)
     after = sde_gen.load(sde_gen.save(before, tmp_path / "checkpoint"))
     x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -69,7 +69,7 @@ def test_items_and_labels_of_sorted_conditional_data_are_drawn_together() -> Non
     """Class means of -3 and 3, sorted, in units that are not the model's: without its label, or with a neighbour's, an item reads more."""
     labels = torch.arange(2).repeat_interleave(200)
     x = 5 * (6.0 * labels[:, None] - 3 + 0.3 * torch.randn(400, 2, generator=torch.Generator().manual_seed(0))) + 100
-    model = build_model(x, "vp", "mlp", classes=2, prediction="data")
+    model = build_model(x, "vp", "mlp", conditions=2, prediction="data")
     means = torch.stack([model.normalizer.encode(x)[labels == k].mean(0) for k in (0, 1)])  # type: ignore[union-attr]
 
     class Known(torch.nn.Module):
@@ -78,7 +78,7 @@ def test_items_and_labels_of_sorted_conditional_data_are_drawn_together() -> Non
         def forward(self, x: torch.Tensor, c: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
             return torch.zeros_like(x) if label is None else means[label].to(x)
 
-    found = measure_levels(model.with_network(Known()), x, x, 0, labels, labels)
+    found = measure_levels(model.with_network(Known()), x, x, 0, {"label": labels}, {"label": labels})
     assert max(found["training"]) < 0.02 and max(found["held_out"]) < 0.02
     assert min(measure_levels(model.with_network(Known()), x, None)["training"]) == pytest.approx(1.0)
 

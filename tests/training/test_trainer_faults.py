@@ -15,7 +15,7 @@ from sde_gen.discrete import chain_loss, chain_of
 from sde_gen.training import TrainSettings, build_model, fit, loop, trainer
 from sde_gen.training.batches import batch_order
 from sde_gen.training.ema import power_exponent
-from sde_gen.training.losses import dsm_loss
+from sde_gen.training.losses import TIME_SAMPLERS, dsm_loss
 from sde_gen.training.objective import Draw, Objective
 from sde_gen.training.trainer import Trainer
 from sde_gen.training.validation import Validation
@@ -28,7 +28,7 @@ HELD = DATA[::5] + 7.0
 
 def conditional(dropout: float = 0.1, **settings: Any) -> sde_gen.ScoreModel:
     options = {"width": 16, "depth": 1, "dropout": dropout}
-    made = build_model(DATA, "vp", "mlp", network_options=options, classes=4, **settings)
+    made = build_model(DATA, "vp", "mlp", network_options=options, conditions=4, **settings)
     generator = torch.Generator().manual_seed(9)
     with torch.no_grad():
         for parameter in made.network.parameters():  # a new network answers 0 whatever it is asked
@@ -51,8 +51,11 @@ def plain_training(model: sde_gen.ScoreModel, settings: TrainSettings) -> tuple[
         decay = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done)}[settings.decay]
         optimizer.param_groups[0]["lr"] = settings.lr * decay * min(1.0, n / settings.warmup)
         index = next(order)
+        times, weights = TIME_SAMPLERS[settings.times](model.sde, BATCH, generator, model.data_std)
+        noise = torch.randn(BATCH, 2, generator=generator)
+        label = torch.where(torch.rand(BATCH, generator=generator) < settings.drop, 4, LABELS[index])
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16):
-            loss = dsm_loss(model, z[index], settings.weighting, settings.times, generator=generator, label=LABELS[index]).mean()
+            loss = (weights * dsm_loss(model, z[index], settings.weighting, times, noise=noise, label=label)).mean()
         network.zero_grad()
         loss.backward()
         norm = math.sqrt(sum(float(p.grad.square().sum()) for p in network.parameters()))
@@ -82,7 +85,7 @@ def test_a_training_is_the_plain_loop(chosen: dict[str, Any], monkeypatch: pytes
     made = {"dropout": chosen.pop("dropout", 0.1), "normalizer": chosen.pop("normalizer", "standard")}
     settings = TrainSettings(steps=STEPS, batch=BATCH, lr=0.02, warmup=3, **chosen)
     weights, average, losses = plain_training(conditional(**made), settings)
-    result = fit(conditional(**made), DATA, settings, LABELS, progress=False)
+    result = fit(conditional(**made), DATA, settings, {"label": LABELS}, progress=False)
     for name, network, expected in (("raw", result.raw.network, weights), ("averaged", result.model.network, average)):
         assert isinstance(network, nn.Module)
         for (key, one), other in zip(network.named_parameters(), expected, strict=True):
@@ -93,7 +96,7 @@ def test_a_training_is_the_plain_loop(chosen: dict[str, Any], monkeypatch: pytes
 
 
 def begun(settings: TrainSettings, **options: Any) -> Trainer:
-    return Trainer(conditional(**options), DATA, settings, LABELS, HELD, None, "cpu", LABELS[::5])
+    return Trainer(conditional(**options), DATA, settings, {"label": LABELS}, HELD, None, "cpu", {"label": LABELS[::5]})
 
 
 def test_what_is_measured_are_the_averaged_weights_on_held_out_data_in_normalised_units() -> None:
@@ -234,8 +237,8 @@ def test_train_hands_on_all_that_it_is_given(monkeypatch: pytest.MonkeyPatch) ->
     class Done:
         model, raw = "averaged", "last"
 
-    def watched(model: sde_gen.ScoreModel, data: Tensor, settings: TrainSettings, labels: Tensor, **rest: Any) -> type[Done]:
-        seen.update(model=model, data=data, settings=settings, labels=labels, **rest)
+    def watched(model: sde_gen.ScoreModel, data: Tensor, settings: TrainSettings, cond: Any, **rest: Any) -> type[Done]:
+        seen.update(model=model, data=data, settings=settings, cond=cond, **rest)
         return Done
 
     monkeypatch.setattr(loop, "fit", watched)
@@ -252,13 +255,13 @@ def test_train_hands_on_all_that_it_is_given(monkeypatch: pytest.MonkeyPatch) ->
     )
     model = seen["model"]
     assert made == "averaged" and seen["settings"] == TrainSettings(steps=3, seed=4, objective="hybrid")
-    assert torch.equal(torch.as_tensor(seen["labels"]), LABELS) and torch.equal(seen["data"], DATA)
+    assert torch.equal(seen["cond"]["label"], LABELS) and torch.equal(seen["data"], DATA)
     assert (seen["levels"], seen["device"], seen["progress"]) == (256, torch.device("cpu"), False)
     assert (model.prediction, model.prior_name, model.variance, model.network.classes) == ("v", "matched", "learned_range", 4)
     assert model.sde.settings["sigma_max"] == 7 and model.normalizer.kind == "identity" and model.network.out_channels == 4
     assert model.data_std == pytest.approx(float(DATA.double().square().mean().sqrt()))
     first = next(iter(model.network.parameters()))
-    again = [build_model(DATA, "ve", "mlp", network_options=options, classes=4, seed=seed, variance="learned_range") for seed in (4, 5)]
+    again = [build_model(DATA, "ve", "mlp", network_options=options, conditions=4, seed=seed, variance="learned_range") for seed in (4, 5)]
     assert [torch.equal(first, next(iter(other.network.parameters()))) for other in again] == [True, False]
 
 
@@ -285,7 +288,7 @@ def test_a_network_of_another_dtype_is_trained_alike_on_data_of_either(dtype: to
     for kind in (torch.float32, dtype):
         made = conditional(dropout=0.0)
         made.network.to(kind)
-        result = fit(made, DATA.double(), TrainSettings(steps=5, batch=BATCH, lr=3e-3), LABELS, progress=False)
+        result = fit(made, DATA.double(), TrainSettings(steps=5, batch=BATCH, lr=3e-3), {"label": LABELS}, progress=False)
         assert all(p.dtype == kind for p in result.model.network.parameters())
         losses.append([entry["loss"] for entry in result.history])
     assert losses[1] == pytest.approx(losses[0], rel=error)
@@ -296,7 +299,7 @@ def test_frozen_layers_stay_as_they_are_whatever_the_weight_decay() -> None:
     frozen, *_, free = made.network.parameters()
     frozen.requires_grad_(False)
     before = [p.detach().clone() for p in (frozen, free)]
-    result = fit(made, DATA, TrainSettings(steps=3, batch=BATCH, weight_decay=0.5), LABELS, progress=False)
+    result = fit(made, DATA, TrainSettings(steps=3, batch=BATCH, weight_decay=0.5), {"label": LABELS}, progress=False)
     assert [torch.equal(p, old) for p, old in zip((frozen, free), before, strict=True)] == [True, False]
     torch.testing.assert_close(next(iter(result.model.network.parameters())), before[0])
 

@@ -45,9 +45,9 @@ def test_a_training_is_measured_on_items_of_every_class_with_their_labels(held: 
     """Sorted by class, in units that are not the model's: the head is of class 0 alone, and without labels the loss cannot be small."""
     labels = torch.arange(3).repeat_interleave(200)
     x = 40 + 10 * labels[:, None].float() + torch.randn(600, 2, generator=torch.Generator().manual_seed(0))
-    model = build_model(x, "vp", "mlp", classes=3, network_options={"width": 8, "depth": 1})
-    part = {"held_out": x, "held_out_labels": labels} if held else {}
-    result = fit(model, x, TrainSettings(steps=1, batch=8, evaluations=1), labels, progress=False, **part)  # type: ignore[arg-type]
+    model = build_model(x, "vp", "mlp", conditions=3, network_options={"width": 8, "depth": 1})
+    part = {"held_out": x, "held_out_cond": {"label": labels}} if held else {}
+    result = fit(model, x, TrainSettings(steps=1, batch=8, evaluations=1), {"label": labels}, progress=False, **part)  # type: ignore[arg-type]
     validation = result.trainer.validation
     shown = validation.cond["label"]
     assert shown.bincount(minlength=3).min() > 25 and len(shown) == 128
@@ -55,5 +55,7 @@ def test_a_training_is_measured_on_items_of_every_class_with_their_labels(held: 
     centres = torch.stack([model.normalizer.encode(x)[labels == k].mean(0) for k in range(3)])
     assert (validation.x_0 - centres[shown]).abs().max() < 1
     # Items without a label have no right answer of a conditional network: the training items stand in for them.
-    without = fit(model, x, TrainSettings(steps=1, batch=8, evaluations=1), labels, held_out=x + 1, progress=False).trainer.validation
+    without = fit(
+        model, x, TrainSettings(steps=1, batch=8, evaluations=1), {"label": labels}, held_out=x + 1, progress=False
+    ).trainer.validation
     assert torch.equal(without.cond["label"], shown) and torch.equal(without.x_0, validation.x_0)

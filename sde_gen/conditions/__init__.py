@@ -1,0 +1,112 @@
+"""Conditions: what a network is told beside the state, by three ports. One file and one registry line each."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..registry import Registry, lookup
+from .base import RESERVED, Condition, standardised
+from .label import FADE, Label
+from .maps import Map, Mask
+from .numbers import Numbers
+from .sequence import Sequence as SequenceCondition
+
+__all__ = [
+    "CONDITIONS",
+    "FADE",
+    "RESERVED",
+    "Condition",
+    "Label",
+    "Map",
+    "Mask",
+    "Numbers",
+    "SequenceCondition",
+    "fit_condition",
+    "make_condition",
+]
+
+CONDITIONS: Registry[Any] = Registry(
+    {
+        "label": Label,
+        "numbers": Numbers,
+        "sequence": SequenceCondition,
+        "map": Map,
+        "mask": Mask,
+    },
+    aliases={"category": "label", "number": "numbers", "vector": "numbers", "image": "map", "field": "map", "set": "sequence"},
+)
+"""The kinds of conditions by name, each a class of (name, width, spatial, options of its own)."""
+
+
+def make_condition(name: str, spec: Mapping[str, Any], width: int, spatial: Sequence[int]) -> Condition:
+    """The encoder of the condition `name`.
+
+    spec: {"kind": a key of CONDITIONS, **options}.
+    width: of its vectors or tokens.
+    spatial: the data's grid; () for vectors.
+
+    Raises ValueError for an unknown kind or option, or values that are not allowed.
+    """
+    options = dict(spec)
+    kind = lookup(CONDITIONS, "kind of condition", options.pop("kind", None))
+    known = list(inspect.signature(kind).parameters)[3:]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(f"unknown option {', '.join(unknown)} of condition {name!r} ({kind.kind}); known: {', '.join(known)}")
+    try:
+        made: Condition = kind(name, width, tuple(spatial), **options)
+    except TypeError as error:
+        raise ValueError(f"condition {name!r}: {error}") from error
+    return made
+
+
+def fit_condition(
+    name: str, values: Tensor, spatial: Sequence[int], kind: str | None = None, names: Sequence[str | int] | None = None
+) -> dict[str, Any]:
+    """The spec of a condition with these values (N, *), its scale learned from them.
+
+    spatial: the data's grid; () for vectors.
+    kind: a key of CONDITIONS. None: what type and shape say: integers (N,) are labels, numbers (N,) or (N, K) numbers, Booleans over
+        space a mask, (N, C, *grid) with as many axes as the data a map, and (N, L, K) otherwise a sequence.
+    names: of a label, the data's own words for the classes 0, 1, ...
+
+    Raises ValueError for values that are none of these.
+    """
+    rank, over_space = len(spatial), values.ndim == 2 + len(spatial) and len(spatial) > 0
+    if kind is None:
+        whole = not (values.is_floating_point() or values.is_complex())
+        if values.ndim == 1 and whole:
+            kind = "label"
+        elif values.ndim <= 2:
+            kind = "numbers"
+        elif over_space:
+            kind = "mask" if values.dtype == torch.bool else "map"
+        elif values.ndim == 3:
+            kind = "sequence"
+        else:
+            allowed = "(N,), (N, K), (N, L, K)" + (f" or (N, C, {rank} axes of space)" if rank else "")
+            raise ValueError(f"condition {name!r} has values of shape {tuple(values.shape)}; {allowed} are allowed")
+    kind = lookup(CONDITIONS, "kind of condition", kind).kind
+    if kind == "label":
+        if values.ndim != 1 or values.is_floating_point():
+            raise ValueError(f"condition {name!r} is a label: integers (N,) are needed, got {values.dtype} of shape {tuple(values.shape)}")
+        classes = int(values.max()) + 1 if names is None else len(names)
+        return {"kind": kind, "classes": classes, "fade": FADE} | ({} if names is None else {"names": list(names)})
+    if kind == "numbers" and values.ndim in (1, 2):
+        mean, std = standardised(values if values.ndim == 2 else values[:, None])
+        return {"kind": kind, "size": len(mean), "mean": mean, "std": std}
+    if kind == "sequence" and values.ndim == 3:
+        mean, std = standardised(values, 2)
+        return {"kind": kind, "features": len(mean), "length": values.shape[1], "mean": mean, "std": std}
+    if kind in ("map", "mask") and over_space:
+        shape = {"kind": kind, "channels": values.shape[1], "grid": list(values.shape[2:])}
+        if kind == "mask":
+            return shape
+        mean, std = standardised(values)
+        return shape | {"mean": mean, "std": std}
+    raise ValueError(f"condition {name!r} of shape {tuple(values.shape)} is no {kind} for data of {rank} axes of space")
