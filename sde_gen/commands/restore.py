@@ -30,9 +30,8 @@ from ..sampling.sample import SolverError, sample
 from ..solvers import SOLVERS
 from ..unknown_numbers import to_json
 from .config import ConfigError
-from .evaluation import measured_labels
 from .measurement_text import OPERATORS, parse_noise, parse_operator, spread_of
-from .runs import TrainedRun
+from .runs import TrainedRun, conditions_for
 
 NO_GAPS = "0.05"
 """Noise where none is asked for, and 0 for `gaps`: cells that are given are known."""
@@ -272,18 +271,16 @@ def _problems(task: _Task, given: Degraded | None, device: torch.device) -> tupl
         labels = [settings.label] * len(given.y) if settings.label is not None else given.labels
         cond = None if labels is None else _labelled(task, list(labels), device)
         return _Problems(given.y.to(device), cond), f"items of {given.name}"
-    labelled = getattr(task.run.model.network, "classes", None) is not None
-    items, classes = data.held_out(labelled)
+    names = list(task.run.model.encoders)
+    items, known = data.held_out(names)
     source = "held-out items"
     if items is None:
-        items, classes, source = data.train, data.train_labels, "training items, of which none are held out,"
+        items, known, source = data.train, data.conditions(names), "training items, of which none are held out,"  # type: ignore[assignment]
     chosen = rows_drawn(len(items), settings.items, settings.seed)
     truths = items[chosen]
-    cond = None
+    cond = {name: value[chosen].to(device) for name, value in known.items()}
     if settings.label is not None:
-        cond = _labelled(task, [settings.label] * len(truths), device)
-    elif labelled and classes is not None:
-        cond = {"label": classes[chosen].to(device)}
+        cond |= _labelled(task, [settings.label] * len(truths), device) or {}
     y = task.measurement.simulate(truths.to(device), settings.seed)
     return _Problems(y, cond, truths), f"{source} of {data.name}"
 
@@ -291,7 +288,7 @@ def _problems(task: _Task, given: Degraded | None, device: torch.device) -> tupl
 def _labelled(task: _Task, labels: Sequence[str | None], device: torch.device) -> dict[str, Tensor] | None:
     """The condition of each item's own label; items without one are given none. None where the network knows no labels."""
     model, known = task.run.model, task.about.label_names
-    if getattr(model.network, "classes", None) is None or known is None:
+    if "label" not in model.encoders or known is None:
         if task.settings.label is not None:
             raise ValueError(f"--label {task.settings.label}: this network was trained without labels (sde-gen run --labels)")
         return None
@@ -315,16 +312,14 @@ def _tests(task: _Task, given: Degraded | None, device: torch.device) -> dict[st
     """The problems of the test of calibration: truths of the model, drawn as its posteriors are, and held-out data."""
     run, settings = task.run, task.settings
     count, seed = settings.calibrate, settings.seed
-    cond = measured_labels(run.model, run.data, count, seed + _OF_TRUTHS)
+    cond = conditions_for(run.model, run.data, count, seed + _OF_TRUTHS)
     how: dict[str, Any] = {"solver": settings.solver, "steps": settings.steps, "batch_size": settings.batch, "progress": False}
     drawn = sample(run.model, (count, *task.about.shape), seed=seed + _OF_TRUTHS, cond=cond, **how).x
     found = {"model": (drawn, cond)}
-    labelled = getattr(run.model.network, "classes", None) is not None
-    items, classes = run.data.held_out(labelled)
+    items, known = run.data.held_out(list(run.model.encoders))
     if items is not None and len(items) >= 20:
         rows = rows_drawn(len(items), count, seed)
-        own = None if classes is None or not labelled else {"label": classes[rows].to(device)}
-        found["held_out"] = (items[rows].to(device), own)
+        found["held_out"] = (items[rows].to(device), {name: value[rows].to(device) for name, value in known.items()})
     tests = {}
     for name, (truths, labels) in found.items():
         y = task.measurement.simulate(truths, seed + _OF_TRUTHS)
