@@ -37,6 +37,8 @@ NO_GAPS = "0.05"
 """Noise where none is asked for, and 0 for `gaps`: cells that are given are known."""
 SHOWN_LEVEL = 0.9
 """Of the coverage in the table."""
+FAILURES = (SolverError, torch.linalg.LinAlgError)
+"""Of one method, which is said of it: the others go on."""
 TRUTHS = {"model": "truths from the model", "held_out": "held-out data"}
 _OF_TRUTHS, _OF_TESTS = 1_000_003, 2_000_003
 """Added to the seed for truths from the model, and for the posteriors of the test."""
@@ -206,7 +208,7 @@ def restore_run(
     for method in settings.methods:
         try:
             row, found = _by_method(task, problems, method, show)
-        except SolverError as error:
+        except FAILURES as error:
             rows[method] = {"reason": str(error)}
             say(f"| `{method}` | {error} |")
             continue
@@ -230,7 +232,7 @@ def restore_run(
                 continue
             try:
                 judged = task.judged(test, task.solve(test, method, settings.seed + _OF_TESTS, show), settings.seed)
-            except SolverError as error:
+            except FAILURES as error:
                 row.setdefault("calibration", {})[kind] = {"reason": str(error)}
                 say(f"calibrated {method}, {TRUTHS[kind]}: {error}")
                 continue

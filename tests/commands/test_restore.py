@@ -16,7 +16,7 @@ from PIL import Image
 from scipy import stats
 from toys import TINY_RUN, Command
 
-from sde_gen import Dataset, Moments, Normalizer, ScoreModel, make_sde
+from sde_gen import Dataset, Moments, Normalizer, Prediction, ScoreModel, make_sde
 from sde_gen.commands import restore as command
 from sde_gen.commands.config import ConfigError, resolve
 from sde_gen.commands.measurement_text import OPERATORS, parse_noise, parse_operator
@@ -331,9 +331,8 @@ def test_a_method_that_fails_is_named_and_the_others_go_on(tmp_path: Path, monke
     run, _ = exact_run(tmp_path)
 
     class Wild(MMPS):
-        def correct(self, *arguments: Any) -> Any:
-            found = super().correct(*arguments)
-            return type(found)(found.denoised * float("nan"))
+        def correct(self, x: torch.Tensor, *arguments: Any) -> Prediction:
+            return Prediction(x * float("nan"))
 
     monkeypatch.setitem(METHODS, "wild", Wild)
     lines: list[str] = []
