@@ -24,6 +24,8 @@ from .external import CHECK_EXAMPLES, IMPORT_EXAMPLES, add_check_flags, add_impo
 from .likelihood import LikelihoodSettings, check_settings, likelihood_run
 from .noise_ends import resolve_ends, warnings_of_ends
 from .report import write_report
+from .restore import RestoreSettings, restore_run
+from .restore import checked as checked_restore
 from .runs import (
     TrainedRun,
     check,
@@ -127,6 +129,16 @@ def compare(arguments: argparse.Namespace) -> None:
         _report(opened.directory)
 
 
+def restore(arguments: argparse.Namespace) -> None:
+    """Degraded data restored by the network of a run."""
+    chosen = {name: getattr(arguments, name) for name in RestoreSettings.__dataclass_fields__ if name != "methods"}
+    settings = checked_restore(RestoreSettings(methods=tuple(arguments.method or RestoreSettings.methods), **chosen))
+    with contextlib.ExitStack() as hold:
+        opened = _named_run(arguments, _device(arguments), hold)
+        restore_run(opened, settings, arguments.out, not arguments.no_progress, say)
+        _report(opened.directory)
+
+
 def doctor(arguments: argparse.Namespace) -> int:
     """Why the samples of a run are bad: 1 where a cause is found."""
     directory = arguments.run if arguments.run is not None else default_directory(resolve())
@@ -210,6 +222,13 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], Sequence[F
         "solvers against one another on a run's network",
         "DDPM ancestral sampling against the flow and the rest on one trained network: the same seeds, distance against calls.",
         flags.COMPARE_EXAMPLES,
+    ),
+    "restore": (
+        restore,
+        (flags.add_restore_flags,),
+        "degraded data restored by a run's network",
+        "Posterior samples of degraded data with a run's network as prior: what is missing, how sure that is, how far to trust it.",
+        flags.RESTORE_EXAMPLES,
     ),
     "doctor": (
         doctor,

@@ -24,6 +24,8 @@ from ..unknown_numbers import number, shown_estimate, shown_number, to_json
 from .by_condition import PICTURE, information_lines
 from .compare import COLUMNS, QUALITIES_ARE
 from .config import ConfigError
+from .restore import COLUMNS as RESTORE_COLUMNS
+from .restore import TRUTHS, shown_coverage
 from .saved_run import CHANCE, DISTANCES, SavedRun, read_run, warnings
 
 MOST_BYTES = 5_000_000
@@ -71,6 +73,7 @@ def _sections(run: SavedRun, embedder: Embedder) -> list[Section]:
         ("Does it memorise?", _memory),
         ("Solvers compared", _comparison),
         ("Likelihood", _likelihood),
+        ("Restored data", _restorations),
         ("How to run it again", _again),
     )
     sections = []
@@ -311,6 +314,46 @@ def _likelihood(run: SavedRun, embedder: Embedder) -> list[Block]:
     return blocks
 
 
+def _restorations(run: SavedRun, embedder: Embedder) -> list[Block]:
+    blocks: list[Block] = []
+    columns = ["method", "network calls", "seconds", "error of the mean", "90 % coverage", "log evidence", "effective samples"]
+    tests = ["method", "truths", "50 %", "80 %", "90 %", "95 %", "regions, 90 %", "ranks, p", "regions, p", "TARP, p", "energy score", ""]
+    for part in run.restorations:
+        blocks.append(Text(f"{part['operator']}, noise {part['noise']}: {part['items']} {part['source']}."))
+        rows, judged = [], []
+        for method, row in part["methods"].items():
+            picture = embedder.picture(part["place"] / f"{method}.png")
+            if picture is not None:
+                alt = f"Items restored by {method} from {part['operator']}: what was measured, the posterior's mean, spread and samples"
+                blocks.append(Picture(picture, alt, f"{method}: mean, standard deviation and samples of each posterior", wide=True))
+            cells = [_count(row.get("network_calls")), _number(row.get("seconds"), 1), _estimate(row.get("error"), 3)]
+            share = Cell(f"{shown_coverage(row['coverage'])[0]:.1%}", shown_coverage(row["coverage"])[0]) if "coverage" in row else Cell("")
+            rows.append([Cell(method), *cells, share, _estimate(row.get("log_evidence")), _number(row.get("ess"), 1)])
+            for kind, test in row.get("calibration", {}).items():
+                if "reason" in test:
+                    judged.append([Cell(method), Cell(TRUTHS[kind]), *[Cell("")] * (len(tests) - 3), Cell(test["reason"])])
+                    continue
+                shares = [*test["coverage"]["entries"]["value"], shown_coverage(test["coverage"]["regions"])[0]]
+                values = [_number(test[name], 3) for name in ("sbc_p", "region_p", "tarp_p")]
+                verdict = Cell("calibrated" if test["calibrated"] else "not calibrated")
+                shown = [Cell(f"{share:.1%}", share) for share in shares]
+                judged.append([Cell(method), Cell(TRUTHS[kind]), *shown, *values, _estimate(test["energy"]), verdict])
+        blocks.append(Table(f"Restored from {part['operator']}, by method", columns, rows, RESTORE_COLUMNS).filled())
+        picture = embedder.picture(part["place"] / "calibration.png")
+        if judged:
+            blocks.append(Table("Are they calibrated?", tests, judged, CALIBRATED).filled())
+        if picture is not None:
+            alt = "Coverage against the share that should be, and ranks of the truths against uniform ones; the table has the numbers"
+            blocks.append(Picture(picture, alt, "Coverage and ranks, with the bands of right posteriors", wide=True))
+    return blocks
+
+
+CALIBRATED = (
+    "The share of entries inside the central 50 to 95 % of their posteriors, and of truths inside regions of highest density; p-values "
+    "that the truths' ranks among samples are uniform. Truths from the model judge the sampler alone, held-out data the network too."
+)
+
+
 def _again(run: SavedRun, embedder: Embedder) -> list[Block]:
     place = shlex.quote(str(run.directory))
     lines = []
@@ -333,6 +376,11 @@ def _again(run: SavedRun, embedder: Embedder) -> list[Block]:
         chosen = {key: value for key, value in run.likelihood["settings"].items() if value is not None}
         flags = [f"--{key} {shlex.quote(str(value))}" for key, value in chosen.items()]
         lines.append(f"python experiments/likelihood.py --run {place} {' '.join(flags)}")
+    for part in run.restorations:
+        chosen = {key: value for key, value in part["settings"].items() if value is not None and key != "methods"}
+        flags = [f"--{key} {shlex.quote(str(value))}" for key, value in chosen.items()]
+        flags += [f"--method {shlex.quote(method)}" for method in part["settings"]["methods"]]
+        lines.append(f"python experiments/restore.py --run {place} {' '.join(flags)}")
     ends = run.metrics.get("training", {}).get("earlier_ends", [])
     first = "".join(f", first with --train-steps {end}" for end in ends)
     blocks: list[Block] = [

@@ -46,7 +46,7 @@ LEAST_SNAPSHOT = 4
 OF_TRAINING = ("snapshots", "tensorboard")
 """What a training writes as it goes: a new one begins without what another left."""
 OF_NETWORK = (
-    *("solvers", "compare", "likelihood"),
+    *("solvers", "compare", "likelihood", "restore"),
     *(*TRAINING_FILES, "config.yaml", "doctor.json", "report.html", "samples.png", "denoising.gif", "conditions.png"),
 )
 """What was made of a trained network: it stays as long as that network's checkpoint does."""

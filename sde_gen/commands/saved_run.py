@@ -37,6 +37,7 @@ class SavedRun:
     history: dict[str, Any] = field(default_factory=dict)
     likelihood: dict[str, Any] = field(default_factory=dict)
     comparison: dict[str, Any] = field(default_factory=dict)
+    restorations: list[dict[str, Any]] = field(default_factory=list)
     findings: list[dict[str, Any]] | None = None
     lost: list[str] = field(default_factory=list)
     name: str = ""
@@ -83,13 +84,21 @@ def read_run(directory: Path) -> SavedRun:
             setattr(found, name, with_nan(value) if name == "history" else value)
         except (OSError, ValueError, RecursionError):
             found.lost.append(part)
+    for path in sorted((directory / "restore").glob("*/restore.json")):
+        try:
+            value = from_json(path.read_text(encoding="utf-8"))
+            if not isinstance(value, dict):
+                raise ValueError
+            found.restorations.append(value | {"place": path.parent})
+        except (OSError, ValueError, RecursionError):
+            found.lost.append(path.relative_to(directory).as_posix())
     return found
 
 
 def warnings(run: SavedRun) -> list[str]:
     """What a reader of the run's numbers must know, each in one line."""
     lines = [f"{part} is there and cannot be read; what it holds is missing here" for part in run.lost]
-    checks = (_of_training, _of_data, _of_solvers, _of_conditions, _of_comparison, _of_likelihood, _of_findings)
+    checks = (_of_training, _of_data, _of_solvers, _of_conditions, _of_comparison, _of_likelihood, _of_restorations, _of_findings)
     for check in checks:
         try:
             lines += check(run)
@@ -120,6 +129,7 @@ def _of_data(run: SavedRun) -> list[str]:
     except CheckpointError:
         return []
     measured = run.solvers | {"the likelihood": run.likelihood, "the comparison": run.comparison}
+    measured |= {f"restored from {part.get('operator')}": part for part in run.restorations}
     other = [name for name, scores in measured.items() if trained and scores.get("data", trained) != trained]
     return [f"{name}: measured against other data than the network was trained on" for name in other]
 
@@ -188,6 +198,20 @@ def _of_likelihood(run: SavedRun) -> list[str]:
             lines.append(f"likelihood of {name}: {1 - part['converged']:.1%} of the items did not converge and are left out")
         if not math.isfinite(value):
             lines.append(f"likelihood of {name}: not finite")
+    return lines
+
+
+def _of_restorations(run: SavedRun) -> list[str]:
+    lines = []
+    for part in run.restorations:
+        for method, row in part["methods"].items():
+            name = f"restored from {part['operator']} by {method}"
+            if "reason" in row:
+                lines.append(f"{name}: {row['reason']}")
+            test = row.get("calibration", {}).get("model", {})
+            if test.get("calibrated") is False:
+                lines.append(f"{name}: its posteriors are not calibrated (p = {number(test['p_value']):.2g}): do not trust their spread")
+            lines += [f"{name}: {line}" for line in row.get("warnings", [])]
     return lines
 
 
