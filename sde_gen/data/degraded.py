@@ -161,7 +161,7 @@ def _separator(path: Path) -> str:
 def _open(path: Path) -> tuple[str | None, np.ndarray]:
     """The array of items of an .npy or .npz file, and its name in the latter."""
     if path.suffix.lower() == ".npy":
-        return None, arrays._checked(path.name, arrays._open_npy(path))
+        return None, arrays._checked(path.name, arrays.open_npy(path))
     members = arrays._members(path)
     key = arrays._chosen(path, members)["train"]
     return key, arrays._checked(path.name, arrays._open_member(path, members[key]))
