@@ -56,6 +56,23 @@ def test_batches_units_and_equal_shares() -> None:
     assert bool((classify(model(), x, 3, [1, 0, 1], draws=3).label != 1).all())
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_other_conditions_are_given_with_every_class(method: str) -> None:
+    """Items that lie where another condition says: without it each would be of another class."""
+
+    class Moved(Labelled):
+        def forward(self, x: Tensor, c: Tensor, label: Tensor, shift: Tensor) -> Tensor:
+            alpha, _ = (value[:, None] for value in VP.marginal(c))
+            return shift + super().forward(x - alpha * shift, c, label)
+
+    x = torch.cat([mode.sample(3, k) for k, mode in enumerate(MODES)])
+    shift = torch.arange(18, dtype=torch.float64).reshape(9, 2) / 18
+    options: dict[str, Any] = {"draws": 3, "batch_size": 6} if method == "bound" else {"divergence": "exact"}
+    plain = classify(model(), x, 3, method=method, **options)
+    moved = classify(sde_gen.ScoreModel(Moved(), VP, "data"), x + shift, 3, method=method, cond={"shift": shift}, **options)
+    torch.testing.assert_close(moved.log_prob, plain.log_prob, rtol=0, atol=1e-6 if method == "bound" else 0.05)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
