@@ -10,10 +10,12 @@ from .base import Condition
 FADE = 3.0
 """Where the noise is a twentieth of the data's standard deviation, an item shows its class itself. What a network learns of labels below
 is noise: on digits it cost the conditional branch half a nat."""
+SPREAD = 0.3
+"""Of the vectors before training, over those of unit length: small, so that both branches begin alike, yet told apart at once."""
 
 
 class Label(Condition):
-    """A learned vector for each of `classes` classes and one more, at index `classes`, for "not given", all 0 before training.
+    """A learned vector for each of `classes` classes and one more, at index `classes`, for "not given".
 
     Values are (B,) integers in 0 .. classes - 1, or `classes`. Dropped in training, one network learns the conditional and the
     unconditional score (Ho and Salimans 2022, arXiv:2207.12598). As the noise vanishes the label fades: classes tell finitely much, and
@@ -41,7 +43,7 @@ class Label(Condition):
         super().__init__(name, {"classes": classes, "fade": fade} | ({} if names is None else {"names": list(names)}))
         self.classes, self.names, self.fade = classes, None if names is None else list(names), fade
         self.table = nn.Embedding(classes + 1, width)
-        nn.init.zeros_(self.table.weight)
+        nn.init.normal_(self.table.weight, std=SPREAD * width**-0.5)
 
     def fit(self, value: Tensor) -> Tensor:
         if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:

@@ -47,7 +47,8 @@ def output_of(prediction: str, sde, data: MixtureData):
         if prediction == "edm":  # alpha = 1 is Karras et al. 2022, table 1
             total = alpha**2 * STD**2 + sigma**2
             return (x_0 - alpha * STD**2 / total.sqrt() * scaled) * total.sqrt() / (sigma * STD)
-        return {"noise": noise, "data": x_0, "v": alpha * noise - sigma * x_0, "score": -noise / sigma}[prediction]
+        known = {"noise": noise, "data": x_0, "v": alpha * noise - sigma * x_0, "score": -noise / sigma, "scaled_score": -noise}
+        return known[prediction]
 
     return network
 
@@ -316,7 +317,7 @@ def test_states_and_derivatives():
     [
         ({"network": 3}, TypeError, "network must be callable, got int"),
         ({"sde": "vp"}, TypeError, "sde must be an SDE"),
-        ({"prediction": "x0"}, ValueError, "unknown prediction 'x0'; choose from noise, data, v, flow, score, edm"),
+        ({"prediction": "x0"}, ValueError, "unknown prediction 'x0'; choose from noise, data, v, flow, score, scaled_score, edm"),
         ({"clock": "sigma"}, ValueError, "unknown clock 'sigma'; choose from time, half_log_snr, c_noise"),
         ({"variance": "fixed"}, ValueError, "unknown variance 'fixed'; choose from None, learned_range"),
         ({"prior": "normal"}, ValueError, "unknown prior 'normal'; choose from sde, matched"),
