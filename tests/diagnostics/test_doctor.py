@@ -48,7 +48,7 @@ def data() -> Dataset:
 def train(data: Dataset, sde: str, prediction: str, labels: bool = False) -> tuple[ScoreModel, ScoreModel]:
     classes = data.classes if labels else None
     model = build_model(data.train, sde, "mlp", prediction, network_options={"width": 48, "depth": 2}, conditions=classes)
-    settings = TrainSettings(steps=350, batch=256, lr=3e-3, evaluations=1)
+    settings = TrainSettings(steps=700 if labels else 350, batch=256, lr=3e-3, evaluations=1)
     result = fit(model, data.train, settings, {"label": data.train_labels} if labels else None, held_out=data.test, progress=False)
     return result.model, result.raw
 
