@@ -45,7 +45,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def little(small_run: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """In that directory, with short training and fitting of small networks; their arguments are checked all the same."""
-    train, fit_grid = sde_gen.train, sde_gen.fit_grid
+    train, fit_grid, train_classifier = sde_gen.train, sde_gen.fit_grid, sde_gen.train_classifier
 
     @functools.wraps(train)
     def briefly(data: Any, *, network: Any = "unet", network_options: Any = None, steps: int = 2000, **settings: Any) -> Any:
@@ -60,6 +60,13 @@ def little(small_run: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(small_run)
     monkeypatch.setattr(sde_gen, "train", briefly)
     monkeypatch.setattr(sde_gen, "fit_grid", roughly)
+
+    @functools.wraps(train_classifier)
+    def shortly(*given: Any, steps: int, **settings: Any) -> Any:
+        assert 100 <= steps <= 3000
+        return train_classifier(*given, steps=3, **settings)
+
+    monkeypatch.setattr(sde_gen, "train_classifier", shortly)
     monkeypatch.setattr(metrics, "cached_features", lambda data, directory: metrics.FeatureNet(data.shape, data.classes))
     registries = [(registry, dict(registry)) for registry in (sde_gen.sdes.SDES, sde_gen.networks.NETWORKS)]
     yield

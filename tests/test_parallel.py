@@ -143,11 +143,10 @@ def test_one_process_two_processes_and_one_again_train_one_network(
     assert out[0].startswith(f"resuming  the training in run/checkpoint at step {later} of") and last > later
 
 
-@pytest.mark.parametrize(("how", "message"), {"exit": "exitcode  : 3", "raise": "OSError: the second disk is gone"}.items())
-def test_a_process_that_fails_ends_the_job(how: str, message: str, tmp_path: Path) -> None:
+def test_a_process_that_fails_ends_the_job(tmp_path: Path) -> None:
     began = time.monotonic()
-    code, output = launch(tmp_path, str(WORKER), "fails", how)
-    assert code != 0 and message in output, output
+    code, output = launch(tmp_path, str(WORKER), "fails", "raise")
+    assert code != 0 and "OSError: the second disk is gone" in output, output
     assert time.monotonic() - began < 60
 
 

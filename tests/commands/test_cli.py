@@ -85,8 +85,8 @@ def test_a_fitted_grid_is_kept_with_the_checkpoint(command: Command, tmp_path: P
     assert (code, err) == (0, []) and any("with angle, fitted grid:" in line for line in out), "used where it matches"
 
 
-@pytest.mark.parametrize("name", SDES)
-def test_every_sde_from_the_command_line(name: str, command: Command, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["subvp", "ddpm"])  # the loops over all are in sdes/, sampling/ and solvers/
+def test_other_sdes_from_the_command_line(name: str, command: Command, tmp_path: Path) -> None:
     code, out, err = command(*QUICK, "--data", "gaussians8", *FEW, "--sde", name, "--solver", "em", "--steps", "3", "--samples", "64")
     assert (code, err) == (0, [])
     metrics = json.loads((tmp_path / "runs" / f"gaussians8-{name}" / "metrics.json").read_text())
