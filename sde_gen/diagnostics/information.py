@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data import Dataset
 from ..guidance.combine import predict_each
 from ..likelihood.strata import Noised, noised, widths
 from ..models.denoiser import Denoiser, encoded
@@ -53,9 +54,9 @@ class Information:
 @torch.no_grad()
 def information(
     model: Denoiser,
-    x: Tensor,
+    x: Tensor | Dataset,
     name: str,
-    cond: Mapping[str, Any],
+    cond: Mapping[str, Any] | None = None,
     draws: int = 4,
     seed: int = 0,
     batch_size: int = 256,
@@ -70,13 +71,19 @@ def information(
     branch is wrong: one that uses a part of the condition makes the second smaller than the first, and one that ignores it makes both 0.
     A wrong null branch makes both too large alike; of classes it shows where they tell more than their entropy (see `findings`).
 
+    x: the items; of a data set those held out with their conditions, or the training items where there are none.
     name: the condition whose information is asked for; the others are given to both branches.
-    cond: all conditions of the items, (N, *) each.
+    cond: all conditions of the items, (N, *) each; None for a data set, which has them.
     draws: noise levels and noises of each item in each of `LEVELS` equal intervals of lambda.
 
     Raises ValueError for a condition that is not in `cond`, fewer than two items, or draws below 1.
     Guo, Shamai and Verdu 2005, arXiv:cs/0412108; Kong et al. 2023, arXiv:2302.03792.
     """
+    if isinstance(x, Dataset):
+        names = list(model.encoders) or [name]
+        held_out, of_held_out = x.held_out(names)
+        x, cond = (x.train, x.conditions(names)) if held_out is None else (held_out, of_held_out)
+    cond = cond or {}
     if name not in cond:
         raise ValueError(f"condition {name!r} is not among those given ({', '.join(map(repr, cond)) or 'none'})")
     if len(x) < 2:

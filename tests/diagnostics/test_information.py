@@ -105,6 +105,18 @@ def test_bad_input_is_one_line(changes: dict[str, Any], message: str) -> None:
         information(gaussians(VP), **asked)
 
 
+def test_a_data_set_is_asked_for_its_held_out_items_and_their_conditions() -> None:
+    labels = torch.arange(100) % 2
+    x = torch.stack([MODES[k].sample(1, seed=n)[0] for n, k in enumerate(labels.tolist())])
+    held = torch.arange(100) < 40
+    model = sde_gen.ScoreModel(Labelled(), VP, "data")
+    data = sde_gen.Dataset("modes", x[~held], x[held], labels[~held], labels[held], classes=2)
+    found = information(model, data, "label", draws=1)
+    assert found == information(model, x[held], "label", {"label": labels[held]}, draws=1)
+    alone = sde_gen.Dataset("modes", x[~held], None, labels[~held], classes=2)
+    assert information(model, alone, "label", draws=1) == information(model, x[~held], "label", {"label": labels[~held]}, draws=1)
+
+
 def test_two_gaussians_of_one_mean() -> None:
     """N(0, 1) given, N(0, 2) alone: the average over N(0, 1) is KL(N(0, 1) | N(0, 2)) = (log 2 - 1/2)/2."""
     given, alone = (MixtureData(torch.ones(1), torch.zeros(1, 1), v * torch.ones(1, 1, 1)) for v in (1.0, 2.0))
