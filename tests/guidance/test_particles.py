@@ -90,11 +90,11 @@ def test_resampling_copies_states_and_keeps_the_evidence(monkeypatch: pytest.Mon
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0.05)
 
 
-def test_strength_one_weighs_all_alike_and_an_interval_counts_only_inside() -> None:
+def test_strength_one_weighs_all_alike_and_an_interval_stands_for_no_law() -> None:
     out = drawn(guide(mixtures(), 1.0), 3, 8, width=2, steps=10, cond=kind(3))
     assert out.log_weights is not None and float(out.log_weights.abs().max()) == 0 and out.nfe.tolist() == [8 * 12] * 3
-    inside = drawn(guide(mixtures(), 3.0, interval=(90.0, 91.0)), 3, 8, width=2, steps=10, cond=kind(3))
-    torch.testing.assert_close(inside.x, out.x)
+    with pytest.raises(ValueError, match=r"no law of guidance in an interval: leave it out, got interval=\(-1.0, 1.0\)"):
+        drawn(guide(mixtures(), 3.0, interval=(-1.0, 1.0)), 3, 8, width=2, steps=10, cond=kind(3))
 
 
 def test_memory_that_does_not_suffice_splits_between_groups(monkeypatch: pytest.MonkeyPatch) -> None:
