@@ -124,9 +124,10 @@ def _rows(encoder: Condition, array: np.ndarray, names: Sequence[str | int] | No
         return np.array([words[str(word)] for word in array.tolist()])
     if array.dtype.kind not in "buif":
         raise ValueError(f"it holds {array.dtype}; numbers are needed")
-    one = {"numbers": 0 if encoder.options.get("size") == 1 else 1, "sequence": 2}.get(
-        encoder.kind, 1 + len(encoder.options.get("grid", ()))
-    )
+    grid = tuple(encoder.options.get("grid", ()))
+    if grid and encoder.options["channels"] == 1 and array.ndim <= 1 + len(grid) and array.shape[-len(grid) :] == grid:
+        return array.reshape(-1, 1, *grid)  # as a file of training data may leave the axis of a single channel out
+    one = {"numbers": 0 if encoder.options.get("size") == 1 else 1, "sequence": 2}.get(encoder.kind, 1 + len(grid))
     return array[None] if array.ndim == one else array
 
 

@@ -204,7 +204,7 @@ def _job(directory: Path, out: str, settings: SampleSettings, device: torch.devi
         about = _description(directory, extra)
         about.check(form)
         given = _given(model, about, settings)
-        drawn = _guided(model, given, settings)
+        drawn = _guided(model, given, settings, directory)
         solver = own.solver if settings.solver is None else registered_solver(settings.solver)
         same = solver == own.solver
         options = own.options if same else {}
@@ -212,6 +212,10 @@ def _job(directory: Path, out: str, settings: SampleSettings, device: torch.devi
         grid = own.grid if settings.grid is None and same else settings.grid
         seed = check_seed(own.seed if settings.seed is None else settings.seed)
         method = make_solver(solver, **options)
+        if method.adaptive and getattr(drawn, "by_steps", False):
+            raise ValueError(
+                f"--rule {settings.rule} depends on the solver's steps, which {solver!r} chooses as it runs; ddim or dpm have them"
+            )
         if method.needs_variance and model.variance is None:
             raise ValueError(f"solver {solver!r} with these options needs a network that learns the variance, which this one does not")
         if steps is not None and steps < 1:
@@ -252,8 +256,8 @@ def _job(directory: Path, out: str, settings: SampleSettings, device: torch.devi
     return _Job(drawn, about, form, Path(out), settled, batch, given, device)
 
 
-def _guided(model: ScoreModel, given: dict[str, Given | None], settings: SampleSettings) -> Denoiser:
-    """The model with the guidance that is asked for."""
+def _guided(model: ScoreModel, given: dict[str, Given | None], settings: SampleSettings, directory: Path) -> Denoiser:
+    """The model with the guidance that is asked for, away from what the run's training left out at times (`training.drop`)."""
     if settings.guidance is None:
         if settings.rule is not None:
             raise ValueError(f"--rule {settings.rule} is of guidance: give its strength too, --guidance X")
@@ -262,22 +266,35 @@ def _guided(model: ScoreModel, given: dict[str, Given | None], settings: SampleS
     if not model.encoders:
         without = "without labels or other conditions (sde-gen run --labels, --condition)"
         raise ValueError(f"{asked}: this network was trained {without}")
-    by_shares = "label" in model.encoders and "label" not in given
-    if not by_shares and not any(value is not None for value in given.values()):
-        raise ValueError(f"{asked}: towards what? --cond NAME=VALUE says it, of {', '.join(model.encoders)}")
-    return guide(model, settings.guidance, rule=settings.rule or "cfg")
+    names = list(model.encoders)
+    towards = [name for name in names if given.get(name, "by shares" if name == "label" else None) is not None]
+    if not towards:
+        raise ValueError(f"{asked}: towards what? --cond NAME=VALUE says it, of {', '.join(names)}")
+    config = _own_config(directory)
+    dropped = names if config is None else list(config.training.shares_dropped(names))
+    if not set(towards) & set(dropped):
+        never = f"this network was never without {', '.join(towards)} in its training, and knows nothing to push away from"
+        raise ValueError(f"{asked}: {never} (sde-gen run --drop 0.1 --retrain)")
+    return guide(model, settings.guidance, drop=dropped, rule=settings.rule or "cfg")
 
 
 def _own_sampling(directory: Path) -> SamplingConfig:
     """The sampling of the run's configuration; the defaults where it has none."""
+    config = _own_config(directory)
+    if config is None:
+        return SamplingConfig()
+    return config.sampling.model_copy(update={"solver": registered_solver(config.sampling.solver)})
+
+
+def _own_config(directory: Path) -> RunConfig | None:
+    """The run's configuration, where it has one."""
     file = directory / "config.yaml"
     if not file.is_file():
-        return SamplingConfig()
+        return None
     try:  # without a look at the data, which need not be there
-        found = RunConfig.model_validate(read_config(file)).sampling
+        return RunConfig.model_validate(read_config(file))
     except ValidationError as error:
         raise ConfigError(f"{file} is no configuration of a run: {error.errors()[0]['msg']}") from error
-    return found.model_copy(update={"solver": registered_solver(found.solver)})
 
 
 def _description(directory: Path, extra: dict[str, Any]) -> DataDescription:

@@ -43,6 +43,7 @@ class AdaptiveProjected(Guided):
             raise ValueError(f"radius must be positive, got {radius!r}")
         super().__init__(model, strength, drop, interval, against)
         self.eta, self.radius, self.momentum = eta, radius, momentum
+        self.by_steps = momentum != 0
 
     def prepare(self, times: Sequence[PlannedTime]) -> None:
         super().prepare(times)

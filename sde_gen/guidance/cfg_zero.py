@@ -32,7 +32,7 @@ class ZeroStar(Guided):
         if isinstance(zero_steps, bool) or not isinstance(zero_steps, int) or zero_steps < 0:
             raise ValueError(f"zero_steps must be a whole number of at least 0, got {zero_steps!r}")
         super().__init__(model, strength, drop, interval, against)
-        self.zero_steps = zero_steps
+        self.zero_steps, self.by_steps = zero_steps, zero_steps > 0
 
     def prepare(self, times: Sequence[PlannedTime]) -> None:
         super().prepare(times)

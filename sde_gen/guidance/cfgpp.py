@@ -26,6 +26,7 @@ class CFGPlusPlus(Guided):
     """
 
     plain_at_one = False
+    by_steps = True
 
     def prepare(self, times: Sequence[PlannedTime]) -> None:
         super().prepare(times)

@@ -147,6 +147,8 @@ class Guided(Wrapper):
     same_law = False
     plain_at_one: bool = True
     """Whether strength 1 is the conditional model."""
+    by_steps: bool = False
+    """Whether the rule depends on the solver's steps, which have to be planned."""
 
     def __init__(
         self,
@@ -162,7 +164,7 @@ class Guided(Wrapper):
             raise ValueError(f"drop is a sequence of names, such as ({drop!r},), got {drop!r}")
         if against is not None and drop:
             raise ValueError(f"drop and against are two null branches, give one of them, got {list(drop)} and {type(against).__name__}")
-        if interval is not None and not interval[0] <= interval[1]:
+        if interval is not None and not (isinstance(interval, Sequence) and len(interval) == 2 and interval[0] <= interval[1]):
             raise ValueError(f"interval must be (low, high) in half log-SNR with low <= high, got {interval!r}")
         self.plain = self.plain_at_one and strength == 1
         self.same_law = self.plain  # the conditional model, of which all is known that was

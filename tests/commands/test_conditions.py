@@ -324,9 +324,43 @@ def test_bad_conditions_of_samples_are_one_line(sde_gen_command: Command, tmp_pa
         (["--run", "ages", "--guidance", "2"], "--guidance 2: towards what? --cond NAME=VALUE says it, of age"),
         (["--cond", "label=", "--guidance", "2"], "--guidance 2: towards what? --cond NAME=VALUE says it, of label, site"),
         (["--run", "plain", "--guidance", "2"], "--guidance 2: this network was trained without labels or other conditions"),
+        (
+            ["--guidance", "2", "--rule", "cfgpp", "--solver", "ode"],
+            "--rule cfgpp depends on the solver's steps, which 'ode' chooses as it runs",
+        ),
     ]
     for flags, message in cases:
         run = [] if "--run" in flags else ["--run", "run"]
         code, out, err = sde_gen_command("sample", "--no-progress", "--samples", "4", "--out", "s.npz", *run, *flags)
         assert code == 2 and len(err) == 1 and message in err[0] and out == [], (flags, err)
     assert not (tmp_path / "s.npz").exists()
+
+
+def test_a_map_of_one_channel_needs_no_axis_for_it(tmp_path: Path) -> None:
+    saved(tmp_path / "run")
+    fields = np.random.default_rng(0).normal(size=(7, 3, 3))
+    for name, array in (("whole", fields[:, None]), ("rows", fields), ("one", fields[0])):
+        np.save(tmp_path / f"{name}.npy", array)
+    whole, rows, one = (
+        drawn(tmp_path / "run", tmp_path / "s.npz", f"low={tmp_path / name}.npy")["low"] for name in ("whole", "rows", "one")
+    )
+    np.testing.assert_array_equal(whole, rows)
+    np.testing.assert_array_equal(one, np.broadcast_to(fields[0], (7, 1, 3, 3)))
+
+
+def test_guidance_leaves_out_what_training_left_out(tmp_path: Path) -> None:
+    model = saved(tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text("training: {drop: {age: 0.1}}\n")
+    given = ("label=", "age=3", "site=west")
+    found = drawn(tmp_path / "run", tmp_path / "s.npz", *given, guidance=3.0)["x"]
+    nulls = {name: encoder.missing(7, CPU) for name, encoder in model.encoders.items()}
+    told = nulls | {"age": torch.full((7,), 3.0), "site": torch.full((7,), 2)}
+    common: dict[str, Any] = {"steps": 4, "batch_size": 3, "progress": False}
+    expected, other = (
+        sde_gen.sample(sde_gen.guide(model, 3.0, drop=drop), (7, 1, 6, 6), "ddim", cond=told, **common).x.numpy()
+        for drop in (("age",), None)
+    )
+    np.testing.assert_array_equal(found, expected)
+    assert np.abs(found - other).max() > 1e-3
+    with pytest.raises(ConfigError, match="was never without site in its training"):
+        drawn(tmp_path / "run", tmp_path / "s.npz", "label=", "site=west", guidance=3.0)

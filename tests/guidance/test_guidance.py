@@ -266,6 +266,8 @@ def test_labels_of_our_own_networks() -> None:
         ({"strength": math.nan}, "strength must be a finite number"),
         ({"strength": "2"}, "strength must be a finite number"),
         ({"strength": 2.0, "interval": (1.0, 0.0)}, r"interval must be \(low, high\)"),
+        ({"strength": 2.0, "interval": (1.0,)}, r"interval must be \(low, high\)"),
+        ({"strength": 2.0, "interval": 1.0}, r"interval must be \(low, high\)"),
         ({"strength": 2.0, "drop": "kind"}, r"such as \('kind',\)"),
         ({"strength": 2.0, "rule": "cgf"}, "unknown guidance rule 'cgf'; choose from cfg, cfgpp, apg, cfg_zero"),
         ({"strength": 2.0, "rule": "cfg", "eta": 1.0}, "guidance rule 'cfg' has no setting eta; it takes model, strength, drop, interval"),
