@@ -50,7 +50,7 @@ class Label(Condition):
             raise TypeError(f"condition {self.name!r} must hold integers in 0 .. {self.classes - 1}, got {value.dtype}")
         if value.ndim != 1:
             raise ValueError(f"condition {self.name!r} must have shape (B,), one class for each sample, got {tuple(value.shape)}")
-        return value
+        return value.long()  # the null is one more than the last class, which a narrow type may not hold
 
     def check(self, value: Tensor) -> Tensor:
         value = self.fit(value)
@@ -67,7 +67,7 @@ class Label(Condition):
         return torch.full((count,), self.classes, device=device)
 
     def null(self, value: Tensor) -> Tensor:
-        return torch.full_like(value, self.classes)
+        return torch.full_like(value, self.classes, dtype=torch.int64)
 
     def forward(self, value: Tensor) -> Tensor:
-        return self.table(self.fit(value).long())
+        return self.table(self.fit(value))

@@ -329,3 +329,11 @@ def test_one_number_needs_no_second_axis() -> None:
     assert torch.equal(encoder(torch.tensor([1.0, 5.0])), encoder(torch.tensor([[1.0], [5.0]])))
     assert torch.equal(encoder(torch.tensor([1, 5])), encoder(torch.tensor([1.0, 5.0])))
     assert torch.equal(encoder.check(torch.zeros(0)), torch.zeros(0, 1))
+
+
+@pytest.mark.parametrize(("dtype", "classes"), [(torch.uint8, 256), (torch.int8, 128)])
+def test_labels_of_narrow_integers_have_a_null(dtype: torch.dtype, classes: int) -> None:
+    encoder = make_condition("told", {"kind": "label", "classes": classes}, WIDTH, ())
+    values = torch.arange(classes).to(dtype)
+    assert torch.equal(encoder.null(values), torch.full((classes,), classes))
+    assert torch.equal(encoder.check(values), torch.arange(classes))
