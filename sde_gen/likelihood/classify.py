@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..conditions import Label
 from ..models.denoiser import Denoiser, encoded
 from .flow import log_likelihood
 from .strata import noised, widths
@@ -61,7 +62,7 @@ def classify(
     batch_size: states that the network sees together, for "bound".
     cond: the other conditions of x, (N, *) each, which every class is given; the class itself in it is not looked at.
 
-    Raises ValueError for fewer than two classes, a prior of another length or without a positive share, or an unknown method.
+    Raises ValueError for fewer than two classes, more than the model's, a prior of another length or without a positive share, or an unknown method.
     """
     if isinstance(classes, bool) or not isinstance(classes, int) or classes < 2:
         raise ValueError(f"classes must be a whole number of at least 2, got {classes!r}")
@@ -70,6 +71,10 @@ def classify(
     shares = torch.ones(classes, dtype=torch.float64) if prior is None else torch.as_tensor(prior, dtype=torch.float64)
     if tuple(shares.shape) != (classes,) or not bool((shares >= 0).all()) or not 0 < float(shares.sum()) < math.inf:
         raise ValueError(f"prior must be {classes} shares, none negative and not all 0, got {shares.tolist()}")
+    encoder = model.encoders.get(name)
+    if encoder is not None and not (isinstance(encoder, Label) and encoder.classes >= classes):
+        kind = f"of {encoder.classes} classes" if isinstance(encoder, Label) else f"of kind {encoder.kind!r}"
+        raise ValueError(f"condition {name!r} of this model is {kind}; classify was asked for {classes} classes of it")
     others = {key: value for key, value in (cond or {}).items() if key != name}
     if method == "flow":
         given = [others | {name: torch.full((len(x),), k)} for k in range(classes)]

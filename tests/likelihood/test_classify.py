@@ -87,3 +87,14 @@ def test_other_conditions_are_given_with_every_class(method: str) -> None:
 def test_bad_input_is_one_line(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         classify(model(), **({"x": MODES[0].sample(2, 0), "classes": 3} | changes))
+
+
+def test_classes_are_those_of_the_model() -> None:
+    x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    cond = {"label": torch.arange(40) % 3, "dose": x[:, 0]}
+    trained = sde_gen.train(x, network="mlp", network_options={"width": 8}, conditions=cond, steps=1, batch=8, progress=False)
+    assert classify(trained, x[:2], 3, draws=2).log_prob.shape == (2, 3)
+    with pytest.raises(ValueError, match="'label' of this model is of 3 classes; classify was asked for 4 classes of it"):
+        classify(trained, x[:2], 4, draws=2)
+    with pytest.raises(ValueError, match="'dose' of this model is of kind 'numbers'"):
+        classify(trained, x[:2], 3, draws=2, name="dose")
