@@ -298,7 +298,7 @@ def _plan(
         number = method.default_steps if steps is None else steps
         asked = isinstance(grid, str) and grid == "fitted"
         if not options and (asked or grid is t_start is t_end is None):
-            fitted = model.fitted.get((name, number, tuple(sorted(cond or ()))))
+            fitted = model.fitted.get((name, number, tuple(sorted(cond) if isinstance(cond, Mapping) else ())))
         if asked and fitted is None:
             known = ", ".join(f"{key[0]} at {key[1]}" + (f" with {', '.join(key[2])}" if key[2] else "") for key in model.fitted) or "none"
             raise ValueError(

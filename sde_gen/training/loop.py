@@ -268,7 +268,9 @@ def train(
     x = as_items(data)
     ours = isinstance(network, str | Network)  # a network of the user's own may take conditions of any kind
     given = dict(conditions or {}) | ({} if labels is None else {"label": check_labels(labels, len(x)) if ours else labels})
-    cond = {name: torch.as_tensor(value) for name, value in given.items()}
+    if labels is not None and "label" in (conditions or {}):
+        raise ValueError("labels are the condition 'label', which conditions holds too: give it once")
+    cond = {name: _as_values(name, value) for name, value in given.items()}
     for name, value in cond.items():
         if len(value) != len(x):
             what = "labels" if name == "label" else f"condition {name!r}"
@@ -282,3 +284,15 @@ def train(
     specs = {n: fit_condition(n, v, x.shape[2:], (kinds or {}).get(n)) for n, v in cond.items()} if isinstance(network, str) else None
     model = build_model(x, sde, network, prediction, prior, normalizer, sde_settings, network_options, specs, chosen.seed, variance)
     return fit(model, x, chosen, cond, levels=levels, device=where, progress=progress).model
+
+
+def _as_values(name: str, value: Any) -> Tensor:
+    """A condition as it is given, as a tensor (N, *)."""
+    try:
+        found = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+        raise TypeError(f"condition {name!r} must be numbers, with words as integers 0, 1, ...; got {kind}") from error
+    if found.ndim == 0:
+        raise ValueError(f"condition {name!r} must have one entry for each item, got one number")
+    return found

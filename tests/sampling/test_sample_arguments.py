@@ -47,6 +47,7 @@ from sde_gen import ScoreModel, make_sde, sample
         ({"cond": {"label": torch.zeros(3)}}, ValueError, r"condition 'label' must have first dimension 4, got shape \(3,\)"),
         ({"cond": {"label": torch.tensor(3)}}, ValueError, "condition 'label' must have first dimension 4"),
         ({"cond": {"label": 3}}, TypeError, "condition 'label' must be a tensor, got int"),
+        ({"cond": torch.ones(3)}, TypeError, "cond must be a dict of tensors by name, got Tensor"),
         ({"dtype": torch.int64}, TypeError, "states are float32 or float64.*got torch.int64"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -123,3 +124,18 @@ def test_a_training_that_died_goes_on_to_the_bit(tmp_path: Path) -> None:
     assert all(torch.equal(one, other) for one, other in zip(weights(whole), weights(rest), strict=True))
     again = sde_gen.load(tmp_path)
     assert again.network.conditions == whole.model.network.conditions  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"conditions": {"site": np.array(["a", "b"] * 20)}}, "condition 'site' must be numbers, with words as integers"),
+        ({"conditions": {"site": ["a", "b"] * 20}}, "condition 'site' must be numbers, with words as integers .* got a list"),
+        ({"conditions": {"age": 3.0}}, "condition 'age' must have one entry for each item, got one number"),
+        ({"conditions": {"label": torch.arange(40) % 3}, "labels": torch.arange(40) % 2}, "give it once"),
+    ],
+)
+def test_conditions_that_are_none_are_one_line(given: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message) as caught:
+        sde_gen.train(torch.randn(40, 2), network="mlp", steps=1, progress=False, **given)
+    assert "\n" not in str(caught.value)
