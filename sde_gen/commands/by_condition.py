@@ -63,7 +63,7 @@ def information_of_run(run: TrainedRun) -> dict[str, dict[str, Any]]:
             continue
         told = information(run.model, x, name, cond, draws, training.seed, max(1, training.part // 2))
         most = entropy(cond[name], encoder.classes) if isinstance(encoder, Label) else None
-        found[name] = asdict(told) | {"items": len(x), "part": part, "most": most}
+        found[name] = asdict(told) | {"part": part, "most": most}
     return found
 
 

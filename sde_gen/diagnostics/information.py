@@ -35,6 +35,7 @@ class Information:
     disagreement_error: the standard error of orthogonal - value, whose terms are of the same draws.
     levels: half log-SNRs, (LEVELS,), the middles of equal intervals.
     by_level, orthogonal_by_level: nats for each unit of half log-SNR there.
+    items: how many it is the mean of.
     """
 
     value: float
@@ -45,6 +46,7 @@ class Information:
     levels: list[float]
     by_level: list[float]
     orthogonal_by_level: list[float]
+    items: int = 0
 
     def __str__(self) -> str:
         first, second = (f"{v:.3f} +- {e:.3f}" for v, e in ((self.value, self.std_error), (self.orthogonal, self.orthogonal_error)))
@@ -72,7 +74,8 @@ def information(
     A wrong null branch makes both too large alike; of classes it shows where they tell more than their entropy (see `findings`).
 
     x: the items; of a data set those held out with their conditions, or the training items where there are none.
-    name: the condition whose information is asked for; the others are given to both branches.
+    name: the condition whose information is asked for; the others are given to both branches. Items of which it is not known are left
+        out, where it is known of two at least.
     cond: all conditions of the items, (N, *) each; None for a data set, which has them.
     draws: noise levels and noises of each item in each of `LEVELS` equal intervals of lambda.
 
@@ -92,10 +95,13 @@ def information(
         raise ValueError(f"draws must be a whole number of at least 1, got {draws!r}")
     z = encoded(model, x)
     given = model.conditions(cond, len(x), z.device)
+    known = _known(model, name, given[name])
+    if 2 <= int(known.sum()) < len(x):
+        z, given = z[known], {key: value[known] for key, value in given.items()}
     levels, width = widths(model.sde, LEVELS)
-    terms = torch.zeros(2, LEVELS, len(x), dtype=torch.float64, device=z.device)
+    terms = torch.zeros(2, LEVELS, len(z), dtype=torch.float64, device=z.device)
     for level in noised(model.sde, z, LEVELS, draws, seed):
-        for first in range(0, len(x), batch_size):
+        for first in range(0, len(z), batch_size):
             rows = slice(first, first + batch_size)
             terms[:, level.stratum, rows] += _errors(model, level.rows(rows), name, {k: v[rows] for k, v in given.items()})
     terms /= draws
@@ -114,7 +120,17 @@ def information(
         levels,
         by_level[0],
         by_level[1],
+        len(z),
     )
+
+
+def _known(model: Denoiser, name: str, value: Tensor) -> Tensor:
+    """Of which items the condition (N, *) is known, (N,) Boolean: all, where the model has no null."""
+    null = model.null(name, value)
+    if null is None:
+        return torch.ones(len(value), dtype=torch.bool, device=value.device)
+    same = (value == null) | ((value != value) & (null != null))
+    return ~same.reshape(len(value), -1).all(1)
 
 
 def _errors(model: Denoiser, level: Noised, name: str, cond: dict[str, Tensor]) -> Tensor:

@@ -62,7 +62,8 @@ def classify(
     batch_size: states that the network sees together, for "bound".
     cond: the other conditions of x, (N, *) each, which every class is given; the class itself in it is not looked at.
 
-    Raises ValueError for fewer than two classes, more than the model's, a prior of another length or without a positive share, or an unknown method.
+    Raises ValueError for fewer than two classes, more than the model's, a prior of another length or without a positive share, or an
+    unknown method.
     """
     if isinstance(classes, bool) or not isinstance(classes, int) or classes < 2:
         raise ValueError(f"classes must be a whole number of at least 2, got {classes!r}")

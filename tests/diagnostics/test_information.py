@@ -65,7 +65,7 @@ def test_both_forms_are_the_mixtures_own_information() -> None:
     assert found.levels == sorted(found.levels) and "nats by the difference of errors" in str(found)
 
 
-def test_an_ignored_condition_says_nothing_and_a_poor_null_branch_makes_the_forms_disagree() -> None:
+def test_an_ignored_condition_says_nothing_and_a_poor_null_branch_makes_it_too_large() -> None:
     x, label, _ = data()
     deaf = information(model(deaf=True), x, "label", {"label": label})
     assert deaf.value == deaf.orthogonal == 0
@@ -123,3 +123,13 @@ def test_two_gaussians_of_one_mean() -> None:
     x = given.sample(3000, seed=1)
     found = information(branches(VP, given, alone), x, "kind", kind(3000), draws=4)
     assert found.value == pytest.approx((math.log(2) - 0.5) / 2, abs=4 * found.std_error)
+
+
+def test_items_of_which_it_is_not_known_are_left_out() -> None:
+    x, label, _ = data()
+    gaps = torch.where(torch.arange(COUNT) % 2 == 0, 2, label)
+    found = information(model(), x, "label", {"label": gaps}, draws=4)
+    known = information(model(), x[1::2], "label", {"label": label[1::2]}, draws=4)
+    assert found.items == known.items == COUNT // 2 and found.value == known.value
+    nothing = information(model(), x, "label", {"label": torch.full_like(label, 2)}, draws=1)
+    assert nothing.value == nothing.orthogonal == 0 and nothing.items == COUNT
