@@ -63,12 +63,16 @@ class Combine(ScoreCombination):
     """
 
     def __init__(self, terms: Sequence[tuple[Any, ...]], moments: Moments | None = None) -> None:
+        form = "a term is (weight, model) or (weight, model, cond) with a number and a Denoiser"
+        for term in terms:
+            if not isinstance(term, Sequence) or len(term) not in (2, 3):
+                raise TypeError(f"{form}, got {type(term).__name__}{f' of {len(term)}' if isinstance(term, Sequence) else ''}")
         parts = [(*term, None)[:3] for term in terms]
         if not parts:
             raise ValueError("Combine takes at least one term (weight, model, cond), got none")
         for weight, model, _ in parts:
-            if not isinstance(model, Denoiser):
-                raise TypeError(f"a term is (weight, model) or (weight, model, cond) with a Denoiser, got {type(model).__name__}")
+            if not isinstance(model, Denoiser) or isinstance(weight, bool) or not isinstance(weight, int | float):
+                raise TypeError(f"{form}, got ({type(weight).__name__}, {type(model).__name__})")
             if not math.isfinite(weight):
                 raise ValueError(f"weights must be finite, got {weight!r}")
             if not same_path(model.sde, parts[0][1].sde):

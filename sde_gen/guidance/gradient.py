@@ -43,7 +43,8 @@ class Classifier(_Pushed):
     """grad log p_t(x | y) = grad log p_t(x) + strength grad_x log p_t(y | x): strength 1 is Bayes.
 
     log_prob: called as log_prob(x, t, **cond), gives log p_t(y | x) for each state, (B, *) to (B,); t is a number or (B,), x in normalised
-        units. `sde_gen.train_classifier` makes one. A classifier of clean data is none: it has not seen noise.
+        units. `sde_gen.train_classifier` makes one. A classifier of clean data is none: it has not seen noise. Its `check(cond)`, where
+        it has one, is called before a run.
 
     given: names of conditions that the model is given too. The classifier gets all conditions, the model no others than these.
 
@@ -56,6 +57,9 @@ class Classifier(_Pushed):
 
     def conditions(self, cond: Mapping[str, Any] | None, count: int, device: torch.device) -> dict[str, Tensor]:
         found = Denoiser.conditions(self, cond, count, device)
+        check = getattr(self.function, "check", None)
+        if callable(check):
+            check(found)
         missing = [name for name in self.given if name not in found]
         if missing:
             raise ValueError(f"condition {', '.join(map(repr, missing))} is the model's, and was not given (cond={{...}})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -45,8 +46,14 @@ class NoisyClassifier(nn.Module):
         """log p_t(class | x) for every class, (B, classes)."""
         return self.logits(x, t).float().log_softmax(1)
 
-    def forward(self, x: Tensor, t: Tensor | float, label: Tensor) -> Tensor:
-        """log p_t(label | x), (B,)."""
+    def check(self, cond: Mapping[str, Tensor]) -> None:
+        """ValueError unless `cond` holds a class of this classifier for each sample, by the name "label"."""
+        if "label" not in cond:
+            raise ValueError(f"the classifier is asked for condition 'label', and was given {', '.join(map(repr, cond)) or 'none'}")
+        check_labels(cond["label"], len(cond["label"]), getattr(self.network, "out_channels", None), "condition 'label' of the classifier")
+
+    def forward(self, x: Tensor, t: Tensor | float, label: Tensor, **others: Tensor) -> Tensor:
+        """log p_t(label | x), (B,); other conditions are the model's, and say nothing here."""
         return self.log_probs(x, t).gather(1, label[:, None].to(x.device))[:, 0].to(x.dtype)
 
 

@@ -294,6 +294,9 @@ def test_bad_models_and_conditions_are_one_line() -> None:
         guide(model, 2.0, drop=("kind",), against=gaussians())
     with pytest.raises(ValueError, match="at least one term"):
         Combine([])
+    for terms in ([model], [(1.0,)], [("2", model)], [(1.0, "model")]):
+        with pytest.raises(TypeError, match=r"^a term is \(weight, model\) or \(weight, model, cond\) with a number and a Denoiser, got"):
+            Combine(terms)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="along one SDE"):
         Combine([(1.0, model), (1.0, gaussians(VP))])
     with pytest.raises(ValueError, match=r"must be a number or \(1, \*\), got \(2,\)"):

@@ -74,3 +74,17 @@ def test_images_and_the_same_again() -> None:
 def test_bad_input_is_one_line(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         train_classifier(**({"model": model(), "data": data(), "labels": LABELS} | changes))
+
+
+def test_it_stands_beside_conditions_of_the_model_and_asks_for_its_class() -> None:
+    x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+    small: dict[str, Any] = {"network": "mlp", "network_options": {"width": 8}, "steps": 1, "batch": 8, "progress": False}
+    told = sde_gen.train(x, conditions={"dose": x[:, 0]}, **small)
+    guided = Classifier(told, train_classifier(told, x, torch.arange(60) % 3, **small), given=("dose",))
+    common: dict[str, Any] = {"steps": 2, "progress": False}
+    dose, label = torch.ones(4), torch.tensor([0, 1, 2, 2])
+    assert sde_gen.sample(guided, (4, 2), "ddim", cond={"label": label, "dose": dose}, **common).x.isfinite().all()
+    with pytest.raises(ValueError, match=r"^the classifier is asked for condition 'label', and was given 'dose'$"):
+        sde_gen.sample(guided, (4, 2), "ddim", cond={"dose": dose}, **common)
+    with pytest.raises(ValueError, match=r"condition 'label' of the classifier span 1..4; 0..2 is allowed"):
+        sde_gen.sample(guided, (4, 2), "ddim", cond={"label": 2 * label.clamp_min(1) - (label < 2).long(), "dose": dose}, **common)
