@@ -41,6 +41,8 @@ CONDITIONS: Registry[Any] = Registry(
     aliases={"category": "label", "number": "numbers", "vector": "numbers", "image": "map", "field": "map", "set": "sequence"},
 )
 """The kinds of conditions by name, each a class of (name, width, spatial, options of its own)."""
+MOST_CLASSES = 100_000
+"""Of a label that is told from its values: more are numbers or identities, and a vector for each would fill the memory."""
 
 
 def make_condition(name: str, spec: Mapping[str, Any], width: int, spatial: Sequence[int]) -> Condition:
@@ -96,6 +98,11 @@ def fit_condition(
         if values.ndim != 1 or values.is_floating_point():
             raise ValueError(f"condition {name!r} is a label: integers (N,) are needed, got {values.dtype} of shape {tuple(values.shape)}")
         classes = int(values.max()) + 1 if names is None else len(names)
+        if classes > MOST_CLASSES:
+            raise ValueError(
+                f"condition {name!r} has {classes:,} classes, 0 .. {classes - 1:,}; at most {MOST_CLASSES:,} are allowed (integers (N,) "
+                "are classes: give numbers as floats, or kind 'numbers')"
+            )
         return {"kind": kind, "classes": classes, "fade": FADE} | ({} if names is None else {"names": list(names)})
     if kind == "numbers" and values.ndim in (1, 2):
         mean, std = standardised(values if values.ndim == 2 else values[:, None])

@@ -337,3 +337,9 @@ def test_labels_of_narrow_integers_have_a_null(dtype: torch.dtype, classes: int)
     values = torch.arange(classes).to(dtype)
     assert torch.equal(encoder.null(values), torch.full((classes,), classes))
     assert torch.equal(encoder.check(values), torch.arange(classes))
+
+
+def test_whole_numbers_that_are_no_classes_are_one_line() -> None:
+    with pytest.raises(ValueError, match=r"'told' has 5,000,001 classes, 0 .. 5,000,000; at most 100,000 are allowed .* kind 'numbers'"):
+        fit_condition("told", torch.tensor([3, 5_000_000]), ())
+    assert fit_condition("told", torch.tensor([3, 5_000_000]), (), "numbers")["kind"] == "numbers"
