@@ -114,7 +114,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         metavar="[NAME=]SHARE",
         action="append",
         default=[],
-        help="share of the training that is not told a condition, of all or of one (repeatable; default 0.1)",
+        help="share of the training that is not told a condition, of all or of one (repeatable: others are then always told; default 0.1)",
     )
     what.add_argument("--lr", metavar="X", type=float, help="peak learning rate")
     what.add_argument("--max-seconds", metavar="S", type=float, help="end training after this time (sampling and metrics follow it)")

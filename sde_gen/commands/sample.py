@@ -69,6 +69,7 @@ class _Job:
     """A set of samples in a form, and where its shards lie.
 
     given: the conditions that are asked for, None for one that is asked not to be given. labelled: whether each sample has a class.
+    dropped: the conditions that training left out at times.
     """
 
     model: Denoiser
@@ -79,6 +80,7 @@ class _Job:
     batch: int
     given: dict[str, Given | None]
     device: torch.device
+    dropped: list[str]
 
     @property
     def labelled(self) -> bool:
@@ -204,7 +206,9 @@ def _job(directory: Path, out: str, settings: SampleSettings, device: torch.devi
         about = _description(directory, extra)
         about.check(form)
         given = _given(model, about, settings)
-        drawn = _guided(model, given, settings, directory)
+        config, names = _own_config(directory), list(model.encoders)
+        dropped = names if config is None else list(config.training.shares_dropped(names))
+        drawn = _guided(model, given, settings, dropped)
         solver = own.solver if settings.solver is None else registered_solver(settings.solver)
         same = solver == own.solver
         options = own.options if same else {}
@@ -253,11 +257,11 @@ def _job(directory: Path, out: str, settings: SampleSettings, device: torch.devi
         "data": about.to_config(),
     }
     settled = from_json(to_json(job))  # as it is read back
-    return _Job(drawn, about, form, Path(out), settled, batch, given, device)
+    return _Job(drawn, about, form, Path(out), settled, batch, given, device, dropped)
 
 
-def _guided(model: ScoreModel, given: dict[str, Given | None], settings: SampleSettings, directory: Path) -> Denoiser:
-    """The model with the guidance that is asked for, away from what the run's training left out at times (`training.drop`)."""
+def _guided(model: ScoreModel, given: dict[str, Given | None], settings: SampleSettings, dropped: list[str]) -> Denoiser:
+    """The model with the guidance that is asked for, away from itself without `dropped`, what training left out at times."""
     if settings.guidance is None:
         if settings.rule is not None:
             raise ValueError(f"--rule {settings.rule} is of guidance: give its strength too, --guidance X")
@@ -270,10 +274,8 @@ def _guided(model: ScoreModel, given: dict[str, Given | None], settings: SampleS
     towards = [name for name in names if given.get(name, "by shares" if name == "label" else None) is not None]
     if not towards:
         raise ValueError(f"{asked}: towards what? --cond NAME=VALUE says it, of {', '.join(names)}")
-    config = _own_config(directory)
-    dropped = names if config is None else list(config.training.shares_dropped(names))
     if not set(towards) & set(dropped):
-        never = f"this network was never without {', '.join(towards)} in its training, and knows nothing to push away from"
+        never = f"training.drop left out {', '.join(towards)} of no sample, so that there is nothing to push away from"
         raise ValueError(f"{asked}: {never} (sde-gen run --drop 0.1 --retrain)")
     return guide(model, settings.guidance, drop=dropped, rule=settings.rule or "cfg")
 
@@ -449,6 +451,9 @@ def _result_lines(job: _Job, touched: list[int]) -> Iterator[str]:
     if absent:
         several = len(absent) > 1
         yield f"condition {', '.join(absent)} {'are' if several else 'is'} not given: samples are of all values{' of them' * several}"
+    never = [name for name in absent if name not in job.dropped]
+    if never:
+        yield f"warning   training.drop left out {', '.join(never)} of no sample: what the network answers without is not what it learned"
     if job.labelled and job.given.get("label") is None:
         yield f"labels    {len(about.label_names or ())} classes in the shares of the training data"
     if job.form == "npy" and job.labelled:

@@ -44,8 +44,9 @@ class TrainSettings:
     indices: "uniform" or "importance", how indices of the chain are drawn (see `IndexSampler`).
     weighting: a name in WEIGHTINGS. "edm" is the weighting of that name, and goes with any prediction.
     times: a name in TIME_SAMPLERS.
-    drop: the share of a batch that is not told a condition, in [0, 1): one number for each condition, or a number by name; each condition
-        is dropped on its own. The network learns the unconditional score from it (Ho and Salimans 2022, arXiv:2207.12598).
+    drop: the share of a batch that is not told a condition, in [0, 1): one number for each condition, or a number by name, those not
+        named being always told; each condition is dropped on its own. The network learns the unconditional score from it (Ho and
+        Salimans 2022, arXiv:2207.12598).
     bfloat16: True runs the network under autocast to bfloat16.
     compile: True trains through torch.compile, which costs some minutes at the start and needs a C++ or CUDA compiler.
     channels_last: True lays images and volumes out with their channels last, which convolutions in bfloat16 on a GPU prefer.

@@ -352,7 +352,10 @@ def test_guidance_leaves_out_what_training_left_out(tmp_path: Path) -> None:
     model = saved(tmp_path / "run")
     (tmp_path / "run" / "config.yaml").write_text("training: {drop: {age: 0.1}}\n")
     given = ("label=", "age=3", "site=west")
-    found = drawn(tmp_path / "run", tmp_path / "s.npz", *given, guidance=3.0)["x"]
+    lines: list[str] = []
+    found = drawn(tmp_path / "run", tmp_path / "s.npz", *given, lines=lines, guidance=3.0)["x"]
+    (warning,) = [line for line in lines if line.startswith("warning")]
+    assert "training.drop left out label, pair, steps, low of no sample" in warning
     nulls = {name: encoder.missing(7, CPU) for name, encoder in model.encoders.items()}
     told = nulls | {"age": torch.full((7,), 3.0), "site": torch.full((7,), 2)}
     common: dict[str, Any] = {"steps": 4, "batch_size": 3, "progress": False}
@@ -362,5 +365,5 @@ def test_guidance_leaves_out_what_training_left_out(tmp_path: Path) -> None:
     )
     np.testing.assert_array_equal(found, expected)
     assert np.abs(found - other).max() > 1e-3
-    with pytest.raises(ConfigError, match="was never without site in its training"):
+    with pytest.raises(ConfigError, match=r"training\.drop left out site of no sample"):
         drawn(tmp_path / "run", tmp_path / "s.npz", "label=", "site=west", guidance=3.0)
