@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"by the flow: {100 * results['classify']['flow'][0]:.1f} % of {len(some)}", flush=True)
 
     results["unconditional"] = {}
-    for name, one in (("labels, not told", model), ("without labels", plain.model)):
+    for name, one in (("with labels, none given", model), ("without labels", plain.model)):
         x = sde_gen.sample(one, (given.samples, *data.shape), **common).x.cpu()
         ours = judge.features(x)
         precision, recall = metrics.precision_recall(ours, known)

@@ -61,9 +61,9 @@ def information_of_run(run: TrainedRun) -> dict[str, dict[str, Any]]:
         if name not in dropped:
             found[name] = {"reason": "the network was never without it in training (training.drop is 0)"}
             continue
-        told = information(run.model, x, name, cond, draws, training.seed, max(1, training.part // 2))
+        measured = information(run.model, x, name, cond, draws, training.seed, max(1, training.part // 2))
         most = entropy(cond[name], encoder.classes) if isinstance(encoder, Label) else None
-        found[name] = asdict(told) | {"part": part, "most": most}
+        found[name] = asdict(measured) | {"part": part, "most": most}
     return found
 
 
@@ -120,11 +120,11 @@ def keep_information(run: TrainedRun, found: Mapping[str, Any]) -> None:
 
 
 def information_lines(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """ "condition label tells 2.31 +- 0.05 nats (by distance of branches 2.40 +- 0.03)", a line for each condition."""
+    """ "label tells 2.31 +- 0.05 nats (by distance of branches 2.40 +- 0.03)", a line for each condition."""
     lines = []
     for name, one in found.items():
         if "reason" in one:
-            lines.append(f"condition {name}: what it tells is not measured, as {one['reason']}")
+            lines.append(f"{name}: what it tells is not measured, as {one['reason']}")
             continue
         first, second = (
             shown_estimate({"value": one[key], "std_error": one[error]}, 2)
@@ -132,7 +132,7 @@ def information_lines(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
         )
         most = f"; {one['most']:.2f} at most" if one.get("most") is not None else ""
         on = "" if one["part"] == "held-out" else f", on {one['part']} items"
-        lines.append(f"condition {name} tells {first} nats (by distance of branches {second}{most}{on})")
+        lines.append(f"{name} tells {first} nats (by distance of branches {second}{most}{on})")
     return lines
 
 

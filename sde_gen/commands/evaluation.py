@@ -85,8 +85,8 @@ def sample_run(run: TrainedRun, device: torch.device | str = "cpu", progress: bo
     _film(run, place / "denoising.gif", common)
     report.picture_samples(x, place / "samples.png", pictured(run.data), run.data.value_range)
     with atomic_path(place / "samples.npz") as temporary:
-        told = {name: in_words(value, run.data.cond_names.get(name)) for name, value in (cond or {}).items() if name != "label"}
-        write_npz(temporary, x, (cond or {}).get("label"), DataDescription.of(run.data), told)
+        given = {name: in_words(value, run.data.cond_names.get(name)) for name, value in (cond or {}).items() if name != "label"}
+        write_npz(temporary, x, (cond or {}).get("label"), DataDescription.of(run.data), given)
     scores |= {
         "samples": settings.samples,
         "network_calls": float(out.nfe.double().mean()),
@@ -407,7 +407,7 @@ def report_lines(run: TrainedRun, scores: dict[str, Any]) -> Sequence[str]:
         )
         lines += [f"          (not known: {reason})" for reason in dict.fromkeys(_reasons(scores, "memorised_fraction", "neighbour_ratio"))]
     lines += titled("classes", class_lines(scores))
-    lines += titled("told", information_lines(scores.get("information", {})))
+    lines += titled("condition", information_lines(scores.get("information", {})))
     lines += _learned(run, scores)
     lines.append(f"samples   {place / 'samples.npz'}, in the data's own units; sde-gen sample draws more, in other formats")
     training = [run.directory / name for name in (PICTURE, "forward.png", "loss.png")]

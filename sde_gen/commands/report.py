@@ -167,14 +167,14 @@ def _samples(run: SavedRun, embedder: Embedder) -> list[Block]:
 
 
 def _conditions(run: SavedRun, embedder: Embedder) -> list[Block]:
-    told = run.metrics.get("information", {})
-    blocks: list[Block] = [_sentence(line) for line in information_lines(told)]
+    known = run.metrics.get("information", {})
+    blocks: list[Block] = [_sentence(line) for line in information_lines(known)]
     picture = embedder.picture(run.directory / PICTURE)
     if picture is not None:
         alt = "Samples of each condition, a row each, at growing strengths of guidance, a column each, from the same noise"
         caption = "The same noise at each strength of guidance: 1 is the conditional model; beyond it samples follow no known law"
         blocks.append(Picture(picture, alt, caption, wide=True))
-    curves = {name: one for name, one in told.items() if "levels" in one}
+    curves = {name: one for name, one in known.items() if "levels" in one}
     if curves:
         alt = "Nats that each condition tells for each unit of half log-SNR: " + "; ".join(
             f"{name} {_ends(dict(zip(one['levels'], one['by_level'], strict=True)))}" for name, one in curves.items()

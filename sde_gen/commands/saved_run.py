@@ -157,8 +157,8 @@ def _of_conditions(run: SavedRun) -> list[str]:
     names = {field.name for field in fields(Information)}
     for name, one in run.metrics.get("information", {}).items():
         if "reason" not in one:
-            told = Information(**{key: value for key, value in with_nan(one).items() if key in names})
-            lines += [f"{found.name}: {found.evidence}; {found.advice}" for found in findings(name, told, one.get("most"))]
+            measured = Information(**{key: value for key, value in with_nan(one).items() if key in names})
+            lines += [f"{found.name}: {found.evidence}; {found.advice}" for found in findings(name, measured, one.get("most"))]
     for name, scores in run.solvers.items():
         by_class = scores.get("by_class", {})
         share, judge = by_class.get("confirmed"), number(by_class.get("judge"))

@@ -53,12 +53,12 @@ def load_npz(path: Path, axes: str | None = None, conditions: Sequence[str] = ()
             `MOST_UNPACKED` bytes.
     """
     members = _members(path)
-    told = _told(path, conditions)
-    for key in told.values():
+    keys_of_conditions = _keys_of_conditions(path, conditions)
+    for key in keys_of_conditions.values():
         if key not in members:
             raise ValueError(f"{path.name}: no array {key!r} for a condition; its arrays are {', '.join(sorted(members))}")
-    keys = {("train", name): key for name, key in told.items()}
-    keys |= {("test", name): f"{key}_test" for name, key in told.items() if f"{key}_test" in members}
+    keys = {("train", name): key for name, key in keys_of_conditions.items()}
+    keys |= {("test", name): f"{key}_test" for name, key in keys_of_conditions.items() if f"{key}_test" in members}
     found = _chosen(path, members, set(keys.values()))
     arrays = {part: _open_member(path, members[key]) for part, key in found.items()}
     of_cond = {place: _open_member(path, members[key]) for place, key in keys.items()}
@@ -66,7 +66,7 @@ def load_npz(path: Path, axes: str | None = None, conditions: Sequence[str] = ()
     return _dataset(path, arrays, [f"arrays not used: {', '.join(unused)}"] if unused else (), axes, of_cond, **options)
 
 
-def _told(path: Path, conditions: Sequence[str]) -> dict[str, str]:
+def _keys_of_conditions(path: Path, conditions: Sequence[str]) -> dict[str, str]:
     """The array of each condition by its name."""
     pairs = [(key if name is None else name, key) for name, key in of_items.asked(path.name, conditions)]
     of_items.check_names(path.name, [name for name, _ in pairs])
@@ -79,7 +79,7 @@ def item_shape(path: Path, axes: str | None = None, conditions: Sequence[str] = 
         array = open_npy(path)
     else:
         members = _members(path)
-        array = _open_member(path, members[_chosen(path, members, _told(path, conditions).values())["train"]])
+        array = _open_member(path, members[_chosen(path, members, _keys_of_conditions(path, conditions).values())["train"]])
     return arrange(path.name, _checked(path.name, array), axes)[1].item
 
 
@@ -120,10 +120,10 @@ def _dataset(
         labels = arrays.get("labels" if part == "train" else "test_labels")
         if labels is not None and labels.shape != (len(source),):
             raise ValueError(f"{path.name}: labels of shape {labels.shape} for {len(source)} {part} items; ({len(source)},) is needed")
-        told = {
+        values = {
             name: _condition(path, name, value, arrays[part].ndim, axes, layout) for (p, name), value in (cond or {}).items() if p == part
         }
-        parts[part] = Part(source, None if labels is None else np.array(labels), told)
+        parts[part] = Part(source, None if labels is None else np.array(labels), values)
         if part == "train":
             notes.insert(0, layout.note)
     if levels is None and train.dtype.kind in "iu":
@@ -213,10 +213,10 @@ def _members(path: Path) -> dict[str, zipfile.ZipInfo]:
         raise ValueError(f"{path.name}: cannot be read ({one_line(error)}); a complete .npz file is needed") from error
 
 
-def _chosen(path: Path, members: dict[str, zipfile.ZipInfo], told: Iterable[str] = ()) -> dict[str, str]:
-    """The arrays of items and labels among those that are no conditions, `told`."""
-    told = [key for key in told if key in members]
-    left = [key for key in members if key not in told]
+def _chosen(path: Path, members: dict[str, zipfile.ZipInfo], keys_of_conditions: Iterable[str] = ()) -> dict[str, str]:
+    """The arrays of items and labels among those that are no conditions, `keys_of_conditions`."""
+    keys_of_conditions = [key for key in keys_of_conditions if key in members]
+    left = [key for key in members if key not in keys_of_conditions]
     found = {part: next((key for key in keys if key in left), None) for part, keys in KEYS.items()}
     if found["train"] is None and len(left) == 1:
         found["train"] = left[0]
@@ -224,7 +224,7 @@ def _chosen(path: Path, members: dict[str, zipfile.ZipInfo], told: Iterable[str]
         raise ValueError(
             f"{path.name}: holds arrays {', '.join(sorted(members)) or 'none'}; one named {', '.join(KEYS['train'])} is needed"
         )
-    opened = [key for key in (*found.values(), *told) if key is not None]
+    opened = [key for key in (*found.values(), *keys_of_conditions) if key is not None]
     unpacked = sum(members[key].file_size for key in opened if members[key].compress_type != zipfile.ZIP_STORED)
     if unpacked > MOST_UNPACKED:
         raise ValueError(f"{path.name}: its arrays unpack to {unpacked:,} bytes; at most {MOST_UNPACKED:,} are allowed, save them as .npy")

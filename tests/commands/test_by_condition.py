@@ -89,14 +89,14 @@ def test_a_run_says_what_its_conditions_tell_and_shows_strengths_of_guidance(tmp
     assert told == scores["information"]["label"] and told["part"] == "held-out" and told["items"] == 150
     assert told["value"] == pytest.approx(0.52, abs=4 * told["std_error"] + 0.02) and told["most"] == pytest.approx(0.673, abs=1e-3)
     lines = report_lines(run, scores)
-    (line,) = [line for line in lines if line.startswith("told")]
-    assert line.startswith(f"told      condition label tells {told['value']:.2f} +- {told['std_error']:.2f} nats (by distance of branches ")
+    (line,) = [line for line in lines if line.startswith("condition")]
+    assert line.startswith(f"condition label tells {told['value']:.2f} +- {told['std_error']:.2f} nats (by distance of branches ")
     assert sum(line.startswith("classes") for line in lines) == 1 and any(str(tmp_path / PICTURE) in line for line in lines)
     with Image.open(tmp_path / PICTURE) as image:
         assert min(image.size) > 50
     (tmp_path / "config.yaml").write_text(run.config.to_yaml())
     page = write_report([tmp_path]).read_text()
-    assert "ddim: class by class" in page and "What conditions tell by noise level" in page and "Condition label tells" in page
+    assert "ddim: class by class" in page and "What conditions tell by noise level" in page and "Label tells" in page
     assert not any("condition" in line or "taken for the class" in line for line in warnings(read_run(tmp_path)))
 
 
