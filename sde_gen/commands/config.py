@@ -205,8 +205,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """What each data set starts from; a configuration file and then flags override it."""
 LABELLED: dict[str, dict[str, Any]] = {"digits": {"training": {"drop": 0.5}}}
-"""The same where the network is told the labels. In so short a training the branch without them needs as many items as the other: with a
-fifth of them its samples were worse than those of a network without labels, with half they are not (benchmarks/guidance_digits.py)."""
+"""The same where the network is told the labels. In so short a training the branch without them needs as many items as the other
+(benchmarks/guidance_digits.py)."""
 BELONGS = {"network": ("options",), "solver": ("options", "steps", "grid"), "name": ("settings",)}
 """Of each choice, the settings beside it that mean nothing for another."""
 SMALL_IMAGE = 12
