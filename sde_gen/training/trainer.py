@@ -120,7 +120,14 @@ class Trainer:
         cond = check_conditions(model, cond or {}, len(data), self.device)
         self.cond = cond
         taken = {name for name, value in cond.items() if isinstance(value, Source) or model.null(name, value[:1]) is not None}
-        self.drop = settings.shares_dropped(sorted(taken))  # a network of the user's own that has no null is told everything
+        always = [name for name in cond if name not in taken]  # of a network of the user's own that has no null
+        if always and settings.drop:
+            warnings.warn(
+                f"this network is always told {', '.join(map(repr, always))}: it has no null(name, value), and so knows nothing of items "
+                "without (drop=0 says that this is meant)",
+                stacklevel=3,
+            )
+        self.drop = settings.shares_dropped(sorted(taken))
         unknown = set(cond) - set(held_out_cond or {})  # items of which a condition is not known have no right answer
         items, of_items = (data, cond) if held_out is None or unknown else (held_out, held_out_cond or {})
         rows = rows_drawn(len(items), MOST_SAMPLES, settings.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +140,26 @@ def test_conditions_that_are_none_are_one_line(given: dict[str, Any], message: s
     with pytest.raises((TypeError, ValueError), match=message) as caught:
         sde_gen.train(torch.randn(40, 2), network="mlp", steps=1, progress=False, **given)
     assert "\n" not in str(caught.value)
+
+
+def test_a_network_that_has_no_null_is_named_and_one_that_has_one_is_not() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor, c: Tensor, dose: Tensor) -> Tensor:
+            return self.body(torch.cat([x, dose[:, None]], 1))
+
+    class WithNull(Own):
+        def null(self, name: str, value: Tensor) -> Tensor:
+            return torch.zeros_like(value)
+
+    x, dose = torch.randn(20, 2), {"dose": torch.randn(20)}
+    common: dict[str, Any] = {"conditions": dose, "steps": 1, "batch": 4, "progress": False, "device": "cpu"}
+    with pytest.warns(UserWarning, match="always told 'dose'"):
+        sde_gen.train(x, network=Own(), **common)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sde_gen.train(x, network=WithNull(), **common)
+        sde_gen.train(x, network=Own(), drop=0.0, **common)
