@@ -62,7 +62,7 @@ class RestoreSettings:
     items: int = 8
     samples: int = 64
     particles: int | None = None
-    solver: str = "ancestral"
+    solver: str = "dpm_sde"
     steps: int = 100
     seed: int = 0
     batch: int = 512

@@ -56,6 +56,9 @@ def picture_conditions(
     ranges = {name: value_range or finite_range(first) if name in columns else finite_range(x) for name, (x, _) in shown.items()}
     widths = [_aspect(x) * k for x, k in shown.values()]
     figure = fig.new_figure(LABEL + CELL * sum(widths) + 0.1 * len(widths), 0.5 + (CELL + 0.08) * count)
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.set(w_pad=0.1)  # type: ignore[call-arg]  # settings stand apart, samples of one close together
     grid = figure.subplots(count, len(shown), squeeze=False, gridspec_kw={"width_ratios": widths})
     for line, label in enumerate(labels):
         for axes, (name, (x, k)) in zip(grid[line], shown.items(), strict=True):
