@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import sde_gen
@@ -150,13 +151,16 @@ def ours(one: Problem, method: str, sde: sde_gen.SDE, count: int, steps: int, se
 
 
 PEER = r"""
-import sys, torch
+import json, sys, torch
+from safetensors.torch import load_file, save_file
 from azula.denoise import Denoiser, DiracPosterior
 from azula.noise import VPSchedule
 from azula.sample import DDPMSampler
 import azula.guidance as guidance
 from azula.linalg.covariance import IsotropicCovariance
-task = torch.load(sys.argv[1])
+folder = sys.argv[1]
+with open(f"{folder}/task.json") as file:
+    task = json.load(file) | load_file(f"{folder}/task.safetensors")
 torch.set_num_threads(1)
 torch.manual_seed(task["seed"])
 means, log_weights, matrix, y, std = (task[k] for k in ("means", "log_weights", "matrix", "y", "std"))
@@ -176,7 +180,7 @@ class Exact(Denoiser):
         mean = logits.softmax(-1) @ means
         return DiracPosterior(mean=(mean + a / v * (z - a * mean)) / scale)
 A = lambda x: scale * x @ matrix.T
-found = {}
+found, faults = {}, {}
 for name in task["methods"]:
     try:
         y_rows = y.expand(task["count"], -1)
@@ -196,10 +200,12 @@ for name in task["methods"]:
         else:
             sampler = DDPMSampler(denoiser, steps=task["steps"])
         x = sampler.init((task["count"], means.shape[1])).to(means)
-        found[name] = sampler(x).detach() * scale
+        found[name] = (sampler(x).detach() * scale).contiguous()
     except Exception as error:
-        found[name] = f"{type(error).__name__}: {str(error)[:200]}"
-torch.save(found, sys.argv[2])
+        faults[name] = f"{type(error).__name__}: {str(error)[:200]}"
+save_file(found, f"{folder}/found.safetensors")
+with open(f"{folder}/faults.json", "w") as file:
+    json.dump(faults, file)
 """
 PEER_METHODS = ("mmps", "tmpd", "diffpir", "tds")
 
@@ -208,17 +214,18 @@ def theirs(python: str, one: Problem, count: int, steps: int, seed: int, folder:
     weights = one.data.log_weights.exp()
     mean = weights @ one.data.means
     scale = float(torch.sqrt(1 + ((one.data.means - mean).square().T * weights).sum() / len(mean)))
-    task = {
-        **{"means": one.data.means, "log_weights": one.data.log_weights, "matrix": one.matrix, "y": one.y[0], "std": one.std},
-        **{"count": count, "steps": steps, "seed": seed, "methods": PEER_METHODS, "scale": scale},
-    }
-    torch.save(task, folder / "task.pt")
+    tensors = {"means": one.data.means, "log_weights": one.data.log_weights, "matrix": one.matrix, "y": one.y[0]}
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "task.safetensors")
+    task = {"std": one.std, "count": count, "steps": steps, "seed": seed, "methods": PEER_METHODS, "scale": scale}
+    (folder / "task.json").write_text(json.dumps(task), encoding="utf-8")
     script = folder / "peer.py"
     script.write_text(PEER, encoding="utf-8")
-    done = subprocess.run([python, str(script), str(folder / "task.pt"), str(folder / "found.pt")], capture_output=True, text=True)
+    done = subprocess.run([python, str(script), str(folder)], capture_output=True, text=True)
     if done.returncode:
         return {"azula": done.stderr.strip().splitlines()[-1][:200]}
-    return {f"azula {name}": value for name, value in torch.load(folder / "found.pt").items()}
+    found: dict[str, Any] = json.loads((folder / "faults.json").read_text(encoding="utf-8"))
+    found |= load_file(folder / "found.safetensors")
+    return {f"azula {name}": found[name] for name in PEER_METHODS}
 
 
 def cell(dim: int, measured: int, methods: list[str], args: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import unet
 from .base import (
     CrossAttention,
     GroupNorm,
     Network,
-    attend,
     attention_flops,
     check_count,
     check_counts,
@@ -209,22 +209,16 @@ class ResidualBlock(nn.Module):
         return y * self.factor
 
 
-class Attention(nn.Module):
-    """Self-attention over all positions, added to its input. The rows of `qkv` are queries, keys and values, and in each the heads."""
+class Attention(unet.Attention):
+    """The U-Net's self-attention, in the style's norm and scale. The rows of `qkv` are queries, keys and values, and in each the heads."""
 
     def __init__(self, channels: int, heads: int, style: Style) -> None:
-        super().__init__()
-        self.heads = heads
+        super().__init__(channels, heads)
         self.factor = math.sqrt(0.5) if style.rescale else 1.0
         self.norm = style.norm(channels)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.mix = zeroed(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = self.norm(x).flatten(2).transpose(1, 2)
-        q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        y = self.mix(attend(q, k, v).transpose(1, 2).flatten(2))
-        return (x + y.transpose(1, 2).reshape(x.shape)) * self.factor
+        return super().forward(x) * self.factor
 
 
 class Stage(nn.Module):
