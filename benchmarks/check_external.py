@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import sys
 import tempfile
 from collections import Counter
@@ -29,6 +28,7 @@ from sde_gen.external.check import OTHER_CLOCKS
 from sde_gen.networks import make_network
 from sde_gen.networks.adm import ADMUNet
 from sde_gen.networks.song import SongUNet
+from sde_gen.unknown_numbers import to_json
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent / "tests"))
@@ -245,9 +245,7 @@ def main() -> None:
     false = sum(row["alarm"] for row in alarms)
     print(f"\n{count[True]} of {len(rows)} wrong facts named; {false} false alarms in {len(alarms)} checks of right ones")
     if arguments.out:
-        arguments.out.write_text(
-            json.dumps({"steps": arguments.steps, "torch": torch.__version__, "wrong": rows, "right": alarms}, indent=1) + "\n"
-        )
+        arguments.out.write_text(to_json({"steps": arguments.steps, "torch": torch.__version__, "wrong": rows, "right": alarms}, 1) + "\n")
 
 
 if __name__ == "__main__":

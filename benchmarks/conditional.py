@@ -40,6 +40,7 @@ from sde_gen.data.dataset import rows_drawn
 from sde_gen.data.toys import block_means, fine_law, response_law
 from sde_gen.exact.mixtures import GaussianData, marginal
 from sde_gen.models.denoiser import Denoiser
+from sde_gen.unknown_numbers import to_json
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent / "experiments" / "configs"
@@ -212,7 +213,7 @@ def main(arguments: list[str] | None = None) -> None:
     show(results)
     args.json.parent.mkdir(parents=True, exist_ok=True)
     short = json.loads(json.dumps(results), parse_float=lambda text: float(f"{float(text):.4g}"))
-    args.json.write_text(json.dumps(short, indent=1) + "\n", encoding="utf-8")
+    args.json.write_text(to_json(short, 1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib.util
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -38,6 +37,7 @@ from sde_gen.guidance import Classifier, guide
 from sde_gen.metrics import sliced_wasserstein
 from sde_gen.networks import Network
 from sde_gen.solvers import SOLVERS, make_grid, make_solver
+from sde_gen.unknown_numbers import to_json
 
 HERE = Path(__file__).parent
 STRENGTH = 2.0
@@ -272,7 +272,7 @@ def main(arguments: list[str] | None = None) -> None:
         "cost": cost(batch, rounds, 10),
     }
     show(results)
-    args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    args.json.write_text(to_json(results, 1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

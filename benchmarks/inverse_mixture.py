@@ -37,6 +37,7 @@ import sde_gen
 from sde_gen.exact.mixtures import MixtureData, column, marginal
 from sde_gen.inverse import MEASURED, METHODS, Gaussian, Matrix
 from sde_gen.models.moments import Moments
+from sde_gen.unknown_numbers import to_json
 
 HERE = Path(__file__).parent
 DIMENSIONS, MEASURED_DIMENSIONS = (8, 80, 800), (1, 2, 4)
@@ -355,7 +356,7 @@ def main(arguments: list[str] | None = None) -> None:
             if not args.no_scores:
                 results["scores"].append(scores(dim, measured, args.methods, args.problems, min(200, args.count)))
             print(f"{name} done", file=sys.stderr, flush=True)
-            args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            args.json.write_text(to_json(results, 1) + "\n", encoding="utf-8")
     show(results)
 
 
