@@ -18,9 +18,10 @@ from .models.moments import Moments
 from .models.reverse import ReverseSDE
 from .models.score import ScoreModel
 from .networks import make_network, register_network
+from .sampling.failures import SolverError
 from .sampling.fitting import FittedGrid, fit_grid
 from .sampling.latents import encode, interpolate, mix
-from .sampling.sample import Samples, SolverError, sample
+from .sampling.sample import Samples, sample
 from .sdes import SDE, VESDE, VPSDE, CosineVPSDE, SubVPSDE, make_sde, register_sde
 from .solvers import Solver, make_solver
 from .training import CheckpointError, load, save, train, train_classifier

@@ -31,7 +31,8 @@ from sde_gen.likelihood.flow import log_likelihood, log_likelihood_together
 from sde_gen.metrics import features
 from sde_gen.models.score import ScoreModel
 from sde_gen.report import figures
-from sde_gen.sampling.sample import SolverError, sample, sample_together
+from sde_gen.sampling.failures import SolverError
+from sde_gen.sampling.sample import sample, sample_together
 from sde_gen.training import TrainResult, TrainSettings, build_model, fit, load, read_state, save
 from sde_gen.training.trainer import Trainer
 

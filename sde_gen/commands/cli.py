@@ -13,7 +13,7 @@ import torch
 
 from .. import parallel, threads
 from ..locks import LockError
-from ..sampling.sample import SolverError
+from ..sampling.failures import SolverError
 from ..training import CheckpointError, Interrupted, TrainingError
 from . import flags
 from .compare import CompareSettings, check_compare, compare_run

@@ -20,8 +20,9 @@ from ..data import Dataset, rows_drawn
 from ..data.write import DataDescription, in_words, write_npz
 from ..models.score import ScoreModel
 from ..report.files import atomic_path, write_text
+from ..sampling.failures import SolverError
 from ..sampling.fitting import FittedGrid, fit_grid
-from ..sampling.sample import Samples, SolverError, sample, sample_together
+from ..sampling.sample import Samples, sample, sample_together
 from ..solvers import make_solver
 from ..training import save_fitted
 from ..training.loss_summary import summarise_losses

@@ -26,7 +26,8 @@ from ..randomness import check_seed
 from ..registry import canonical
 from ..report.files import write_text
 from ..report.restorations import picture_restorations, plot_calibration
-from ..sampling.sample import SolverError, sample
+from ..sampling.failures import SolverError
+from ..sampling.sample import sample
 from ..solvers import SOLVERS
 from ..unknown_numbers import to_json
 from .config import ConfigError

@@ -25,7 +25,8 @@ from ..models.denoiser import Denoiser
 from ..models.score import ScoreModel
 from ..randomness import check_seed
 from ..report.files import atomic_path, write_text
-from ..sampling.sample import SolverError, sample
+from ..sampling.failures import SolverError
+from ..sampling.sample import sample
 from ..solvers import GRIDS, make_solver
 from ..training import CheckpointError, load, read_extra
 from ..training.checkpoint import WEIGHTS, checkpoint_of, open_checkpoint

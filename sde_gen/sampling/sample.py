@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,34 +17,11 @@ from ..models.denoiser import Denoiser
 from ..models.weighed import Weighed
 from ..progress import bar as progress_bar
 from ..randomness import NoiseStream, check_seed
-from ..registry import lookup
-from ..sdes import SDE
-from ..solvers import GRIDS, SOLVERS, FixedStepSolver, Graphed, Populated, Run, Solver, make_solver, solver_name
+from ..solvers import SOLVERS, FixedStepSolver, Graphed, Populated, Run, Solver, make_solver, solver_name
+from .failures import GROWTH, SolverError, broken, largest, locate
+from .plan import Plan, alpha_at, check_choices, check_shape, device_and_dtype, plan_run
 
 StepHook = Callable[[int, float, Tensor], bool | None]
-
-GROWTH = 2.0**53
-"""A sample that grows by more than this, over its own start and the prior's scale, has failed: its start is then below the last
-bit of float64 and nothing of it is left. The paths x_t = alpha x_0 + sigma eps ask for a growth of about 1/alpha(t_max), under
-1e5 by default, in any units of the data. A finite sample below the bound is not judged."""
-
-
-class SolverError(RuntimeError):
-    """A solver met states that are not finite or grew absurdly (see `GROWTH`), or reached its step cap.
-
-    `solver`, `time`, `step`: where it was first seen (time and step are None where the solver reached its step cap or does
-    not say); `failed`: indices of the samples concerned; `healthy`: indices of the others and `x` their states, finished.
-    """
-
-    def __init__(self, solver: str, time: float | None, step: int | None, failed: Tensor, healthy: Tensor, x: Tensor) -> None:
-        self.solver, self.time, self.step = solver, time, step
-        self.failed, self.healthy, self.x = failed, healthy, x
-        shown = ", ".join(map(str, failed[:8].tolist())) + (", ..." if len(failed) > 8 else "")
-        where = "" if time is None else f" first at t = {time:.6g} (step {step})"
-        super().__init__(
-            f"solver {solver!r} failed for {len(failed)} of {len(failed) + len(healthy)} samples{where}: samples {shown} are not "
-            "finite, grew absurdly or did not finish within the step cap; on_failure='mask' returns the others"
-        )
 
 
 @dataclass(frozen=True)
@@ -143,10 +119,10 @@ def sample(
     if particles is not None:
         given = {name: value for name, value in locals().items() if name not in ("model", "shape", "solver", "particles", "solver_options")}
         return _with_particles(model, shape, solver, particles, given, solver_options)
-    count, data_shape = _check_shape(shape)
+    count, data_shape = check_shape(shape)
     times = grid if grid is None or isinstance(grid, str | Tensor) else torch.as_tensor(grid, dtype=torch.float64)
-    plan = _plan(model, solver, steps, times, t_start, t_end, final, cond, solver_options)
-    _check_choices(trajectory, on_failure, x_init_units)
+    plan = plan_run(model, solver, steps, times, t_start, t_end, final, cond, solver_options)
+    check_choices(trajectory, on_failure, x_init_units)
     check_seed(seed)
     batch_size = count if batch_size is None else batch_size
     for label, number, least in (("batch_size", batch_size, 1), ("index_offset", index_offset, 0)):
@@ -160,7 +136,7 @@ def sample(
         raise TypeError(f"x_init must be a tensor, got {type(x_init).__name__}")
     if x_init is not None and tuple(x_init.shape) != (count, *data_shape):
         raise ValueError(f"x_init must have shape {(count, *data_shape)}, got {tuple(x_init.shape)}")
-    device, dtype = _where(model, x_init, device, dtype)
+    device, dtype = device_and_dtype(model, x_init, device, dtype)
     cond = model.conditions(cond, count, device)
 
     method, adaptive = plan.method, plan.method.adaptive
@@ -186,7 +162,7 @@ def sample(
             batch = _Batch(model, trajectory, step_hook)
             if trajectory is not None or step_hook is not None or tick is not None:
                 run.observer = batch.watcher(tick)
-            limit = GROWTH * _size(x).clamp_min(max(1.0, model.sde.prior_std))
+            limit = GROWTH * largest(x).clamp_min(max(1.0, model.sde.prior_std))
             try:
                 y = loop.solve(run, x, plan.start, plan.end, plan.steps, plan.grid)
             except (RuntimeError, MemoryError) as error:
@@ -197,12 +173,12 @@ def sample(
                 warnings.warn(f"out of memory: going on with batches of {half} (batch_size={half} starts so)", stacklevel=3)
                 batches = deque((begin, min(begin + half, count)) for begin in range(first, count, half))
                 continue
-            lost = _broken(y, limit)
+            lost = broken(y, limit)
             batch.finish(run, y, plan, lost, limit)
             if bool(batch.failed.any()) and on_failure == "raise":
                 again = NoiseStream(seed, index_offset + first, last - first, data_shape, dtype, device)
                 again.draw()
-                where = _locate(plan, Run(model, again, torch.zeros_like(run.nfe), part), x, lost, limit)
+                where = locate(plan, Run(model, again, torch.zeros_like(run.nfe), part), x, lost, limit)
                 index = torch.arange(last)
                 bad = torch.cat((torch.zeros(first, dtype=torch.bool), batch.failed.cpu()))
                 healthy = torch.cat((*(b.x for b in done), batch.x[~batch.failed]))
@@ -241,8 +217,8 @@ def _with_particles(
         raise ValueError(f"particles need a fixed-step solver of the reverse SDE ({able}), got {solver!r}")
     if given["graph"] or given["trajectory"] is not None or given["step_hook"] is not None or given["t_start"] is not None:
         raise ValueError("particles go with neither graph, trajectory, step_hook nor t_start")
-    count, data_shape = _check_shape(shape)
-    device, _ = _where(model, given["x_init"], given["device"], given["dtype"])
+    count, data_shape = check_shape(shape)
+    device, _ = device_and_dtype(model, given["x_init"], given["device"], given["dtype"])
     cond = {name: value.repeat_interleave(size, 0) for name, value in model.conditions(given["cond"], count, device).items()}
     x_init = None if given["x_init"] is None else given["x_init"].repeat_interleave(size, 0)
     loop = Populated(method, size, check_seed(given["seed"]), given["index_offset"])
@@ -264,96 +240,6 @@ def _with_particles(
         ess=torch.cat([population.ess for population in loop.done]),
         evidence_error=torch.cat([population.evidence_error for population in loop.done]),
     )
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What is run: the solver under its name, its times, and what is made of the state at the end."""
-
-    name: str
-    method: Solver
-    steps: int
-    grid: str | Tensor
-    start: float
-    end: float
-    final: str
-    fitted: bool
-
-
-def _plan(
-    model: Denoiser,
-    solver: str | Solver,
-    steps: int | None,
-    grid: str | Tensor | None,
-    t_start: float | None,
-    t_end: float | None,
-    final: str | None,
-    cond: Mapping[str, Any] | None,
-    options: dict[str, Any],
-) -> _Plan:
-    fitted = None
-    if isinstance(solver, str):
-        name = solver_name(solver)
-        method = make_solver(name, **options)
-        number = method.default_steps if steps is None else steps
-        asked = isinstance(grid, str) and grid == "fitted"
-        if not options and (asked or grid is t_start is t_end is None):
-            fitted = model.fitted.get((name, number, tuple(sorted(cond) if isinstance(cond, Mapping) else ())))
-        if asked and fitted is None:
-            known = ", ".join(f"{key[0]} at {key[1]}" + (f" with {', '.join(key[2])}" if key[2] else "") for key in model.fitted) or "none"
-            raise ValueError(
-                f"no grid is fitted for solver {name!r} at {number} steps with these options and conditions (fitted: {known}); see fit_grid"
-            )
-        if fitted is not None:
-            method, grid = fitted.make(), fitted.grid
-    elif isinstance(solver, Solver):
-        if options:
-            raise ValueError(f"options {', '.join(options)} belong to a solver given by name")
-        name, method = type(solver).__name__, solver
-    else:
-        raise TypeError(f"solver must be a name or a Solver, got {solver!r}")
-    if steps is None:
-        counted = isinstance(grid, Tensor) and grid.ndim == 1 and len(grid) > 1 and not method.adaptive
-        steps = len(grid) - 1 if counted else method.default_steps  # type: ignore[arg-type]
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
-    grid = method.default_grid if grid is None else grid
-    given = t_end is not None
-    if not isinstance(grid, Tensor):
-        lookup(GRIDS, "grid", grid)
-    elif not _is_grid(grid, None if method.adaptive else steps):
-        raise ValueError(f"times must be {steps + 1} numbers that only rise or only fall, got shape {tuple(grid.shape)}")
-    elif fitted is None:
-        if t_start is not None or t_end is not None:
-            raise ValueError("t_start and t_end are the ends of the times in grid: leave them out")
-        grid = _inside(model.sde, grid.detach().to("cpu", torch.float64))
-        t_start, t_end = float(grid[0]), float(grid[-1])
-    sde = model.sde
-    start, end = (sde.t_max if t_start is None else float(t_start)), (sde.t_min if t_end is None else float(t_end))
-    for label, value in (("t_start", start), ("t_end", end)):
-        if not sde.t_min <= value <= sde.t_max:
-            raise ValueError(f"{label} must be in [t_min, t_max] = [{sde.t_min:.6g}, {sde.t_max:.6g}], got {value!r}")
-    if start == end:
-        raise ValueError(f"t_start and t_end must differ, both are {start!r}")
-    if start < end and method.stochastic:
-        raise ValueError(f"solver {name!r} runs from noise to data only: t_end must be below t_start, got {start!r} to {end!r}")
-    if final is None:
-        final = "denoise" if end < start and not given else "state"
-    _choose("final", final, ("denoise", "raw", "state"))
-    return _Plan(name, method, steps, grid, start, end, final, fitted is not None)
-
-
-def _is_grid(times: Tensor, steps: int | None) -> bool:
-    """Whether these are times of so many steps (None: of at least one), that only rise or only fall."""
-    if times.ndim != 1 or len(times) < 2 or not times.is_floating_point() or steps not in (None, len(times) - 1):
-        return False
-    return bool((times.diff() * (times[-1] - times[0]) > 0).all())
-
-
-def _inside(sde: SDE, times: Tensor) -> Tensor:
-    """`times` with ends that lie beyond the SDE's by no more than float32's rounding moved there."""
-    held = times.clamp(sde.t_min, sde.t_max)
-    return torch.where((held - times).abs() <= 1e-6, held, times)
 
 
 class _Batch:
@@ -386,18 +272,18 @@ class _Batch:
 
         return observe
 
-    def finish(self, run: Run, y: Tensor, plan: _Plan, lost: Tensor, limit: Tensor) -> None:
+    def finish(self, run: Run, y: Tensor, plan: Plan, lost: Tensor, limit: Tensor) -> None:
         """Make what was asked for of the state y at the end, and mark what is broken."""
         failed, normalizer = lost, self.model.normalizer
         if plan.final != "state" and not self.stopped:
             if plan.final == "denoise":
                 y = run.predict(y, plan.end).denoised
-                failed = failed | _broken(y, limit)
+                failed = failed | broken(y, limit)
             else:
-                y = y / _alpha(self.model.sde, plan.end)
+                y = y / alpha_at(self.model.sde, plan.end)
             if normalizer is not None:
                 y = normalizer.decode(y)
-                failed = failed | ~torch.isfinite(_size(y))
+                failed = failed | ~torch.isfinite(largest(y))
         self.x, self.nfe, self.failed = y, run.nfe, failed
 
 
@@ -406,11 +292,7 @@ def _state(model: Denoiser, x_init: Tensor, t: float, units: str, dtype: torch.d
     if units == "normalised":
         return x_init.to(dtype)
     encoded = x_init if model.normalizer is None else model.normalizer.encode(x_init)
-    return (encoded * _alpha(model.sde, t)).to(dtype)
-
-
-def _alpha(sde: SDE, t: float) -> float:
-    return float(sde.marginal(torch.tensor(t, dtype=torch.float64))[0])
+    return (encoded * alpha_at(model.sde, t)).to(dtype)
 
 
 def sample_together(model: Denoiser, shape: Sequence[int], cond: dict[str, Tensor] | None = None, **options: Any) -> Samples:
@@ -435,77 +317,5 @@ def sample_together(model: Denoiser, shape: Sequence[int], cond: dict[str, Tenso
     return replace(out, x=x, nfe=nfe, failed=failed)
 
 
-def _check_shape(shape: Sequence[int]) -> tuple[int, tuple[int, ...]]:
-    try:
-        numbers = tuple(operator.index(n) for n in shape)
-    except TypeError:
-        raise TypeError(f"shape must be (N, *data shape) in whole numbers, got {shape!r}") from None
-    if len(numbers) < 2 or min(numbers) < 1:
-        raise ValueError(f"shape must be (N, *data shape) with positive entries, got {tuple(shape)}")
-    return numbers[0], numbers[1:]
-
-
-def _choose(what: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"unknown {what} {value!r}; choose from {', '.join(allowed)}")
-
-
-def _check_choices(trajectory: str | None, on_failure: str, x_init_units: str) -> None:
-    _choose("on_failure", on_failure, ("raise", "mask"))
-    _choose("x_init_units", x_init_units, ("normalised", "data"))
-    if trajectory not in (None, "states", "denoised"):
-        raise ValueError(f"unknown trajectory {trajectory!r}; choose from None, states, denoised")
-
-
-def _where(
-    model: Denoiser, x_init: Tensor | None, device: torch.device | str | None, dtype: torch.dtype | None
-) -> tuple[torch.device, torch.dtype]:
-    """The device and dtype of the states: the model's own, at least float32."""
-    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
-    like = x_init if parameter is None else parameter
-    own = torch.device("cpu") if like is None else like.device
-    chosen = own if device is None else torch.device(device)
-    if parameter is not None and (chosen.type, chosen.index or 0) != (own.type, own.index or 0):
-        raise ValueError(f"the model is on {own} and its states are there too: move it, model.to({str(chosen)!r}), or leave device out")
-    if dtype is None:
-        dtype = torch.float64 if like is not None and like.dtype == torch.float64 else torch.float32
-    if dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"states are float32 or float64, whatever the network's dtype, got {dtype}")
-    return chosen if parameter is None else own, dtype
-
-
 def _batches(count: int, size: int) -> Iterator[tuple[int, int]]:
     return ((first, min(first + size, count)) for first in range(0, count, size))
-
-
-def _size(x: Tensor) -> Tensor:
-    # The largest magnitude in each sample, (B, *) gives (B,); float64, since the limit overflows narrower dtypes.
-    return x.abs().flatten(1).amax(1).double()
-
-
-def _broken(x: Tensor, limit: Tensor) -> Tensor:
-    # Not "size >= limit", which NaN would pass.
-    return ~(_size(x) < limit)
-
-
-def _locate(plan: _Plan, run: Run, x: Tensor, lost: Tensor, limit: Tensor) -> tuple[float | None, int | None]:
-    """Time and step at which one of the samples `lost` in the loop is first seen broken: the same batch again, watched, since
-    a loop that ends well pays nothing for being able to say so."""
-    found: list[tuple[float, int]] = []
-    taken = 0
-
-    def observe(t: float, state: Tensor, denoised: Tensor) -> bool:
-        nonlocal taken
-        taken += 1
-        # Others may have been out of bounds on their way and come back.
-        if bool((_broken(state, limit) & lost).any()):
-            found.append((t, taken))
-        return bool(found)
-
-    run.observer = observe
-    plan.method.solve(run, x, plan.start, plan.end, plan.steps, plan.grid)
-    if found:
-        return found[0]
-    if not taken or (plan.method.adaptive and bool(lost.any())):
-        return None, None
-    return plan.end, taken  # after the last step shown: the denoising call, or what a solver does there unseen

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from toys import CountingNetwork
 
 from sde_gen import SDE, Moments, ScoreModel, SolverError, make_sde, make_solver, sample
-from sde_gen.sampling.sample import GROWTH
+from sde_gen.sampling.failures import GROWTH
 from sde_gen.sdes import SDES
 from sde_gen.shapes import expand_as
 from sde_gen.solvers import SOLVERS, make_grid
