@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .. import memory, parallel
 from ..data import Source, rows_drawn
-from ..devices import STATE_OF_CARD, OnItsWay, current, random_state, set_random_state
+from ..devices import OnItsWay, current, random_state, set_random_state
 from ..models.moments import Moments
 from ..models.score import ScoreModel
 from ..networks import Network
@@ -25,8 +25,9 @@ from ..unknown_numbers import with_nan
 from .batches import read_batches
 from .checkpoint import State
 from .objective import Objective
+from .resume import load_optimizer_state, optimizer_state, restore_generator
 from .settings import DECAYS, TrainSettings, check_layout, check_processes
-from .sharding import Placement, in_shares, load_whole, whole
+from .sharding import Placement, load_whole, whole
 from .validation import MOST_SAMPLES, Validation
 
 MOST_SKIPPED = 10
@@ -216,7 +217,7 @@ class Trainer:
             if state and self.world > 1:
                 for number, random in enumerate(parallel.gather_rows(random_state(self.device)[None])):
                     self.of_others[f"random.{number}"] = random
-                for name, value in self._optimizer_state().items() if self.placement.sharded else ():
+                for name, value in optimizer_state(self.optimizer).items() if self.placement.sharded else ():
                     full = whole(value)
                     if self.rank == 0:
                         self.of_others[name] = full.cpu()
@@ -446,7 +447,7 @@ class Trainer:
         tensors = {"generator": self.generator.get_state(), "random": random_state(self.device)}
         tensors["averaged"] = torch.tensor(self.average.updates)
         tensors |= self.of_others
-        tensors |= {} if self.placement.sharded else self._optimizer_state()
+        tensors |= {} if self.placement.sharded else optimizer_state(self.optimizer)
         tensors |= {f"objective.{name}": value for name, value in self.objective.state_dict().items()}
         if self.recent:
             tensors["recent"] = torch.stack(self.recent)
@@ -456,10 +457,6 @@ class Trainer:
             "skipped": self.result.skipped,
             "history": self.result.history,
         }
-
-    def _optimizer_state(self) -> dict[str, Tensor]:
-        state = self.optimizer.state_dict()["state"]
-        return {f"optimizer.{number}.{name}": value for number, values in state.items() for name, value in values.items()}
 
     def restore(self, state: State) -> None:
         """Go on from `state`, whose tensors hold the weights too, as `read_state` gives them."""
@@ -471,24 +468,9 @@ class Trainer:
         load_whole(self.network, of["network"])
         load_whole(self.average.module, of["ema"])
         self.average.updates = int(tensors["averaged"])
-        of_parameters: dict[int, dict[str, Tensor]] = {}
-        for key, value in of.get("optimizer", {}).items():
-            number, _, name = key.partition(".")
-            if name != "step":
-                parameter = self.parameters[int(number)]
-                value = in_shares(value, parameter)
-                if value.shape != parameter.shape:  # the optimiser itself does not look
-                    raise ValueError(f"{key} of shape {tuple(value.shape)} for a parameter of {tuple(parameter.shape)}")
-                value = torch.empty_like(parameter).copy_(value)  # nor at the order in memory, in which its kernel goes
-            of_parameters.setdefault(int(number), {})[name] = value
-        self.optimizer.load_state_dict({"state": of_parameters, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        load_optimizer_state(self.optimizer, self.parameters, of.get("optimizer", {}))
         self.objective.load_state_dict(of.get("objective", {}))
-        kept, kinds = tensors["generator"].cpu(), {len(torch.get_rng_state()), STATE_OF_CARD}
-        if len(kept) == len(self.generator.get_state()) or len(kept) not in kinds:
-            self.generator.set_state(kept)  # which says what is wrong with it
-        else:
-            warnings.warn("this training began on another kind of device: its noise goes on from a new seed", stacklevel=2)
-            self.generator.manual_seed(self.settings.seed + 1_000_003 * (1 + int(values["step"])))
+        restore_generator(self.generator, tensors["generator"], self.settings.seed + 1_000_003 * (1 + int(values["step"])))
         self.random = tensors["random"].cpu() if self.rank == 0 else of.get("random", {}).get(str(self.rank))
         self.recent = list(tensors["recent"].to(self.device).unbind()) if "recent" in tensors else []
         self.step, self.taken, self.in_a_row, self.evaluated = (int(values[k]) for k in ("step", "taken", "in_a_row", "evaluated"))
