@@ -18,7 +18,8 @@ from sde_gen.data import arrays, folders, tables
 from sde_gen.data.archives import MOST_MEMBER
 from sde_gen.data.decode import LEVELS, decode, read_limited
 from sde_gen.data.errors import one_line
-from sde_gen.data.write import DataDescription, _cells
+from sde_gen.data.write import DataDescription
+from sde_gen.data.write_tables import cells_of
 
 ALLOWED = f"a folder of images, an image, .npy, .npz or a table ({', '.join(tables.ENDINGS)})"
 Write = Callable[[Path, np.ndarray, bool], Path]
@@ -104,7 +105,7 @@ def _table(path: Path, about: DataDescription, measured: tuple[int, ...]) -> Deg
 
     def write(place: Path, x: np.ndarray, whole: bool) -> Path:
         finished = about.finish(x, "csv")[0] if whole else x
-        columns = [_cells(finished[:, k], whole and about.whole[k]) for k in range(len(places))]
+        columns = [cells_of(finished[:, k], whole and about.whole[k]) for k in range(len(places))]
         file = place.with_name(place.name + path.suffix)
         with file.open("w", encoding="utf-8", newline="") as text:
             writer = csv.writer(text, delimiter=_separator(path), lineterminator="\n")
