@@ -189,6 +189,13 @@ class DataDescription:
             rounded = np.rint(rounded * ((self._depth - 1) / (self.levels - 1)))
         return rounded.astype(self.file_dtype(form)), np.array(touched)
 
+    def of_picture(self, picture: np.ndarray, depth: int) -> np.ndarray:
+        """A picture's values 0 .. depth - 1 in the data's units: the inverse of how `finish` makes pictures."""
+        if self.levels is not None:
+            return picture * ((self.levels - 1) / (self._depth - 1))
+        low, high = self.value_range
+        return picture if self._bytes else low + picture * ((high - low) / (depth - 1))
+
     def file_dtype(self, form: str = "npz") -> np.dtype:
         """The type of the numbers that `finish` gives."""
         if form == "png":
