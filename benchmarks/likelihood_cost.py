@@ -240,7 +240,7 @@ def digits_part(model: ScoreModel, images: Tensor, quick: bool) -> dict[str, Any
     """`images` dequantised, (B, *) float32 in the data's units."""
     sde, dim = model.sde, images[0].numel()
     assert model.normalizer is not None
-    x, offset = model.normalizer.encode(images), model.normalizer.log_det(images.shape[1:])
+    x, offset = model.normalizer.encode(images), model.normalizer.log_det(images)
     flat = probes_of(len(x), dim, x.dtype)
     vectors, exact_model = flat.reshape(x.shape), copy.deepcopy(model).double()
     tolerances, repeats = ((1e-2, 1e-3, 1e-4), 1) if quick else (DIGITS_TOLERANCES, REPEATS)

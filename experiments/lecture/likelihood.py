@@ -66,7 +66,7 @@ def draw(studio: Studio) -> Numbers:
     data_like = model.normalizer.decode(state[:checked] / alpha[0].float())
     with sdpa_kernel(SDPBackend.MATH):
         exact = sde_gen.log_likelihood(model, data_like, divergence="exact", t=start, rtol=1e-3, atol=1e-3).log_prob.double()
-    units = dim * math.log(float(alpha[0])) + model.normalizer.log_det(x.shape[1:])
+    units = dim * math.log(float(alpha[0])) + float(model.normalizer.log_det(x[:1]))
     off = float((log_p[0, :checked] + units - exact).abs().max())
 
     noise_of_all = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..data.write import DataDescription
 from ..inverse import Blur, Crop, Downsample, Gaussian, Grey, Mask, Matrix, Noise, Operator, Poisson, Quantised
-from ..models.denoiser import Denoiser
+from ..models.denoiser import Denoiser, is_affine
 
 Shape = tuple[int, ...]
 
@@ -120,7 +120,7 @@ def _share(operator: Operator, shape: Shape, spread: Tensor, name: str, share: f
 def spread_of(about: DataDescription, model: Denoiser) -> tuple[Tensor, str]:
     """What a share of noise is a share of: of vectors each entry's standard deviation (D,), of all others the data's range ()."""
     scale = getattr(model.normalizer, "scale", None)
-    if len(about.shape) == 1 and isinstance(scale, Tensor):
+    if len(about.shape) == 1 and isinstance(scale, Tensor) and is_affine(model.normalizer):
         return scale.detach().cpu().double(), "each column's standard deviation"
     low, high = about.value_range
     return torch.tensor(high - low, dtype=torch.float64), f"the data's range {low:.4g} .. {high:.4g}"

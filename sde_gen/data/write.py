@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -16,10 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from sde_gen.data.dataset import Dataset
+from sde_gen.data.write_tables import Column, write_table
 
 FORMATS = {".npy": "npy", ".npz": "npz", ".csv": "csv", ".tsv": "tsv"}
 """By the ending of a file; what has none is a folder of PNGs, "png"."""
-T = TypeVar("T")
 _AXES = {1: "NC", 2: "NCL", 3: "NCHW", 4: "NCDHW"}
 _ROWS = 65_536  # at a time, so that no second copy of the data is made
 _BYTES = 1 << 26
@@ -29,8 +28,6 @@ _BYTE, _WORD = 256, 65_536
 
 MEMBERS = ("x", "label", "guidance", "rule")
 """Arrays of an .npz of samples that are no condition of theirs."""
-Column = Callable[[int, int], np.ndarray]
-"""Of a condition: its values (last - first, *) for the samples first .. last - 1, as a file of the data would have them."""
 Parts = Callable[[], Iterator[tuple[np.ndarray, np.ndarray | None]]]
 """Gives, each time that it is called, all samples part by part: values (B, *shape) of `DataDescription.finish` and classes (B,) or None."""
 
@@ -109,8 +106,8 @@ class DataDescription:
                 and (names is None) == (counts is None)
                 and (counts is None or names is None or (len(names) == len(counts) and min(counts) >= 0 and sum(counts) > 0))
                 and (found.label_column is None or len(found.label_column) == 2)
-                and all(0 <= place < wide + beside for place in found._beside)
-                and len(set(found._beside)) == beside
+                and all(0 <= place < wide + beside for place in found.places_beside)
+                and len(set(found.places_beside)) == beside
             )
         except (AttributeError, TypeError, ValueError, IndexError):
             right = False
@@ -119,7 +116,7 @@ class DataDescription:
         return found
 
     @property
-    def _beside(self) -> list[int]:
+    def places_beside(self) -> list[int]:
         """Places of the columns of the table that are no data."""
         return [place for _, _, place in self.cond_columns] + ([] if self.label_column is None else [self.label_column[1]])
 
@@ -191,6 +188,13 @@ class DataDescription:
         if form == "png" and self.levels is not None and self._depth > 2:
             rounded = np.rint(rounded * ((self._depth - 1) / (self.levels - 1)))
         return rounded.astype(self.file_dtype(form)), np.array(touched)
+
+    def of_picture(self, picture: np.ndarray, depth: int) -> np.ndarray:
+        """A picture's values 0 .. depth - 1 in the data's units: the inverse of how `finish` makes pictures."""
+        if self.levels is not None:
+            return picture * ((self.levels - 1) / (self._depth - 1))
+        low, high = self.value_range
+        return picture if self._bytes else low + picture * ((high - low) / (depth - 1))
 
     def file_dtype(self, form: str = "npz") -> np.dtype:
         """The type of the numbers that `finish` gives."""
@@ -320,7 +324,7 @@ def write_samples(
                     np.lib.format.write_array(member, np.array(fact), allow_pickle=False)
     elif form in ("csv", "tsv"):
         with path.open("w", encoding="utf-8", newline="") as text:
-            _write_table(text, "," if form == "csv" else "\t", about, parts(), labelled, beside)
+            write_table(text, "," if form == "csv" else "\t", about, parts(), labelled, beside)
     else:
         _write_pictures(path, about, count, parts(), labelled)
 
@@ -331,54 +335,6 @@ def _write_array(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype, parts:
     np.lib.format.write_array_header_1_0(file, header)
     for part in parts:
         file.write(np.ascontiguousarray(part, dtype=dtype).tobytes())
-
-
-def _write_table(
-    file: Any,
-    mark: str,
-    about: DataDescription,
-    parts: Iterable[tuple[np.ndarray, np.ndarray | None]],
-    labelled: bool,
-    beside: Mapping[str, Column],
-) -> None:
-    writer = csv.writer(file, delimiter=mark, lineterminator="\n")
-    told = {place: name for name, _, place in about.cond_columns}
-    name, place = about.label_column or (None, about.shape[0] + len(told))
-    if about.columns is not None:
-        headers: dict[int, str] = {place: header or name for name, header, place in about.cond_columns}
-        writer.writerow(_in_places(about.columns, headers | ({place: name or "label"} if labelled else {}), about._beside))
-    first = 0
-    for values, classes in parts:
-        last = first + len(values)
-        others: dict[int, Sequence[str]] = {}
-        for at, known in told.items():
-            others[at] = _told_cells(beside[known](first, last)) if known in beside else [""] * len(values)
-        if labelled and classes is not None:
-            others[place] = about.labels_of(classes).astype(str).tolist()
-        columns = _in_places([_cells(values[:, i], whole) for i, whole in enumerate(about.whole)], others, about._beside)
-        writer.writerows(zip(*columns, strict=True))
-        first = last
-
-
-def _in_places(columns: Sequence[T], others: Mapping[int, T], places: Sequence[int]) -> list[T]:
-    """The data's columns with `others` where they stood; `places`: of all columns that are no data, written or not."""
-    left, taken = iter(columns), {*others, *places}
-    total = len(columns) + len(taken)
-    return [others[place] if place in others else next(left) for place in range(total) if place in others or place not in taken]
-
-
-def _told_cells(values: np.ndarray) -> list[str]:
-    """Words as they are, whole numbers without a point, nothing for NaN."""
-    if values.dtype.kind not in "fc":
-        return [str(value) for value in values.tolist()]
-    return ["" if math.isnan(value) else str(int(value) if value.is_integer() else value) for value in values.tolist()]
-
-
-def _cells(values: np.ndarray, whole: bool) -> list[str]:
-    """As few digits as give the number again."""
-    if whole and values.dtype.kind == "f" and bool((np.abs(values) < 2.0**53).all()):
-        values = values.astype(np.int64)
-    return [str(value) for value in (values.tolist() if values.dtype.kind != "f" or values.dtype == np.float64 else values)]
 
 
 def _write_pictures(

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..models.denoiser import UnitMap
+from ..models.denoiser import UnitMap, is_affine
 from ..models.prior import MatchedPrior, Prior, SDEPrior
 from ..shapes import expand_as
 from .chain import DiscreteChain, Index
@@ -54,9 +54,17 @@ def decoder_nll(
     std: the Gaussian's standard deviation in normalised units, a scalar or of the shape of `denoised`.
     levels: with a number the values are integers 0 .. levels - 1, and P is the Gaussian's mass in their bins (`discretized_log_prob`);
         with None P is its density in the data's units.
+
+    Raises ValueError for levels where the normaliser is not affine.
     scale, shift: see `discretized_log_prob`.
     """
     std = std.expand_as(denoised)
+    if normalizer is not None and not is_affine(normalizer):
+        if levels is not None:
+            raise ValueError("bins of whole numbers need an affine normaliser (standard, range, robust, identity): levels must be None")
+        z = normalizer.encode(values)
+        log_prob = -0.5 * ((z - denoised) / std) ** 2 - torch.log(std) - 0.5 * math.log(2 * math.pi)
+        return -log_prob.flatten(1).sum(1) - normalizer.log_det(values)
     if normalizer is not None:
         zero = normalizer.decode(torch.zeros_like(denoised[:1]))
         std = std * (normalizer.decode(torch.ones_like(denoised[:1])) - zero)

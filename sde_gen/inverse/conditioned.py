@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.denoiser import Denoiser, Prediction, Wrapper
+from ..models.denoiser import Denoiser, Prediction, Wrapper, is_affine
 from ..models.prior import Prior
 from ..sampling.sample import sample
 from ..solvers import Solver
@@ -25,12 +25,14 @@ class Observed:
     """The measurement of one batch, in terms of normalised data z (B, *data shape).
 
     y: (B, *measured shape), 0 in gaps. seen: which entries are measured, bool. variance: of the noise, as y; 1 in gaps.
-    With decode(z) = shift + scale z the linear part of A(decode(z)) is H z = A(scale z).
+    With decode(z) = shift + scale z the linear part of A(decode(z)) is H z = A(scale z). Where the normaliser is not affine, A(decode(z))
+    is as of an operator that is not linear.
     """
 
     def __init__(self, wrapper: Conditioned, y: Tensor, x: Tensor) -> None:
         self.measurement, self.normalizer = wrapper.measurement, wrapper.normalizer
-        self.linear, self.absent = self.measurement.operator.linear, self.measurement.noise.absent
+        self.linear = self.measurement.operator.linear and is_affine(self.normalizer)
+        self.absent = self.measurement.noise.absent
         self.shape = x.shape[1:]
         self.seen = self.measurement.seen(y, self.shape)
         self.given, self.y = y, torch.where(self.seen, y, 0)
@@ -132,6 +134,10 @@ class Conditioned(Wrapper):
         if self.linear and not measurement.operator.linear:
             raise ValueError(
                 f"{name} takes linear operators, got {type(measurement.operator).__name__}, which is none (dps, mmps, twisted do)"
+            )
+        if self.linear and not is_affine(model.normalizer):
+            raise ValueError(
+                f"{name} takes measurements that are linear in normalised data, and this model's normaliser is not affine (dps, mmps do)"
             )
         if self.noisy and measurement.noise.absent:
             raise ValueError(f"{name} needs noise: std must be positive, got 0 (allowed for methods that take it as a hard constraint)")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.integers import check_levels, short
-from ..models.denoiser import Denoiser
+from ..models.denoiser import Denoiser, is_affine
 from ..randomness import NoiseStream, check_seed
 from ..unknown_numbers import shown_number
 from .flow import log_likelihood, log_likelihood_together
@@ -192,6 +192,8 @@ def matching_time(model: Denoiser, shape: torch.Size, scale: float) -> tuple[flo
     """The time at which the model's noise, seen in the data's units, has half a bin as `CUT` standard deviations, and that number,
     which is another where the model has no such time."""
     stretch = 1.0
+    if not is_affine(model.normalizer):
+        raise ValueError("truncated_normal needs an affine normaliser, whose bins are of one width: dequantization='uniform' does not")
     if model.normalizer is not None:
         shift = next(model.normalizer.buffers(), None) if isinstance(model.normalizer, nn.Module) else None
         ones = torch.ones(1, *shape, dtype=torch.float64, device=None if shift is None else shift.device)

@@ -285,9 +285,9 @@ class _Remainder:
 
     def likelihood(self, x: Tensor, start: float, tolerances: tuple[float, float], cap: int, times: Tensor | None) -> LogLikelihood:
         sde, batch = self.model.sde, len(x)
-        encoded, log_det = x.double(), 0.0
+        encoded, log_det = x.double(), torch.zeros(batch, dtype=torch.float64, device=x.device)
         if self.model.normalizer is not None:
-            encoded, log_det = self.model.normalizer.encode(encoded), self.model.normalizer.log_det(x.shape[1:])
+            encoded, log_det = self.model.normalizer.encode(encoded), self.model.normalizer.log_det(encoded)
         ends = torch.tensor([start, sde.t_max], dtype=torch.float64, device=x.device)
         alpha, variance = self.at(ends)
         flat = (alpha[0] * encoded).flatten(1)

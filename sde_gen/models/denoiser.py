@@ -21,13 +21,22 @@ from .prior import MatchedPrior, Prior, SDEPrior
 
 
 class UnitMap(Protocol):
-    """The map between the data's own units and normalised ones, as `sde_gen.data.Normalizer` is."""
+    """The map between the data's own units and normalised ones, as `sde_gen.data.Normalizer` is: monotone, entry by entry.
+
+    log_det: log |det d encode(x)/dx| in nats, (B,), of data x (B, *) in their own units.
+    affine: an attribute that may be left out: False where `decode` is not shift + scale z.
+    """
 
     def encode(self, x: Tensor) -> Tensor: ...
 
     def decode(self, z: Tensor) -> Tensor: ...
 
-    def log_det(self, shape: Sequence[int]) -> float: ...
+    def log_det(self, x: Tensor) -> Tensor: ...
+
+
+def is_affine(units: UnitMap | None) -> bool:
+    """Whether data are shift + scale z of normalised values z, as they are where there is no map."""
+    return units is None or bool(getattr(units, "affine", True))
 
 
 @dataclass(frozen=True, slots=True)

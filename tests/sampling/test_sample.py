@@ -191,8 +191,8 @@ class Affine(torch.nn.Module):
     def decode(self, z):
         return 3 * z + 10
 
-    def log_det(self, shape):
-        return 0.0
+    def log_det(self, x):
+        return torch.zeros(len(x), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("solver", ["em", "ode", "toy ddim"])
