@@ -138,6 +138,15 @@ def _condition(path: Path, name: str, array: np.ndarray, rank: int, axes: str | 
     return of_items.of_array(path.name, array, layout, source)
 
 
+def open_items(path: Path) -> tuple[str | None, np.ndarray]:
+    """The array of items of an .npy or .npz file, and its name in the latter."""
+    if path.suffix.lower() == ".npy":
+        return None, _checked(path.name, open_npy(path))
+    members = _members(path)
+    key = _chosen(path, members)["train"]
+    return key, _checked(path.name, _open_member(path, members[key]))
+
+
 def _checked(name: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind not in "buif":
         what = "Python objects, which would have to be unpickled" if array.dtype.hasobject else str(array.dtype)

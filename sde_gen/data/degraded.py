@@ -16,9 +16,10 @@ from torch import Tensor
 
 from sde_gen.data import arrays, folders, tables
 from sde_gen.data.archives import MOST_MEMBER
+from sde_gen.data.cell_text import NOT_THERE, number_of, rows_of, separator_of, text_of
 from sde_gen.data.decode import LEVELS, decode, read_limited
 from sde_gen.data.errors import one_line
-from sde_gen.data.write import DataDescription, _cells
+from sde_gen.data.write import DataDescription
 
 ALLOWED = f"a folder of images, an image, .npy, .npz or a table ({', '.join(tables.ENDINGS)})"
 Write = Callable[[Path, np.ndarray, bool], Path]
@@ -64,7 +65,7 @@ def read_degraded(path: Path, about: DataDescription, measured: Sequence[int]) -
         return _table(path, about, tuple(measured))
     if ending in (".npy", ".npz") and path.is_file():
         return _array(path, about, tuple(measured))
-    if path.is_dir() or folders._is_image(path.name):
+    if path.is_dir() or folders.is_image(path.name):
         return _images(path, about, tuple(measured))
     raise ValueError(f"{path.name}: not a known kind of file; {ALLOWED} is needed")
 
@@ -78,7 +79,7 @@ def _table(path: Path, about: DataDescription, measured: tuple[int, ...]) -> Deg
         raise ValueError(f"{path.name}: a table holds rows of {shapes}? Tables are for vectors with a mask or gaps; save others as .npy")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = list(tables._rows(path, file))
+            lines = list(rows_of(path, file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path.name}: cannot be read as a text table ({one_line(error)}); UTF-8 text is needed") from error
     if not lines:
@@ -104,10 +105,10 @@ def _table(path: Path, about: DataDescription, measured: tuple[int, ...]) -> Deg
 
     def write(place: Path, x: np.ndarray, whole: bool) -> Path:
         finished = about.finish(x, "csv")[0] if whole else x
-        columns = [_cells(finished[:, k], whole and about.whole[k]) for k in range(len(places))]
+        columns = [text_of(finished[:, k], whole and about.whole[k]) for k in range(len(places))]
         file = place.with_name(place.name + path.suffix)
         with file.open("w", encoding="utf-8", newline="") as text:
-            writer = csv.writer(text, delimiter=_separator(path), lineterminator="\n")
+            writer = csv.writer(text, delimiter=separator_of(path), lineterminator="\n")
             if header is not None:
                 writer.writerow(header)
             for row, (_, cells) in enumerate(lines):
@@ -139,36 +140,17 @@ def _places(path: Path, about: DataDescription, first: list[str]) -> tuple[list[
 
 def _cell(cell: str) -> float | None:
     """The number of a cell, NaN for a gap, None for what is neither."""
-    if cell.lower() in tables._NOT_THERE:
+    if cell.lower() in NOT_THERE:
         return math.nan
-    value = tables._number(cell)
+    value = number_of(cell)
     return value if value is not None and math.isfinite(value) else None
-
-
-def _separator(path: Path) -> str:
-    """What stands between the cells of a table, as it was read."""
-    if path.suffix.lower() == ".tsv":
-        return "\t"
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        first = next((line for line in file if line.strip() and not line.startswith("#")), "")
-    counts = {mark: first.count(mark) for mark in (",", ";", "\t")}
-    return max(counts, key=lambda mark: counts[mark]) if any(counts.values()) else " "
 
 
 # ---------------------------------------------------------------- arrays
 
 
-def _open(path: Path) -> tuple[str | None, np.ndarray]:
-    """The array of items of an .npy or .npz file, and its name in the latter."""
-    if path.suffix.lower() == ".npy":
-        return None, arrays._checked(path.name, arrays.open_npy(path))
-    members = arrays._members(path)
-    key = arrays._chosen(path, members)["train"]
-    return key, arrays._checked(path.name, arrays._open_member(path, members[key]))
-
-
 def _array(path: Path, about: DataDescription, measured: tuple[int, ...]) -> Degraded:
-    key, array = _open(path)
+    key, array = arrays.open_items(path)
     if not array.ndim or not len(array):
         raise ValueError(f"{path.name}: holds no items; an array (N, *) is needed")
     found = array.shape[1:]
@@ -216,7 +198,7 @@ def _array(path: Path, about: DataDescription, measured: tuple[int, ...]) -> Deg
 def _images(path: Path, about: DataDescription, measured: tuple[int, ...]) -> Degraded:
     about.check("png")
     folder = path if path.is_dir() else path.parent
-    names = sorted(name for name in folders._walk(path) if folders._is_image(name)) if path.is_dir() else [path.name]
+    names = sorted(folders.image_names(path)) if path.is_dir() else [path.name]
     if not names:
         raise ValueError(f"{path.name}: no images; files such as .png are needed")
     images = []
@@ -228,7 +210,7 @@ def _images(path: Path, about: DataDescription, measured: tuple[int, ...]) -> De
             raise ValueError(
                 f"{name}: an image of shape {shown}; {'x'.join(map(str, measured))} is needed, as the operator measures {about.name}"
             )
-        images.append(_levels(values.astype(np.float64), LEVELS[mode], about))
+        images.append(about.of_picture(values.astype(np.float64), LEVELS[mode]))
     labels = tuple(Path(name).parts[0] if len(Path(name).parts) > 1 else None for name in names)
 
     def write(place: Path, x: np.ndarray, whole: bool) -> Path:
@@ -239,11 +221,3 @@ def _images(path: Path, about: DataDescription, measured: tuple[int, ...]) -> De
         return place
 
     return Degraded(path.name, torch.from_numpy(np.stack(images)), labels if any(labels) else None, write)
-
-
-def _levels(picture: np.ndarray, depth: int, about: DataDescription) -> np.ndarray:
-    """A picture's values 0 .. depth - 1 in the data's units, the inverse of how `DataDescription.finish` makes pictures."""
-    if about.levels is not None:
-        return picture * ((about.levels - 1) / (about._depth - 1)) if about.levels != about._depth else picture
-    low, high = about.value_range
-    return picture if about._bytes else low + picture * ((high - low) / (depth - 1))

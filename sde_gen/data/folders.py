@@ -65,10 +65,10 @@ def load_images(
 def item_shape(path: Path, size: int | None = None) -> tuple[int, ...]:
     """Shape of the first image found, from its header."""
     if path.is_dir():
-        first = next((name for name in sorted(_walk(path)) if _is_image(name)), None)
+        first = next(iter(sorted(image_names(path))), None)
         found = None if first is None else (first, _content(path, first))
     else:
-        found = next(((name, content) for name, content in members(path, _is_image) if content is not None), None)
+        found = next(((name, content) for name, content in members(path, is_image) if content is not None), None)
     if found is None or found[1] is None:
         raise _none(path, 0)
     (height, width), mode = describe(found[1], f"{path.name}/{found[0]}")
@@ -120,7 +120,7 @@ def _maps(path: Path, images: _Images, size: int | None, in_memory: int) -> Sour
 
 def _from_folder(path: Path, size: int | None, in_memory: int) -> _Images:
     found = sorted(_walk(path), key=_order)
-    names = [name for name in found if _is_image(name)]
+    names = [name for name in found if is_image(name)]
     if not names:
         raise _none(path, len(found))
     described = {name: _content(path, name) for name in found if _is_description(name)}
@@ -146,7 +146,7 @@ def _from_archive(path: Path, size: int | None, in_memory: int) -> _Images:
     first: list[_Seen] = []
     described: dict[str, bytes] = {}
     left_out = used = 0
-    for name, content in members(path, lambda name: _is_image(name) or _is_description(name)):
+    for name, content in members(path, lambda name: is_image(name) or _is_description(name)):
         if content is None or _is_description(name):
             left_out += 1
             described |= {} if content is None else {name: content}
@@ -271,6 +271,11 @@ def _walk(path: Path) -> Iterator[str]:
         raise ValueError(f"{path}: cannot be read ({one_line(error)}); a folder of images is needed") from error
 
 
+def image_names(path: Path) -> list[str]:
+    """The images below a folder, by their paths in it with / between."""
+    return [name for name in _walk(path) if is_image(name)]
+
+
 def _raise(error: OSError) -> None:
     raise error
 
@@ -283,7 +288,8 @@ def _content(path: Path, name: str) -> bytes:
         raise ValueError(f"{path.name}/{name}: cannot be read ({one_line(error)}); a complete file is needed") from error
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether a path in a folder or an archive is that of an image, and no hidden file."""
     parts = PurePosixPath(name).parts
     return PurePosixPath(name).suffix.lower() in FORMATS and not any(part.startswith((".", "__MACOSX")) for part in parts)
 

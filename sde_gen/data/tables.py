@@ -14,6 +14,7 @@ import numpy as np
 
 from sde_gen.data import conditions as of_items
 from sde_gen.data.assemble import Part, assemble
+from sde_gen.data.cell_text import NOT_THERE, number_of, rows_of
 from sde_gen.data.dataset import Dataset
 from sde_gen.data.errors import one_line
 from sde_gen.data.source import array_source
@@ -22,7 +23,6 @@ ENDINGS = (".csv", ".tsv", ".txt")
 MOST_BYTES = 4 << 30
 """A larger table should be an .npy file, which need not be read whole."""
 _SHOWN = 8
-_NOT_THERE = ("", "na", "n/a", "nan", "null", "none")
 _LIKELY_LABELS = ("label", "labels", "class", "classes", "target", "category", "species")
 
 
@@ -57,7 +57,7 @@ def load_table(
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(f"{path.name}: {path.stat().st_size:,} bytes; tables of at most {MOST_BYTES:,} are allowed, save it as .npy")
     mark = None if missing is None else str(missing).strip()
-    value = None if mark is None else _number(mark)
+    value = None if mark is None else number_of(mark)
     if value is not None and math.isfinite(value):
         mark = None  # a number is read as any other and found in the array
     elif mark is not None:
@@ -103,7 +103,7 @@ class _Table:
 def _parse(
     path: Path, file: TextIO, label_column: str | None, missing: str | None, conditions: Sequence[tuple[str | None, str]] = ()
 ) -> _Table:
-    lines = _rows(path, file)
+    lines = rows_of(path, file)
     first_line, first = next(lines, (0, []))
     if not first:
         raise ValueError(f"{path.name}: empty; a table of numbers is needed")
@@ -185,8 +185,8 @@ def _conditions(path: Path, names: list[str], header: bool, conditions: Sequence
 def _condition(path: Path, name: str, cells: list[tuple[int, str]], missing: str | None) -> tuple[of_items.Values, str | None]:
     """The column of a condition, and what `conditions.of_cells` says of it."""
     texts = [cell for _, cell in cells]
-    known = np.array([not (cell.lower() in _NOT_THERE or _absent(cell, missing)) for cell in texts])
-    numbers = [_number(cell) if there else None for cell, there in zip(texts, known, strict=True)]
+    known = np.array([not (cell.lower() in NOT_THERE or _absent(cell, missing)) for cell in texts])
+    numbers = [number_of(cell) if there else None for cell, there in zip(texts, known, strict=True)]
     for (line, cell), number in zip(cells, numbers, strict=True):
         if number is not None and math.isinf(number):
             raise ValueError(f"{path.name}: line {line}, condition {name!r} holds {cell[:40]!r}; finite numbers or words are needed")
@@ -202,7 +202,7 @@ def _counts(first: list[str]) -> bool:
 
 def _tells_apart(index: list[str]) -> bool:
     """Whether the cells are all different, and whole numbers or words."""
-    numbers = [_number(cell) for cell in index]
+    numbers = [number_of(cell) for cell in index]
     kind = all(number is None or number == round(number) for number in numbers if number is None or abs(number) < np.inf)
     return kind and len(set(index)) == len(index)
 
@@ -210,12 +210,12 @@ def _tells_apart(index: list[str]) -> bool:
 def _cell(path: Path, line: int, name: str, cell: str, missing: str | None, labelled: bool) -> float:
     if _absent(cell, missing):
         return math.nan
-    value = _number(cell)
+    value = number_of(cell)
     if value is not None and abs(value) < np.inf:
         return value
     found = repr(cell[:40]) if cell else "nothing"
     cure = ""
-    if cell.lower() in _NOT_THERE:
+    if cell.lower() in NOT_THERE:
         cure = "; missing='nan' (--missing nan) leaves such lines out"
     elif value is None and not labelled:
         cure = " (words are allowed in columns of labels and conditions alone: --label-column, --condition)"
@@ -225,29 +225,7 @@ def _cell(path: Path, line: int, name: str, cell: str, missing: str | None, labe
 def _absent(cell: str, missing: str | None) -> bool:
     if missing is None:
         return False
-    return cell == missing if missing.lower() != "nan" else cell.lower() in _NOT_THERE
-
-
-def _rows(path: Path, file: TextIO) -> Iterator[tuple[int, list[str]]]:
-    """The lines that hold cells, with their numbers."""
-    first = ""
-    while not first.strip() or first.startswith("#"):
-        first = file.readline(1 << 20)
-        if not first:
-            return
-    counts = {mark: first.count(mark) for mark in (",", ";", "\t")}
-    mark = "\t" if path.suffix.lower() == ".tsv" else max(counts, key=lambda key: counts[key])
-    file.seek(0)
-    if not counts[mark] and path.suffix.lower() != ".tsv":
-        for number, line in enumerate(file, 1):
-            if line.strip() and not line.startswith("#"):
-                yield number, line.split()
-        return
-    reader = csv.reader(file, delimiter=mark)
-    for row in reader:
-        cells = [cell.strip() for cell in row]
-        if any(cells) and not cells[0].startswith("#"):
-            yield reader.line_num, cells
+    return cell == missing if missing.lower() != "nan" else cell.lower() in NOT_THERE
 
 
 def _chain(first: tuple[int, list[str]], rest: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
@@ -255,19 +233,12 @@ def _chain(first: tuple[int, list[str]], rest: Iterator[tuple[int, list[str]]]) 
     yield from rest
 
 
-def _number(cell: str) -> float | None:
-    try:
-        return None if "_" in cell else float(cell)  # float("1_0") is 10
-    except ValueError:
-        return None
-
-
 def _is_number(cell: str) -> bool:
-    return _number(cell) is not None
+    return number_of(cell) is not None
 
 
 def _as_labels(labels: list[str]) -> np.ndarray:
     """Whole numbers where all are, so that they sort as numbers; otherwise words."""
-    numbers = [_number(label) for label in labels]
+    numbers = [number_of(label) for label in labels]
     whole = [int(number) for number in numbers if number is not None and abs(number) < 1e15 and number == round(number)]
     return np.array(whole if len(whole) == len(labels) else labels)

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sde_gen.data.cell_text import condition_text_of, text_of
 from sde_gen.data.dataset import Dataset
 
 FORMATS = {".npy": "npy", ".npz": "npz", ".csv": "csv", ".tsv": "tsv"}
@@ -192,6 +193,13 @@ class DataDescription:
             rounded = np.rint(rounded * ((self._depth - 1) / (self.levels - 1)))
         return rounded.astype(self.file_dtype(form)), np.array(touched)
 
+    def of_picture(self, picture: np.ndarray, depth: int) -> np.ndarray:
+        """A picture's values 0 .. depth - 1 in the data's units: the inverse of how `finish` makes pictures."""
+        if self.levels is not None:
+            return picture * ((self.levels - 1) / (self._depth - 1))
+        low, high = self.value_range
+        return picture if self._bytes else low + picture * ((high - low) / (depth - 1))
+
     def file_dtype(self, form: str = "npz") -> np.dtype:
         """The type of the numbers that `finish` gives."""
         if form == "png":
@@ -352,10 +360,10 @@ def _write_table(
         last = first + len(values)
         others: dict[int, Sequence[str]] = {}
         for at, known in told.items():
-            others[at] = _told_cells(beside[known](first, last)) if known in beside else [""] * len(values)
+            others[at] = condition_text_of(beside[known](first, last)) if known in beside else [""] * len(values)
         if labelled and classes is not None:
             others[place] = about.labels_of(classes).astype(str).tolist()
-        columns = _in_places([_cells(values[:, i], whole) for i, whole in enumerate(about.whole)], others, about._beside)
+        columns = _in_places([text_of(values[:, i], whole) for i, whole in enumerate(about.whole)], others, about._beside)
         writer.writerows(zip(*columns, strict=True))
         first = last
 
@@ -365,20 +373,6 @@ def _in_places(columns: Sequence[T], others: Mapping[int, T], places: Sequence[i
     left, taken = iter(columns), {*others, *places}
     total = len(columns) + len(taken)
     return [others[place] if place in others else next(left) for place in range(total) if place in others or place not in taken]
-
-
-def _told_cells(values: np.ndarray) -> list[str]:
-    """Words as they are, whole numbers without a point, nothing for NaN."""
-    if values.dtype.kind not in "fc":
-        return [str(value) for value in values.tolist()]
-    return ["" if math.isnan(value) else str(int(value) if value.is_integer() else value) for value in values.tolist()]
-
-
-def _cells(values: np.ndarray, whole: bool) -> list[str]:
-    """As few digits as give the number again."""
-    if whole and values.dtype.kind == "f" and bool((np.abs(values) < 2.0**53).all()):
-        values = values.astype(np.int64)
-    return [str(value) for value in (values.tolist() if values.dtype.kind != "f" or values.dtype == np.float64 else values)]
 
 
 def _write_pictures(

@@ -133,7 +133,7 @@ def test_a_killed_job_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pyte
 def test_a_killed_join_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, settings = saved(tmp_path / "run"), SampleSettings(20, "em", 2, batch=8)
     with monkeypatch.context() as patch:
-        patch.setattr("sde_gen.data.write._cells", lambda *_: 1 / 0)
+        patch.setattr("sde_gen.data.write.text_of", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             sample_to_files(run, str(tmp_path / "s.csv"), settings, CPU, say=lambda line: None)
     assert [path.name for path in tmp_path.glob("*.csv")] == []
