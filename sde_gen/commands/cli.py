@@ -24,8 +24,9 @@ from .external import CHECK_EXAMPLES, IMPORT_EXAMPLES, add_check_flags, add_impo
 from .likelihood import LikelihoodSettings, check_settings, likelihood_run
 from .noise_ends import resolve_ends, warnings_of_ends
 from .report import write_report
-from .restore import RestoreSettings, restore_run
-from .restore import checked as checked_restore
+from .restore import restore_run
+from .restore_settings import RestoreSettings
+from .restore_settings import checked as checked_restore
 from .runs import (
     TrainedRun,
     check,

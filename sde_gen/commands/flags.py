@@ -27,7 +27,7 @@ from .config import ConfigError, merge, read_config, read_yaml
 from .likelihood import LikelihoodSettings
 from .measurement_text import OPERATORS
 from .noise_ends import AUTO
-from .restore import RestoreSettings
+from .restore_settings import RestoreSettings
 
 RUN_EXAMPLES = """examples:
   %(prog)s                                        train on digits with VP, sample with PC

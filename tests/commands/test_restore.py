@@ -18,9 +18,11 @@ from toys import TINY_RUN, Command
 
 from sde_gen import Dataset, Moments, Normalizer, Prediction, ScoreModel, make_sde
 from sde_gen.commands import restore as command
+from sde_gen.commands import restore_problems
 from sde_gen.commands.config import ConfigError, resolve
 from sde_gen.commands.measurement_text import OPERATORS, parse_noise, parse_operator
-from sde_gen.commands.restore import RestoreSettings, checked, restore_run
+from sde_gen.commands.restore import restore_run
+from sde_gen.commands.restore_settings import RestoreSettings, checked
 from sde_gen.commands.runs import OF_NETWORK, TrainedRun
 from sde_gen.data.write import DataDescription
 from sde_gen.exact.mixtures import GaussianData
@@ -75,7 +77,7 @@ def test_numbers_are_the_exact_posterior_s(tmp_path: Path, monkeypatch: pytest.M
     assert rows["twisted"]["calibration"]["model"]["problems"] == 40 and rows["twisted"]["calibration"]["held_out"]["problems"] == 40
     # the noise is a share of each column's spread, and the evidence that of a Gaussian
     operator, held = Mask.random((5,), 0.4, 1), operator_kept(5, 0.4, 1)
-    rows_of = command.rows_drawn(60, 25, 0)
+    rows_of = restore_problems.rows_drawn(60, 25, 0)
     truths = run.data.test[rows_of]  # type: ignore[index]
     y = command.Measurement(operator, Gaussian(0.3 * run.model.normalizer.scale)).simulate(truths, 0)  # type: ignore[union-attr]
     scale, shift = run.model.normalizer.scale, run.model.normalizer.shift  # type: ignore[union-attr]
@@ -85,7 +87,7 @@ def test_numbers_are_the_exact_posterior_s(tmp_path: Path, monkeypatch: pytest.M
     found = rows["twisted"]["log_evidence"]["value"]
     assert found == pytest.approx(exact, abs=0.1) and "log_evidence" not in rows["mmps"]
     # TARP's references depend on the measurement, and lie where it points
-    task = command._Task(run, DataDescription.of(run.data), command.Measurement(operator, Gaussian(0.3 * scale)), settings, False)
+    task = restore_problems.Task(run, DataDescription.of(run.data), command.Measurement(operator, Gaussian(0.3 * scale)), settings, False)
     references, clean = task.references(y), run.model.normalizer.encode(truths)  # type: ignore[union-attr]
     assert torch.allclose(references.square().mean(1), torch.ones(len(y))) and bool((references[:, ~held] == 0).all())
     assert float((references * clean)[:, held].mean()) > 0.5
@@ -192,13 +194,13 @@ def test_a_conditional_table(sde_gen_command: Command, tmp_path: Path, monkeypat
     assert sde_gen_command("run", *TINY_RUN, "--solver", "ddim", *asked)[0] == 0
     (tmp_path / "gaps.csv").write_text("id,count,a,where\nq,,0.50,south\nr,3,,north\ns,2,,\nt,5,1e-1,south\n")
     given: list[Any] = []
-    draw = command.posterior
+    draw = restore_problems.posterior
 
     def watched(*arguments: Any, **options: Any) -> Posterior:
         given.append(options["cond"])
         return draw(*arguments, **options)
 
-    monkeypatch.setattr(command, "posterior", watched)
+    monkeypatch.setattr(restore_problems, "posterior", watched)
     code, out, err = sde_gen_command("restore", "--run", "runs/my.csv-vp", "--input", "gaps.csv", *FAST, "--written", "1")
     assert (code, err) == (0, []), err
     labels = given[0]["label"].tolist()
