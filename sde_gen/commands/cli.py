@@ -40,6 +40,7 @@ from .runs import (
     open_run,
 )
 from .sample import SampleSettings, sample_to_files
+from .score import SCORE_EXAMPLES, ScoreSettings, add_score_flags, score_run
 
 
 def _complain(message: str, name: str = "sde-gen") -> None:
@@ -113,6 +114,14 @@ def likelihood(arguments: argparse.Namespace) -> None:
         except ValueError as error:
             raise ConfigError(str(error)) from error
         _report(opened.directory)
+
+
+def score(arguments: argparse.Namespace) -> None:
+    """Score items of the user's own."""
+    chosen = {name: getattr(arguments, name) for name in ScoreSettings.__dataclass_fields__ if name != "cond"}
+    settings = ScoreSettings(cond=tuple(arguments.cond), **chosen)
+    with parallel.processes(_device(arguments)) as device:
+        score_run(arguments.run, arguments.file, settings, arguments.out, device, arguments.overwrite, not arguments.no_progress, say)
 
 
 def compare(arguments: argparse.Namespace) -> None:
@@ -216,6 +225,13 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], Sequence[F
         "bits per dimension of a run's data, with error bars",
         "Score a run's training and held-out data, and data unlike it, by the probability flow of its network.",
         flags.LIKELIHOOD_EXAMPLES,
+    ),
+    "score": (
+        score,
+        (add_score_flags,),
+        "log-likelihoods and p-values of your own items",
+        "Say how likely each item of a file is under a run's network, and how unlike held-out data that makes it.",
+        SCORE_EXAMPLES,
     ),
     "compare": (
         compare,

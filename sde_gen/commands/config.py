@@ -29,13 +29,14 @@ class _Section(BaseModel):
 
 
 class DataConfig(_Section):
-    """name: a registered data set or the path of the user's own; root: the directory of a registered set's files; limit: keep that
-    many training items; labels: train a conditional network on the data's labels; size: resize images from files to this edge;
-    label_column: of a table, its column of labels; axes: of an array, a letter for each axis, such as NHWC; missing: what marks a
-    missing cell, a number, "nan" or in a table a word; split: how a tenth is held out, "random" or "tail"; conditions: what the network is
-    told of each item, columns of a table or arrays of an .npz file, each COLUMN or NAME=COLUMN; condition_map: a folder or archive of
-    images that are the condition "map" of the images of the same names; relative_to: the directory that relative paths in name, root and
-    condition_map start from (None: where the command is called), which a run directory's config.yaml keeps."""
+    """name: a registered data set or the path of the user's own; root: the directory of a registered set's files; limit: keep that many
+    training items; labels: train a conditional network on the data's labels; size: resize images from files to this edge; label_column: of
+    a table, its column of labels; axes: of an array, a letter for each axis, such as NHWC; missing: what marks a missing cell, a number,
+    "nan" or in a table a word; split: how a tenth is held out, "random", "stratified" or "tail"; group: a column or array whose groups are
+    held out whole; window, stride: of a series, so many rows are an item, so many rows apart; conditions: what the network is told of each
+    item, columns of a table or arrays of an .npz file, each COLUMN or NAME=COLUMN; condition_map: a folder or archive of images that are
+    the condition "map" of the images of the same names; relative_to: the directory that relative paths in name, root and condition_map
+    start from (None: where the command is called), which a run directory's config.yaml keeps."""
 
     name: str = "digits"
     root: str | None = None
@@ -46,6 +47,9 @@ class DataConfig(_Section):
     axes: str | None = None
     missing: float | str | None = None
     split: str | None = None
+    group: str | int | None = None
+    window: int | None = Field(default=None, ge=2)
+    stride: int | None = Field(default=None, ge=1)
     conditions: tuple[str, ...] = ()
     condition_map: str | None = None
     relative_to: str | None = None
@@ -341,9 +345,9 @@ def resolve(*layers: Mapping[str, Any]) -> RunConfig:
     if not isinstance(name, str) or (name not in DATASETS and not is_path(place)):
         raise ConfigError(f"data.name: unknown data {name!r}; choose from {', '.join(DATASETS)}, or give a path: {PATHS}")
     try:
-        size, axes = (section.get("size"), section.get("axes")) if isinstance(section, Mapping) else (None, None)
+        size, axes, window = (section.get(key) for key in ("size", "axes", "window")) if isinstance(section, Mapping) else (None,) * 3
         given = RunConfig.model_validate({"data": section}).data.conditions if isinstance(section, Mapping) else ()
-        recipe = RECIPES[name] if name in DATASETS else shape_recipe(item_shape(place, size, axes, given))
+        recipe = RECIPES[name] if name in DATASETS else shape_recipe(item_shape(place, size, axes, given, window))
         labelled = isinstance(section, Mapping) and bool(section.get("labels"))
         return RunConfig.model_validate(merge(merge(recipe, LABELLED.get(name, {}) if labelled else {}), asked))
     except ValidationError as error:

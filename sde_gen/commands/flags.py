@@ -53,6 +53,9 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "axes": ("data", "axes"),
     "missing": ("data", "missing"),
     "split": ("data", "split"),
+    "group": ("data", "group"),
+    "window": ("data", "window"),
+    "stride": ("data", "stride"),
     "condition": ("data", "conditions"),
     "condition_map": ("data", "condition_map"),
     "sde": ("sde", "name"),
@@ -92,6 +95,9 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--missing", metavar="VALUE", help="leave out items with such a cell: a number, nan, or in a table a word")
     what.add_argument("--split", metavar="NAME", help=f"how a tenth of one's own files is held out: {', '.join(SPLITS)} (default random)")
+    what.add_argument("--group", metavar="COLUMN", help="column of a table, or array of an .npz, whose groups are held out whole")
+    what.add_argument("--window", metavar="N", type=int, help="of a series, (T,), (T, C) or a table's rows in time: N rows are an item")
+    what.add_argument("--stride", metavar="K", type=int, help="rows from the beginning of one window to the next (default: its length)")
     what.add_argument(
         "--condition",
         metavar="[NAME=]COLUMN",

@@ -205,7 +205,7 @@ def _bits(
     found: BitsPerDim = bits_per_dim(
         run.model, x.long(), run.data.levels, kind, settings.draws, together=True, cond=cond, **_options(settings)
     )
-    fields = dict(vars(found))
+    fields = {name: value for name, value in vars(found).items() if name not in ("each_error", "each_solver")}
     return _with_reason(fields | {"line": str(found), "dequantization": kind, "images": len(x)}), found.each
 
 

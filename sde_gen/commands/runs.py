@@ -125,7 +125,7 @@ def load_data(config: RunConfig) -> Dataset:
             raise ValueError(f"data.root is for {', '.join(SOURCES)}, whose files it holds; {chosen.name!r} reads none from there")
         column = None if chosen.label_column is None else str(chosen.label_column)
         reading = (chosen.limit, chosen.size, column, chosen.axes, chosen.missing, chosen.split)
-        conditions = (chosen.conditions, chosen.map_location)
+        conditions = (chosen.conditions, chosen.map_location, chosen.group, chosen.window, chosen.stride)
         data = load_dataset(chosen.location, chosen.root_location, config.training.seed, *reading, *conditions)
         taken = next((name for name in data.cond if name in RESERVED or name in MEMBERS), None)
         if taken is not None:

@@ -16,6 +16,7 @@ from sde_gen.data.axes import Layout, check_axes, levels_of, read_layout
 from sde_gen.data.dataset import Dataset
 from sde_gen.data.errors import one_line
 from sde_gen.data.source import Source
+from sde_gen.data.splits import GROUP
 
 KEYS = {
     "train": ("train", "x", "images", "data", "arr_0"),
@@ -54,9 +55,10 @@ def load_npz(path: Path, axes: str | None = None, conditions: Sequence[str] = ()
     """
     members = _members(path)
     keys_of_conditions = _keys_of_conditions(path, conditions)
-    for key in keys_of_conditions.values():
+    for name, key in keys_of_conditions.items():
         if key not in members:
-            raise ValueError(f"{path.name}: no array {key!r} for a condition; its arrays are {', '.join(sorted(members))}")
+            what = "the groups" if name == GROUP else "a condition"
+            raise ValueError(f"{path.name}: no array {key!r} for {what}; its arrays are {', '.join(sorted(members))}")
     keys = {("train", name): key for name, key in keys_of_conditions.items()}
     keys |= {("test", name): f"{key}_test" for name, key in keys_of_conditions.items() if f"{key}_test" in members}
     found = _chosen(path, members, set(keys.values()))
@@ -73,14 +75,14 @@ def _keys_of_conditions(path: Path, conditions: Sequence[str]) -> dict[str, str]
     return dict(pairs)
 
 
-def item_shape(path: Path, axes: str | None = None, conditions: Sequence[str] = ()) -> tuple[int, ...]:
-    """Shape of one item, from the file's header alone. ValueError as the loaders'."""
+def item_shape(path: Path, axes: str | None = None, conditions: Sequence[str] = (), series: bool = False) -> tuple[int, ...]:
+    """Shape of one item, from the file's header alone; `series`: of a row. ValueError as the loaders'."""
     if path.suffix.lower() == ".npy":
         array = open_npy(path)
     else:
         members = _members(path)
         array = _open_member(path, members[_chosen(path, members, _keys_of_conditions(path, conditions).values())["train"]])
-    return arrange(path.name, _checked(path.name, array), axes)[1].item
+    return arrange(path.name, _checked(path.name, _rows(array) if series else array), axes)[1].item
 
 
 def arrange(name: str, array: np.ndarray, axes: str | None = None) -> tuple[Source, Layout]:
@@ -106,6 +108,8 @@ def _dataset(
     **options: Any,
 ) -> Dataset:
     notes, parts = list(notes), {}
+    if options.get("window") is not None:
+        arrays = {part: _rows(array) for part, array in arrays.items()}
     train = arrays["train"]
     levels = levels_of(train.dtype)
     if "test" in arrays and levels_of(arrays["test"].dtype) != levels:
@@ -130,6 +134,11 @@ def _dataset(
         notes.append(f"{train.dtype} values are taken as continuous; save them as uint8 or uint16 where they are levels 0 .. 255 or 65535")
     shown = None if levels is None else (0.0, float(levels - 1))
     return assemble(path.name, parts["train"], parts.get("test"), levels=levels, value_range=shown, notes=notes, **options)
+
+
+def _rows(array: np.ndarray) -> np.ndarray:
+    """A series of single numbers (T,) as rows of one."""
+    return array[:, None] if array.ndim == 1 else array
 
 
 def _condition(path: Path, name: str, array: np.ndarray, rank: int, axes: str | None, layout: Layout) -> of_items.Values:

@@ -5,41 +5,21 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sde_gen.data import conditions
-from sde_gen.data.anomalies import overlap, remarks
+from sde_gen.data.anomalies import remarks
 from sde_gen.data.dataset import Dataset
 from sde_gen.data.labels import class_indices, missing_labels, remarks_of_classes
 from sde_gen.data.precision import needs_float64
 from sde_gen.data.source import IN_MEMORY, MOST_SAMPLED, Source
+from sde_gen.data.splits import SPLITS, Part, check_split, hold_out, shuffled, with_groups
+from sde_gen.data.windows import check_window, windows_of_series
 
-HELD_OUT_SHARE, MOST_HELD_OUT = 0.1, 10_000
-SPLITS = ("random", "tail")
-_SPLIT_SEED = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """Items of one split, the raw label of each, whole numbers or words that are not yet 0 .. classes - 1, and their conditions by name."""
-
-    source: Source
-    labels: np.ndarray | None = None
-    cond: Mapping[str, conditions.Values] = field(default_factory=dict)
-
-    def subset(self, index: np.ndarray | slice) -> Part:
-        """The items `index` with their labels and conditions."""
-        cond = {name: value.subset(index) if isinstance(value, Source) else value[index] for name, value in self.cond.items()}
-        return Part(self.source.subset(index), None if self.labels is None else self.labels[index], cond)
-
-    @property
-    def nbytes(self) -> int:
-        """What the items, or the largest of their conditions, would take in memory as float32."""
-        return max(self.source.nbytes, *(value.nbytes for value in self.cond.values() if isinstance(value, Source)), 0)
+__all__ = ["SPLITS", "Part", "assemble", "missing_value"]
 
 
 def assemble(
@@ -56,11 +36,14 @@ def assemble(
     columns: Sequence[str] | None = None,
     label_column: tuple[str | None, int] | None = None,
     cond_columns: Mapping[str, tuple[str | None, int]] | None = None,
+    window: int | None = None,
+    stride: int | None = None,
+    whole: bool = False,
 ) -> Dataset:
     """The data set of a user's own files.
 
-    Without a held-out part of its own, a tenth of the items (at most 10,000) is held out: `split` "random", the default, by one
-    fixed permutation; "tail", the last ones of the file. Both parts come in a random order that is the same in every run, whatever
+    Without a held-out part of its own, a tenth of the items (at most 10,000) is held out, as `split` says (`splits.hold_out`), or whole
+    groups where the items have them. Both parts come in a random order that is the same in every run, whatever
     the file's order, so that the first items of a part are a fair draw. Values stay float64 where float32 would hurt them
     (`precision.needs_float64`). Training items beyond `in_memory` bytes as float32, of themselves or of a condition, stay on disk
     (`Dataset.source`, `Dataset.source_cond`), and `Dataset.train` is a part of them drawn at random. Conditions go with their items.
@@ -71,20 +54,26 @@ def assemble(
         levels, value_range, notes: as in `Dataset`.
         limit: keep this many training items, drawn at random; those of a smaller limit are among those of a larger one.
         in_memory: bytes.
-        split: "random" or "tail"; None: "random", or the parts that the files have.
+        split: "random", "stratified" or "tail"; None: "random", or whole groups, or the parts that the files have.
         missing: the number that marks a missing cell, or "nan". Items with such a cell or label, or a masked cell, are left out and
             counted in the notes; of a condition such a value is not known. None: a masked or NaN cell is an error, but for conditions.
         columns, label_column, cond_columns: of a table, as in `Dataset`.
+        window, stride: the items are the rows of a series, and the data set is of windows of so many (`windows.windows_of_series`).
+        whole: nothing is held out, and the items stay in the file's order.
 
     Raises:
         ValueError: parts of different shapes, labels or conditions that do not fit, a split or missing value that is not allowed, or no
             item left.
     """
-    if split not in (None, *SPLITS):
-        raise ValueError(f"data {name!r}: split {split!r}; {' or '.join(SPLITS)} is allowed")
-    if split is not None and test is not None:
-        raise ValueError(f"data {name!r} has a held-out part of its own; split={split!r} is for data without one")
+    check_window(name, window, stride)
+    train = with_groups(name, train)
+    check_split(name, split, train.groups is not None, test is not None, window is not None)
     notes = list(notes)
+    if window is not None:
+        if test is not None:
+            raise ValueError(f"data {name!r} has a held-out part of its own; windows are of one series, whose end is held out")
+        train, test = windows_of_series(name, train, window, stride, split, notes)
+        columns, label_column, cond_columns = None, None, None  # a window is no row of the table
     mark = math.nan if missing is None else missing_value(missing)
     train = _with_conditions(name, train, mark, "" if test is None else "training ")
     test = None if test is None else _with_conditions(name, test, mark, "held-out ")
@@ -98,12 +87,14 @@ def assemble(
     train = dataclasses.replace(train, labels=train_labels)
     test = None if test is None else dataclasses.replace(test, labels=test_labels)
     train, test, cond_names = _numbered(name, train, test, notes)
-    if test is None:
-        train, test = _split(train, split or "random", classes, notes)
+    if whole:
+        pass
+    elif test is None:
+        train, test = (shuffled(train), None) if window is not None else hold_out(name, train, split, classes, notes)
     elif test.source.item != train.source.item:
         raise ValueError(f"data {name!r}: held-out items of shape {test.source.item} beside training items of shape {train.source.item}")
     else:
-        train, test = _shuffled(train), _shuffled(test)
+        train, test = shuffled(train), shuffled(test)
     if limit is not None and limit < len(train.source):
         notes.append(f"{limit:,} of {len(train.source):,} training items are used, drawn at random, the same ones in every run")
         train = train.subset(slice(limit))
@@ -112,8 +103,8 @@ def assemble(
         count = len(test.source)
         test = test.subset(slice(_fitting(test, in_memory)))
         notes.append(f"{len(test.source):,} of {count:,} held-out items are used, drawn at random")
-    shown, whole = train, train.nbytes <= in_memory
-    if not whole:
+    shown, fits = train, train.nbytes <= in_memory
+    if not fits:
         shown = train.subset(slice(_fitting(train, in_memory)))
         notes.append(
             f"{len(train.source):,} training items are {train.nbytes / 2**30:.1f} GiB and are read batch by batch; "
@@ -137,15 +128,15 @@ def assemble(
         classes,
         levels,
         value_range,
-        source=None if whole else as_read,
-        source_labels=None if whole else _tensor(train.labels),
+        source=None if fits else as_read,
+        source_labels=None if fits else _tensor(train.labels),
         notes=tuple(notes),
         columns=None if columns is None else tuple(columns),
         label_column=label_column,
         label_names=label_names,
         cond=cond,
         test_cond={} if test is None else {key: conditions.tensor(value) for key, value in test.cond.items()},
-        source_cond={} if whole else {key: _as_read(value, cond[key]) for key, value in train.cond.items()},
+        source_cond={} if fits else {key: _as_read(value, cond[key]) for key, value in train.cond.items()},
         cond_names=cond_names,
         cond_columns=dict(cond_columns or {}),
     )
@@ -217,38 +208,6 @@ def _complete(name: str, part: Part, missing: float, which: str, notes: list[str
         return part
     notes.append(f"{count - left:,} of {count:,} {which}items are left out: they have missing cells ({missing:g})")
     return part.subset(np.flatnonzero(kept))
-
-
-def _split(items: Part, split: str, classes: int | None, notes: list[str]) -> tuple[Part, Part | None]:
-    """The training and the held-out part, each in a random order."""
-    total = len(items.source)
-    count = min(int(total * HELD_OUT_SHARE), MOST_HELD_OUT)
-    if not count:
-        notes.append(f"nothing held out of {total} items")
-        return _shuffled(items), None
-    windows = overlap(items.source)
-    moved = "" if windows is None else f"each item is the one before it moved by {windows[0]} of {windows[1]}"
-    if split == "random":
-        order = np.random.default_rng(_SPLIT_SEED).permutation(total)
-        notes.append(f"held out {count:,} of {total:,} items, drawn at random, the same ones in every run")
-        if windows is not None:
-            notes.append(
-                f"windows overlap: {moved}, so the held-out items share values with the training items and say little about new data; "
-                "split='tail' (--split tail) holds out the end of the file"
-            )
-        return items.subset(order[count:]), items.subset(order[:count])
-    gap = 0 if windows is None else min(math.ceil(windows[1] / windows[0]) - 1, total - count - 2)
-    notes.append(f"held out the last {count:,} of {total:,} items, in the order of the file")
-    if gap > 0:
-        notes.append(f"windows overlap: {moved}; the {gap:,} items before the held-out ones share values with them and are left out")
-    held = items.subset(slice(total - count, None))
-    if held.labels is not None and classes is not None and len(found := np.unique(held.labels)) < classes:
-        notes.append(f"only {len(found)} of {classes} classes are among the held-out items; split='random' draws from all")
-    return _shuffled(items.subset(slice(total - count - max(0, gap)))), _shuffled(held)
-
-
-def _shuffled(part: Part) -> Part:
-    return part.subset(np.random.default_rng(_SPLIT_SEED).permutation(len(part.source)))
 
 
 def _fitting(part: Part, in_memory: int) -> int:

@@ -13,6 +13,7 @@ from sde_gen.data.cifar import cifar10
 from sde_gen.data.dataset import Dataset, subset, validate
 from sde_gen.data.images import digits, fashion_mnist, mnist
 from sde_gen.data.labels import remarks_of_classes
+from sde_gen.data.splits import GROUP
 from sde_gen.data.toys import blobs3d, checkerboard, downscale, gaussians8, moons, regression, sines, table
 
 DATASETS: dict[str, Callable[[Path | None, int], Dataset]] = {
@@ -52,6 +53,9 @@ def load_dataset(
     split: str | None = None,
     conditions: Sequence[str] = (),
     condition_map: str | os.PathLike[str] | None = None,
+    group: str | int | None = None,
+    window: int | None = None,
+    stride: int | None = None,
 ) -> Dataset:
     """Load and check a data set of the registry, or one from files.
 
@@ -68,12 +72,17 @@ def load_dataset(
             as "NCHW", "NHWC", "NCL" or "NDHW". None: what its shape leaves in no doubt (`axes.read_layout`).
         missing: of arrays and tables, what marks a missing cell: a number, "nan", or in a table a word. Items with such a cell are
             left out and counted in the notes. None: NaN and empty cells are errors.
-        split: of files without a held-out part of their own, how a tenth is held out: "random", or "tail" for the last items of the
-            file, which suits windows of a series. None: "random".
+        split: of files without a held-out part of their own, how a tenth is held out: "random"; "stratified", from each class in its
+            share; or "tail", the last items of the file, which suits windows of a series. None: "random", or by `group`.
         conditions: what is known of each item and a network can be told, `Dataset.cond`: columns of a table (`tables.load_table`) or
             arrays of an .npz file (`arrays.load_npz`), each "COLUMN", or "NAME=COLUMN" for a condition of another name.
         condition_map: of images, a folder or archive with another image of the same name for each, on the same or a coarser grid, which
             is the condition "map" (`folders.load_images`).
+        group: a column of a table or an array (N,) of an .npz file that says which items belong together, a patient's or a station's:
+            whole groups are held out, and the column is no data.
+        window: of a series, an array (T,) or (T, C) or a table whose rows are in the order of time: the items are windows of so many
+            rows, (C, window), and no window lies on both sides of the split or of a group's border (`windows.windows_of_series`).
+        stride: so many rows lie between the beginnings of windows; None: `window`.
 
     Raises:
         ValueError: unknown name, a bad seed or limit, an option that this kind of data does not take, files missing or broken, or
@@ -90,6 +99,7 @@ def load_dataset(
     if name in DATASETS:
         given: dict[str, Any] = {"size": size, "label_column": label_column, "axes": axes, "missing": missing, "split": split}
         given |= {"conditions": tuple(conditions) or None, "condition_map": condition_map}
+        given |= {"group": group, "window": window, "stride": stride}
         if any(value is not None for value in given.values()):
             raise ValueError(f"data {name!r} takes no {', no '.join(given)}; they are for the user's own files")
         dataset = DATASETS[name](None if root is None else Path(root), seed)
@@ -101,7 +111,8 @@ def load_dataset(
             dataset = dataclasses.replace(dataset, train=dataset.train[chosen], train_labels=labels, cond=cond, notes=notes)
         return validate(dataset)
     told = (tuple(conditions), None if condition_map is None else Path(condition_map))
-    return validate(_load_path(Path(name), size, label_column, axes, missing, *told, limit=limit, split=split))
+    series: dict[str, Any] = {"group": None if group is None else str(group), "window": window, "stride": stride}
+    return validate(_load_path(Path(name), size, label_column, axes, missing, *told, limit=limit, split=split, **series))
 
 
 def _load_path(
@@ -112,6 +123,7 @@ def _load_path(
     missing: float | str | None,
     conditions: tuple[str, ...],
     condition_map: Path | None,
+    group: str | None = None,
     **options: Any,
 ) -> Dataset:
     ending = path.suffix.lower()
@@ -131,6 +143,12 @@ def _load_path(
         )
     if condition_map is not None and not images:
         raise ValueError(f"{path.name}: condition_map={str(condition_map)!r} is for images in a folder or archive")
+    if group is not None:
+        if images or ending == ".npy":
+            raise ValueError(f"{path.name}: group={group!r} is a column of a table or an array of an .npz file")
+        conditions = (*conditions, f"{GROUP}={group}")
+    if images and options.get("window") is not None:
+        raise ValueError(f"{path.name}: window={options['window']!r} is for series: arrays (T,) or (T, C), and tables")
     if images:
         return folders.load_images(path, size, condition_map=condition_map, **options)
     if is_table:
@@ -147,11 +165,16 @@ def _holds_images(path: Path) -> bool:
     return path.name.lower().endswith(archives.ENDINGS) or (path.is_dir() and not known)
 
 
-def item_shape(name: str, size: int | None = None, axes: str | None = None, conditions: Sequence[str] = ()) -> tuple[int, ...] | None:
-    """Shape of one item of the user's own files, from as little of them as tells it; vectors as (0,). None where they are broken,
-    or where `axes` are needed to tell."""
+def item_shape(
+    name: str, size: int | None = None, axes: str | None = None, conditions: Sequence[str] = (), window: int | None = None
+) -> tuple[int, ...] | None:
+    """Shape of one item of the user's own files, from as little of them as tells it; vectors as (0,), windows of a table's rows as
+    (1, window). None where they are broken, or where `axes` are needed to tell."""
     path = Path(name)
     try:
+        if window is not None:
+            table = path.suffix.lower() in tables.ENDINGS
+            return (1 if table else arrays.item_shape(path, axes, conditions, series=True)[0], window)
         if path.suffix.lower() in tables.ENDINGS:
             return (0,)
         if path.suffix.lower() in (".npy", ".npz"):

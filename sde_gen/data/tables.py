@@ -18,6 +18,7 @@ from sde_gen.data.cell_text import NOT_THERE, number_of, rows_of
 from sde_gen.data.dataset import Dataset
 from sde_gen.data.errors import one_line
 from sde_gen.data.source import array_source
+from sde_gen.data.splits import GROUP
 
 ENDINGS = (".csv", ".tsv", ".txt")
 MOST_BYTES = 4 << 30
@@ -173,10 +174,11 @@ def _conditions(path: Path, names: list[str], header: bool, conditions: Sequence
     """The condition's name of each column that is one."""
     found: dict[int, str] = {}
     for name, column in conditions:
-        place = _place(path, names, column, "a condition")
+        place = _place(path, names, column, "the groups" if name == GROUP else "a condition")
         name = (names[place] if header else column) if name is None else name
         if place in found:
-            raise ValueError(f"{path.name}: column {names[place]!r} is asked for as two conditions, {found[place]!r} and {name!r}")
+            twice = "the groups and a condition" if GROUP in (name, found[place]) else f"two conditions, {found[place]!r} and {name!r}"
+            raise ValueError(f"{path.name}: column {names[place]!r} is asked for as {twice}")
         found[place] = name
     of_items.check_names(path.name, list(found.values()))
     return found

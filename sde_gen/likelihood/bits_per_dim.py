@@ -32,8 +32,9 @@ class BitsPerDim:
     value: mean over images, bits/dim, an upper bound in expectation on the negative log-likelihood of the discrete data; std_error:
     of it as an estimate for the population that the images are drawn from, all sources together; trace, dequantisation,
     test_set: the parts of it (NaN where one draw or probe cannot tell); solver: the mean over images of what the integrator's steps
-    may have changed; each: (B,) the images' own, NaN where not converged; nfe: mean evaluations for an image and draw; converged:
-    the fraction of log-likelihoods that were used.
+    may have changed; each: (B,) the images' own, NaN where not converged; each_error, each_solver: (B,) standard error of each (of the
+    trace and, with several draws, of the dequantisation) and what its steps may have changed; nfe: mean evaluations for an image and
+    draw; converged: the fraction of log-likelihoods that were used.
     """
 
     value: float
@@ -46,6 +47,8 @@ class BitsPerDim:
     nfe: float
     converged: float
     bound: str
+    each_error: Tensor
+    each_solver: Tensor
 
     def __str__(self) -> str:
         parts = f"trace {short(self.trace)}, dequantisation {short(self.dequantisation)}, test set {short(self.test_set)}"
@@ -64,6 +67,7 @@ def bits_per_dim(
     shift: float = 0.0,
     seed: int = 0,
     together: bool = False,
+    index_offset: int = 0,
     **options: Any,
 ) -> BitsPerDim:
     """Bits per dimension of discrete data, images (B, *) of integers 0 .. levels - 1.
@@ -82,6 +86,7 @@ def bits_per_dim(
     draws: of u for each image; importance: -log2 of the mean of p/q over the draws, a tighter bound (Burda et al. 2016,
         arXiv:1509.00519) that needs an exact divergence: with an estimated one it is too small by about half the variance.
     together: whether all processes of a torchrun call this and share the images out (see `log_likelihood_together`).
+    index_offset: image i's random numbers are a function of (seed, index_offset + i), for images that are measured part by part.
     options: for `log_likelihood`.
 
     Raises TypeError for data that is not of integers (their density is in nats: `log_likelihood`), ValueError for values out of
@@ -101,7 +106,7 @@ def bits_per_dim(
     elif dequantization == "truncated_normal" or options:
         raise ValueError("a function as the model takes uniform dequantisation and no options: the rest is for a Denoiser")
     density = log_likelihood_together if together else log_likelihood
-    noise = NoiseStream(seed ^ _OTHER_SEED, 0, count, images.shape[1:], torch.float64, torch.device("cpu"))
+    noise = NoiseStream(seed ^ _OTHER_SEED, index_offset, count, images.shape[1:], torch.float64, torch.device("cpu"))
     weights, variances, solver, calls, good = [], [], [], [], []
     for draw in range(draws):
         unit = 0.5 * torch.erfc(-noise.draw() / math.sqrt(2)).to(images.device)  # uniform on (0, 1), a function of the seed and image
@@ -116,7 +121,7 @@ def bits_per_dim(
             constant = -dim * (0.5 * math.log(2 * math.pi) + math.log(sigma) + math.log(edge))
             log_q = constant - 0.5 * z.square().flatten(1).sum(1)
         if isinstance(model, Denoiser):
-            found = density(model, u, seed=seed, index_offset=draw * count, **options)
+            found = density(model, u, seed=seed, index_offset=index_offset * draws + draw * count, **options)
             log_p, ok = found.log_prob, found.converged
             variances.append(found.std_error**2)
             solver.append(found.solver_error)
@@ -156,6 +161,7 @@ def _collect(weights: Tensor, variances: Tensor, solver: Tensor, calls: Tensor, 
         # What the trace adds to the spread of the draws is counted once.
         of_draws = unit * math.sqrt(max(0.0, float((noise - (shares**2 * variances.nan_to_num(0.0)).sum(0)).sum()))) / count
     total = float(each.std()) / math.sqrt(count) if count > 1 else math.nan
+    spread = weights.var(0) / draws if draws > 1 and not importance else (shares**2 * variances).sum(0)
     parts = sum(0.0 if math.isnan(part) else part**2 for part in (trace, of_draws))
     return BitsPerDim(
         value=float(each.mean()),
@@ -168,6 +174,8 @@ def _collect(weights: Tensor, variances: Tensor, solver: Tensor, calls: Tensor, 
         nfe=float(calls.mean()),
         converged=float(good.double().mean()),
         bound="importance-weighted" if importance else "variational",
+        each_error=everyone.masked_scatter(used, unit * spread.sqrt()),
+        each_solver=everyone.masked_scatter(used, unit * (shares * solver).sum(0)),
     )
 
 

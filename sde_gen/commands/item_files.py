@@ -1,0 +1,183 @@
+"""Items of a user's own to be looked at one by one: read in the file's order with their conditions, and columns written beside them."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..conditions import Condition, Label
+from ..data import arrays, conditions, folders, tables
+from ..data.degraded import read_degraded
+from ..data.write import DataDescription
+from ..report.files import atomic_path
+from .given_conditions import _rows as rows_of_array
+
+LABELS = ("label", *arrays.KEYS["labels"])
+"""Names of the labels in an .npz file."""
+ENDINGS = (".csv", ".tsv", ".npz")
+
+
+@dataclass(frozen=True, eq=False)
+class Items:
+    """Items of a file in its order.
+
+    path: the file or folder. x: (N, *shape) in the data's units, float64; an item with a gap holds NaN.
+    cond: conditions of the items by name, (N, *) each; names: of images, their files; absent: conditions that the file does not have.
+    """
+
+    path: Path
+    x: Tensor
+    cond: dict[str, Tensor]
+    names: list[str] | None = None
+    absent: list[str] = field(default_factory=list)
+
+
+def read_items(path: Path, about: DataDescription, encoders: Mapping[str, Condition], asked: Sequence[str] = ()) -> Items:
+    """The items of a table, .npy or .npz file, image or folder of images, in the form that the data had (`data.degraded.read_degraded`),
+    and those conditions of theirs that a network with these `encoders` takes and the file holds.
+
+    asked: "COLUMN" or "NAME=COLUMN", as the data's conditions were asked for; an array called NAME in an .npz file comes first. Labels
+    are the table's column of that name, the images' folders, or the array label, labels or y.
+
+    Raises ValueError, one line, for what is not like the data.
+    """
+    found = read_degraded(path, about, about.shape)
+    if not len(found.y):
+        raise ValueError(f"{found.name}: holds no items; at least one is needed")
+    if about.levels is not None:
+        whole, top = found.y.round(), about.levels - 1
+        close = 0.5 * top / 255 + 1e-6 if path.is_dir() or folders._is_image(path.name) else 0.0  # a picture's own levels are rounded too
+        bad = ~torch.isnan(found.y) & (((found.y - whole).abs() > close) | (whole < 0) | (whole > top))
+        if bool(bad.any()):
+            seen = float(found.y[bad][0])
+            raise ValueError(f"{found.name}: holds {seen:g}; whole numbers 0 .. {top}, as {about.name} has, are needed")
+        found = type(found)(found.name, whole, found.labels, found._write)
+    ending = path.suffix.lower()
+    columns = {(column if name is None else name): column for name, column in conditions.asked(path.name, asked)}
+    raw: dict[str, np.ndarray] = {}
+    if found.labels is not None and any(label is not None for label in found.labels):
+        raw["label"] = np.array(["" if label is None else label for label in found.labels])
+    if path.is_file() and ending in tables.ENDINGS:
+        raw |= _of_table(path, about, {name: column for name, column in columns.items() if name in encoders})
+    elif path.is_file() and ending == ".npz":
+        raw |= _of_npz(path, encoders, columns)
+    cond = {name: _values(path, name, encoders[name], value, about) for name, value in raw.items() if name in encoders}
+    names = None
+    if path.is_dir():
+        names = sorted(name for name in folders._walk(path) if folders._is_image(name))
+    elif folders._is_image(path.name):
+        names = [path.name]
+    return Items(path, found.y, cond, names, [name for name in encoders if name not in cond])
+
+
+def _of_table(path: Path, about: DataDescription, columns: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """The cells of the columns of conditions that the table has."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = [cells for _, cells in tables._rows(path, file)]
+    names = lines[0] if about.columns is not None else [str(place) for place in range(len(lines[0]))]
+    rows = lines[1:] if about.columns is not None else lines
+    places = {name: names.index(column) for name, column in columns.items() if column in names}
+    if about.columns is None and len(names) == len(about.whole):
+        return {}
+    return {name: np.array(["" if row[k].lower() in tables._NOT_THERE else row[k] for row in rows]) for name, k in places.items()}
+
+
+def _of_npz(path: Path, encoders: Mapping[str, Condition], columns: Mapping[str, str]) -> dict[str, np.ndarray]:
+    members, found = arrays._members(path), {}
+    for name in encoders:
+        wanted = LABELS if name == "label" else (name, columns.get(name, name))
+        key = next((key for key in wanted if key in members), None)
+        if key is not None:
+            found[name] = np.array(arrays._open_member(path, members[key]))
+    return found
+
+
+def _values(path: Path, name: str, encoder: Condition, raw: np.ndarray, about: DataDescription) -> Tensor:
+    """A condition as the network takes it, its null where a cell or word is empty."""
+    where = f"{path.name}: condition {name!r}"
+    try:
+        empty = raw == "" if raw.dtype.kind == "U" else np.zeros(len(raw), bool)
+        if isinstance(encoder, Label):
+            words = about.label_names if name == "label" else encoder.names
+            names = list(words or range(encoder.classes))
+            value = torch.from_numpy(rows_of_array(encoder, raw[~empty], names).astype(np.int64))
+        else:
+            numbers = raw if raw.dtype.kind != "U" else np.array([_number(word) for word in raw[~empty].tolist()])
+            value = torch.from_numpy(np.array(rows_of_array(encoder, numbers, None), dtype=np.float64))
+        null = encoder.missing(len(raw), torch.device("cpu"))
+        value = value.reshape(len(value), *null.shape[1:]) if value.numel() == value.shape[:1].numel() * null[:1].numel() else value
+        whole = null.to(value.dtype)
+        whole[torch.from_numpy(~empty)] = value
+        return encoder.check(whole)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
+
+
+def _number(word: str) -> float:
+    value = tables._number(word)
+    if value is None:
+        raise ValueError(f"it holds {word[:40]!r}; numbers are needed")
+    return value
+
+
+def check_out(out: Path, overwrite: bool) -> None:
+    """ValueError for an output that is there already or of another kind."""
+    if out.suffix.lower() not in ENDINGS:
+        raise ValueError(f"--out {out}: {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]} is needed")
+    if out.is_dir() or (out.exists() and not overwrite):
+        raise ValueError(f"{out} is there already; --overwrite replaces a file, another --out leaves it")
+
+
+def write_beside(out: Path, items: Items, columns: Mapping[str, np.ndarray]) -> Path:
+    """Write `columns` (N,) beside the items: a table's own lines with more cells, files' names or numbers of items with cells, or, as an
+    .npz file, the items' own arrays and one for each column. A column that the file has already gets a number behind its name."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(out) as temporary:
+        if out.suffix.lower() == ".npz":
+            own = _own_arrays(items)
+            with temporary.open("wb") as file:
+                named: dict[str, Any] = own | {_new(name, own): value for name, value in columns.items()}
+                np.savez(file, **named)
+        else:
+            with temporary.open("w", encoding="utf-8", newline="") as text:
+                writer = csv.writer(text, delimiter="\t" if out.suffix.lower() == ".tsv" else ",", lineterminator="\n")
+                header, lines = _own_lines(items)
+                if header is not None:
+                    writer.writerow([*header, *(_new(name, header) for name in columns)])
+                for row, line in enumerate(lines):
+                    writer.writerow([*line, *("" if np.isnan(value[row]) else f"{value[row]:.9g}" for value in columns.values())])
+    return out
+
+
+def _own_arrays(items: Items) -> dict[str, np.ndarray]:
+    if items.path.is_file() and items.path.suffix.lower() == ".npz":
+        return {key: np.array(arrays._open_member(items.path, info)) for key, info in arrays._members(items.path).items()}
+    return {"x": items.x.numpy()} | {name: value.numpy() for name, value in items.cond.items()}
+
+
+def _own_lines(items: Items) -> tuple[list[str] | None, list[list[str]]]:
+    """The header and the lines of a table; of other files the name or number of each item."""
+    path = items.path
+    if path.is_file() and path.suffix.lower() in tables.ENDINGS:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = [cells for _, cells in tables._rows(path, file)]
+        return (lines[0], lines[1:]) if len(lines) > len(items.x) else (None, lines)
+    if items.names is not None:
+        return ["file"], [[name] for name in items.names]
+    return ["item"], [[str(k)] for k in range(len(items.x))]
+
+
+def _new(name: str, taken: Sequence[str] | Mapping[str, Any]) -> str:
+    """The name, with the first number behind it that makes it new where it is taken."""
+    number = 2
+    found = name
+    while found in taken:
+        found, number = f"{name}_{number}", number + 1
+    return found
