@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -47,8 +47,8 @@ class BitsPerDim:
     nfe: float
     converged: float
     bound: str
-    each_error: Tensor
-    each_solver: Tensor
+    each_error: Tensor = field(default_factory=lambda: torch.empty(0))
+    each_solver: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def __str__(self) -> str:
         parts = f"trace {short(self.trace)}, dequantisation {short(self.dequantisation)}, test set {short(self.test_set)}"
