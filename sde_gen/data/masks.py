@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sde_gen.data.source import Source, holes
+from sde_gen.data.source import Source, holes_in
 from sde_gen.data.splits import Part
 
 MASK = "mask"
@@ -49,7 +49,7 @@ def masked(
     for part in parts:
         for start in range(0, len(part.source), _PIECE):
             values = np.asanyarray(part.source.read(part.source.rows[start : start + _PIECE]))
-            there = ~holes(values, mark)
+            there = ~holes_in(values, mark)
             empty = ~there.reshape(len(there), -1).any(1)
             if empty.any():
                 raise ValueError(
@@ -84,10 +84,10 @@ def _filled(part: Part, mark: float, fill: np.ndarray, one_channel: bool | None)
     def read(rows: np.ndarray) -> np.ndarray:
         values = np.asanyarray(source.read(rows))
         plain = np.ma.getdata(values)
-        return np.where(holes(values, mark), fill.astype(plain.dtype), plain)
+        return np.where(holes_in(values, mark), fill.astype(plain.dtype), plain)
 
     def read_valid(rows: np.ndarray) -> np.ndarray:
-        there = ~holes(np.asanyarray(source.read(rows)), mark)
+        there = ~holes_in(np.asanyarray(source.read(rows)), mark)
         return there[:, :1] if one_channel else there
 
     cond = dict(part.cond)
