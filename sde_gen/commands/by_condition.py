@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import report
-from ..conditions import Condition, Label, Map, SequenceCondition
+from ..conditions import Condition, Label, Map, SequenceCondition, Valid
 from ..data import rows_drawn
 from ..diagnostics.condition_checks import entropy
 from ..diagnostics.information import LEVELS, information
@@ -58,6 +58,9 @@ def information_of_run(run: TrainedRun) -> dict[str, dict[str, Any]]:
     dropped = training.shares_dropped(names)
     found: dict[str, dict[str, Any]] = {}
     for name, encoder in run.model.encoders.items():
+        if isinstance(encoder, Valid):
+            found[name] = {"reason": "it says which entries are data, and is always told"}
+            continue
         if name not in dropped:
             found[name] = {"reason": "the network was never without it in training (training.drop is 0)"}
             continue

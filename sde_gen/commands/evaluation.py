@@ -87,7 +87,9 @@ def sample_run(run: TrainedRun, device: torch.device | str = "cpu", progress: bo
     report.picture_samples(x, place / "samples.png", pictured(run.data), run.data.value_range)
     with atomic_path(place / "samples.npz") as temporary:
         given = {name: in_words(value, run.data.cond_names.get(name)) for name, value in (cond or {}).items() if name != "label"}
-        write_npz(temporary, x, (cond or {}).get("label"), DataDescription.of(run.data), given)
+        valid = run.model.valid(run.model.conditions(cond, len(x), out.x.device))
+        known = None if valid is None else valid.cpu().numpy()
+        write_npz(temporary, x, (cond or {}).get("label"), DataDescription.of(run.data), given, known)
     scores |= {
         "samples": settings.samples,
         "network_calls": float(out.nfe.double().mean()),

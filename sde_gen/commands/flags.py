@@ -93,7 +93,11 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--axes", metavar="LETTERS", help="of an array: a letter for each axis, N items, C channels, L, HW or DHW space: NHWC"
     )
-    what.add_argument("--missing", metavar="VALUE", help="leave out items with such a cell: a number, nan, or in a table a word")
+    what.add_argument(
+        "--missing",
+        metavar="VALUE",
+        help="leave out items with such a cell: a number, nan, a table's word; mask, mask=VALUE: keep them out of fields",
+    )
     what.add_argument("--split", metavar="NAME", help=f"how a tenth of one's own files is held out: {', '.join(SPLITS)} (default random)")
     what.add_argument("--group", metavar="COLUMN", help="column of a table, or array of an .npz, whose groups are held out whole")
     what.add_argument("--window", metavar="N", type=int, help="of a series, (T,), (T, C) or a table's rows in time: N rows are an item")

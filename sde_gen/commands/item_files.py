@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..conditions import Condition, Label
 from ..data import arrays, conditions, folders, tables
+from ..data.cell_text import NOT_THERE, number_of, rows_of
 from ..data.degraded import read_degraded
 from ..data.write import DataDescription
 from ..report.files import atomic_path
@@ -53,7 +54,7 @@ def read_items(path: Path, about: DataDescription, encoders: Mapping[str, Condit
         raise ValueError(f"{found.name}: holds no items; at least one is needed")
     if about.levels is not None:
         whole, top = found.y.round(), about.levels - 1
-        close = 0.5 * top / 255 + 1e-6 if path.is_dir() or folders._is_image(path.name) else 0.0  # a picture's own levels are rounded too
+        close = 0.5 * top / 255 + 1e-6 if path.is_dir() or folders.is_image(path.name) else 0.0  # a picture's own levels are rounded too
         bad = ~torch.isnan(found.y) & (((found.y - whole).abs() > close) | (whole < 0) | (whole > top))
         if bool(bad.any()):
             seen = float(found.y[bad][0])
@@ -71,8 +72,8 @@ def read_items(path: Path, about: DataDescription, encoders: Mapping[str, Condit
     cond = {name: _values(path, name, encoders[name], value, about) for name, value in raw.items() if name in encoders}
     names = None
     if path.is_dir():
-        names = sorted(name for name in folders._walk(path) if folders._is_image(name))
-    elif folders._is_image(path.name):
+        names = sorted(folders.image_names(path))
+    elif folders.is_image(path.name):
         names = [path.name]
     return Items(path, found.y, cond, names, [name for name in encoders if name not in cond])
 
@@ -80,13 +81,13 @@ def read_items(path: Path, about: DataDescription, encoders: Mapping[str, Condit
 def _of_table(path: Path, about: DataDescription, columns: Mapping[str, str]) -> dict[str, np.ndarray]:
     """The cells of the columns of conditions that the table has."""
     with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = [cells for _, cells in tables._rows(path, file)]
+        lines = [cells for _, cells in rows_of(path, file)]
     names = lines[0] if about.columns is not None else [str(place) for place in range(len(lines[0]))]
     rows = lines[1:] if about.columns is not None else lines
     places = {name: names.index(column) for name, column in columns.items() if column in names}
     if about.columns is None and len(names) == len(about.whole):
         return {}
-    return {name: np.array(["" if row[k].lower() in tables._NOT_THERE else row[k] for row in rows]) for name, k in places.items()}
+    return {name: np.array(["" if row[k].lower() in NOT_THERE else row[k] for row in rows]) for name, k in places.items()}
 
 
 def _of_npz(path: Path, encoders: Mapping[str, Condition], columns: Mapping[str, str]) -> dict[str, np.ndarray]:
@@ -121,7 +122,7 @@ def _values(path: Path, name: str, encoder: Condition, raw: np.ndarray, about: D
 
 
 def _number(word: str) -> float:
-    value = tables._number(word)
+    value = number_of(word)
     if value is None:
         raise ValueError(f"it holds {word[:40]!r}; numbers are needed")
     return value
@@ -167,7 +168,7 @@ def _own_lines(items: Items) -> tuple[list[str] | None, list[list[str]]]:
     path = items.path
     if path.is_file() and path.suffix.lower() in tables.ENDINGS:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = [cells for _, cells in tables._rows(path, file)]
+            lines = [cells for _, cells in rows_of(path, file)]
         return (lines[0], lines[1:]) if len(lines) > len(items.x) else (None, lines)
     if items.names is not None:
         return ["file"], [[name] for name in items.names]

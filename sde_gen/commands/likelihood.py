@@ -18,6 +18,7 @@ from ..likelihood.classify import STRATA, classify
 from ..likelihood.divergence import DIVERGENCES
 from ..likelihood.flow import log_likelihood_together, prior_mismatch
 from ..metrics import share
+from ..models.denoiser import counted
 from ..randomness import check_seed
 from ..registry import lookup
 from ..report.files import write_text
@@ -104,12 +105,14 @@ def likelihood_run(run: TrainedRun, settings: LikelihoodSettings, say: Callable[
         beside = _bits(run, x, cond, settings, other)[0]
         say(f"{'':<10}{beside['line']} {measured} by {other.replace('_', '-')} dequantisation: a bound of its own kind")
         found[f"{measured}, {other}"] = (beside, beside["each"])
-        bounds = _bounds(run, x, cond, settings)
+        masked = run.model.valid(run.model.conditions(cond, len(x), x.device)) is not None
+        bounds = {} if masked else _bounds(run, x, cond, settings)  # those of a chain are for data without a mask
         for k, (name, bound) in enumerate(bounds.items()):
             what = "the limit of ever more steps" if name == "continuous" else f"the same weights as a {name}"
             say(f"{'chain' if k == 0 else '':<10}{bound} {measured}, {what}")
             found[f"{measured}, {name}"] = (_fields(bound), bound.each)
-        say(f"{'':<10}({TWO_NUMBERS})")
+        if bounds:
+            say(f"{'':<10}({TWO_NUMBERS})")
     if "held-out" in found:
         a, b = (found[name][0] for name in ("training", "held-out"))
         gap = (b["value"] - a["value"]) * (1 if discrete else -1)
@@ -137,7 +140,7 @@ def likelihood_run(run: TrainedRun, settings: LikelihoodSettings, say: Callable[
     values = {name: each for name, (_, each) in found.items() if name in parts}
     report.plot_likelihoods(values, place / "histogram.png", unit)
     files = ["histogram.png"]
-    if discrete:
+    if discrete and bounds:
         chains = {name: bound for name, bound in bounds.items() if name != "continuous" and "fixed_large" not in name}
         report.plot_terms(chains, place / "terms.png", bounds["continuous"])
         files.append("terms.png")
@@ -238,7 +241,8 @@ def _fields(bound: Elbo) -> dict[str, Any]:
 
 def _nats(run: TrainedRun, x: Tensor, cond: Cond, settings: LikelihoodSettings) -> tuple[dict[str, Any], Tensor]:
     found = log_likelihood_together(run.model, x, cond=cond, **_options(settings))
-    used, dim = found.converged, x[0].numel()
+    valid = run.model.valid(run.model.conditions(cond, len(x), found.log_prob.device))
+    used, dim = found.converged, x[0].numel() if valid is None else float(counted(valid, x.shape).double().mean())
     each = (found.log_prob / dim).double().cpu()
     count = int(used.sum())
     if not count:

@@ -163,6 +163,8 @@ def check(config: RunConfig, data: Dataset) -> ScoreModel:
             specs,
             config.training.seed,
             config.model.variance,
+            data.valid,
+            next((known[name] for name, spec in specs.items() if spec["kind"] == "valid"), None),
         )
         Objective(config.training, model, data.levels)
         config.training.shares_dropped(names)

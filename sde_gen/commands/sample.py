@@ -379,7 +379,8 @@ def _draw(job: _Job, known: int, show: bool) -> tuple[int, int]:
             if file.exists():
                 continue
             x, nfe = _shard(job, first, last, common)
-            values, touched = job.about.finish(x, job.form)
+            valid = job.model.valid(job.conditions(first, last) or {})
+            values, touched = job.about.finish(x, job.form, None if valid is None else valid.cpu().numpy())
             with atomic_path(file) as temporary, temporary.open("wb") as handle:
                 np.savez(handle, x=values, touched=touched)
                 handle.flush()

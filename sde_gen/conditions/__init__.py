@@ -12,7 +12,7 @@ from torch import Tensor
 from ..registry import Registry, lookup
 from .base import RESERVED, Condition, standardised
 from .label import FADE, Label
-from .maps import Map, Mask
+from .maps import Map, Mask, Valid, valid_entries
 from .numbers import Numbers
 from .sequence import Sequence as SequenceCondition
 
@@ -26,8 +26,10 @@ __all__ = [
     "Mask",
     "Numbers",
     "SequenceCondition",
+    "Valid",
     "fit_condition",
     "make_condition",
+    "valid_entries",
 ]
 
 CONDITIONS: Registry[Any] = Registry(
@@ -37,6 +39,7 @@ CONDITIONS: Registry[Any] = Registry(
         "sequence": SequenceCondition,
         "map": Map,
         "mask": Mask,
+        "valid": Valid,
     },
     aliases={"category": "label", "number": "numbers", "vector": "numbers", "image": "map", "field": "map", "set": "sequence"},
 )
@@ -74,7 +77,7 @@ def fit_condition(
 
     spatial: the data's grid; () for vectors.
     kind: a key of CONDITIONS. None: what type and shape say: integers (N,) are labels, numbers (N,) or (N, K) numbers, Booleans over
-        space a mask, (N, C, *grid) with as many axes as the data a map, and (N, L, K) otherwise a sequence.
+        space a mask ("valid" where it is called so), (N, C, *grid) with as many axes as the data a map, and (N, L, K) otherwise a sequence.
     names: of a label, the data's own words for the classes 0, 1, ...
 
     Raises ValueError for values that are none of these.
@@ -87,7 +90,7 @@ def fit_condition(
         elif values.ndim <= 2:
             kind = "numbers"
         elif over_space:
-            kind = "mask" if values.dtype == torch.bool else "map"
+            kind = "map" if values.dtype != torch.bool else "valid" if name == Valid.kind else "mask"
         elif values.ndim == 3:
             kind = "sequence"
         else:
@@ -110,9 +113,9 @@ def fit_condition(
     if kind == "sequence" and values.ndim == 3:
         mean, std = standardised(values, 2)
         return {"kind": kind, "features": len(mean), "length": values.shape[1], "mean": mean, "std": std}
-    if kind in ("map", "mask") and over_space:
+    if kind in ("map", "mask", "valid") and over_space:
         shape = {"kind": kind, "channels": values.shape[1], "grid": list(values.shape[2:])}
-        if kind == "mask":
+        if kind != "map":
             return shape
         mean, std = standardised(values)
         return shape | {"mean": mean, "std": std}

@@ -14,6 +14,7 @@ from sde_gen.data import conditions
 from sde_gen.data.anomalies import remarks
 from sde_gen.data.dataset import Dataset
 from sde_gen.data.labels import class_indices, missing_labels, remarks_of_classes
+from sde_gen.data.masks import mask_mark, masked
 from sde_gen.data.precision import needs_float64
 from sde_gen.data.source import IN_MEMORY, MOST_SAMPLED, Source
 from sde_gen.data.splits import SPLITS, Part, check_split, hold_out, shuffled, with_groups
@@ -56,7 +57,8 @@ def assemble(
         in_memory: bytes.
         split: "random", "stratified" or "tail"; None: "random", or whole groups, or the parts that the files have.
         missing: the number that marks a missing cell, or "nan". Items with such a cell or label, or a masked cell, are left out and
-            counted in the notes; of a condition such a value is not known. None: a masked or NaN cell is an error, but for conditions.
+            counted in the notes; of a condition such a value is not known. "mask", for NaN and masked cells, or "mask=VALUE": of fields,
+            such entries are kept out of everything instead (`masks.masked`). None: a masked or NaN cell is an error, but for conditions.
         columns, label_column, cond_columns: of a table, as in `Dataset`.
         window, stride: the items are the rows of a series, and the data set is of windows of so many (`windows.windows_of_series`).
         whole: nothing is held out, and the items stay in the file's order.
@@ -74,10 +76,14 @@ def assemble(
             raise ValueError(f"data {name!r} has a held-out part of its own; windows are of one series, whose end is held out")
         train, test = windows_of_series(name, train, window, stride, split, notes)
         columns, label_column, cond_columns = None, None, None  # a window is no row of the table
-    mark = math.nan if missing is None else missing_value(missing)
+    of_mask = mask_mark(missing)
+    mark = math.nan if missing is None else missing_value(missing if of_mask is None else of_mask)
     train = _with_conditions(name, train, mark, "" if test is None else "training ")
     test = None if test is None else _with_conditions(name, test, mark, "held-out ")
-    if missing is not None:
+    valid = None
+    if of_mask is not None:
+        train, test, valid = masked(name, train, test, mark, levels, notes)
+    elif missing is not None:
         train = _complete(name, train, mark, "training" if test is not None else "", notes)
         test = None if test is None else _complete(name, test, mark, "held-out", notes)
     train_labels, test_labels, classes = class_indices(
@@ -137,6 +143,8 @@ def assemble(
         cond=cond,
         test_cond={} if test is None else {key: conditions.tensor(value) for key, value in test.cond.items()},
         source_cond={} if fits else {key: _as_read(value, cond[key]) for key, value in train.cond.items()},
+        valid=None if valid is None else torch.from_numpy(valid),
+        missing=None if of_mask is None else mark,
         cond_names=cond_names,
         cond_columns=dict(cond_columns or {}),
     )

@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from sde_gen.data.precision import needs_float64, statistics
+from sde_gen.data.precision import filled, needs_float64, statistics
 from sde_gen.data.transforms import TRANSFORMS, Chain, Transforms
 
 KINDS = ("standard", "range", "robust", "identity")
@@ -91,6 +91,7 @@ class Normalizer(nn.Module):
         kind: str = "standard",
         transforms: Sequence[Chain] | None = None,
         breaks: Sequence[Sequence[float]] | None = None,
+        valid: Tensor | None = None,
     ) -> Normalizer:
         """The normaliser of a training set, with statistics taken in float64 from every value; `dtype` is float64 for float64 data
         that need it.
@@ -106,6 +107,7 @@ class Normalizer(nn.Module):
             kind: one of `NORMALISATIONS`.
             transforms: for each channel or feature the names of its transforms in order, () for none, before the affine map of `kind`.
             breaks: of each, in the data's units, where its density may jump (see `transforms.Quantile`).
+            valid: Boolean, broadcast to the data: the entries that are data, of which the statistics are taken. None: all.
 
         Raises:
             ValueError: unknown kind, no batch and feature dimension, NaN or Inf, nothing in the data varies, or a value that a
@@ -114,7 +116,9 @@ class Normalizer(nn.Module):
         _check_kind(kind, NORMALISATIONS)
         if data.ndim < 2 or data.numel() == 0:
             raise ValueError(f"data of shape {tuple(data.shape)}; non-empty (N, D) or (N, C, *spatial) is needed")
-        found = statistics(data)
+        found = statistics(data, valid)
+        if valid is not None and (transforms is not None or kind not in ("standard", "range", "identity")):
+            data = filled(data, valid)  # so that quantiles are those of valid entries
         low, high = found.low, found.high
         if not bool(torch.isfinite(found.mean).all()):
             raise ValueError(f"data of shape {tuple(data.shape)} holds NaN or infinite values; finite numbers are needed")
@@ -130,8 +134,8 @@ class Normalizer(nn.Module):
         if transforms is not None and any(transforms):
             values = data.detach().cpu().double().movedim(1, 0).flatten(1)
             entries = Transforms.fit(values, transforms, breaks)
-            shaped = entries(values).reshape(data.shape[1], len(data), -1).movedim(0, 1)
-            found = statistics(shaped)
+            shaped = entries(values).reshape(data.shape[1], len(data), -1).movedim(0, 1).reshape(data.shape)
+            found = statistics(shaped, valid)
             low, high = found.low, found.high
             data_of_kind = shaped
         else:
@@ -169,8 +173,9 @@ class Normalizer(nn.Module):
             return self._each(self.transforms.inverse, self.shift + self.scale * z.double()).to(dtype)
         return shift + scale * z.to(dtype)
 
-    def log_det(self, x: Tensor) -> Tensor:
-        """log |det d encode(x) / dx| of each sample of x (B, C, *spatial) or (B, D) in the data's units, float64 (B,), in nats.
+    def log_det(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """log |det d encode(x) / dx| of each sample of x (B, C, *spatial) or (B, D) in the data's units, float64 (B,), in nats; of its
+        `valid` entries alone where these are given, Boolean and broadcast to x.
 
             log p_x(x) = log p_z(encode(x)) + log_det(x),   log_det(x) = sum over the entries of log T'(x) - log scale
 
@@ -179,6 +184,10 @@ class Normalizer(nn.Module):
         """
         shape = x.shape[1:]
         self._check_shape(shape, exact=True)
+        if valid is not None:
+            slope = -self.scale.log().expand(x.shape)
+            slope = slope if self.transforms is None else slope + self._each(self.transforms.log_slope, x)
+            return torch.where(valid, slope, 0.0).flatten(1).sum(1)
         constant = -float(self.scale.log().sum()) * math.prod(shape[1:])
         found = torch.full((len(x),), constant, dtype=torch.float64, device=x.device)
         if self.transforms is None:

@@ -30,8 +30,13 @@ class Statistics:
     std: Tensor
 
 
-def statistics(data: Tensor) -> Statistics:
-    """The statistics of data (N, D) or (N, C, *spatial), in float64 and a piece at a time. NaN and Inf go into the mean."""
+def statistics(data: Tensor, valid: Tensor | None = None) -> Statistics:
+    """The statistics of data (N, D) or (N, C, *spatial), in float64 and a piece at a time. NaN and Inf go into the mean.
+
+    valid: of the entries that are data, Boolean, broadcast to (N, *) with N or 1 first; None: all. ValueError for a channel without one.
+    """
+    if valid is not None:
+        return _of_valid(data, valid)
     low = torch.full((data.shape[1],), math.inf, dtype=torch.float64)
     high, total, square = -low, torch.zeros_like(low), torch.zeros_like(low)
     for part in _parts(data):
@@ -43,6 +48,37 @@ def statistics(data: Tensor) -> Statistics:
     for part in _parts(data):
         square += (part - mean[:, None]).square().sum((0, 2))
     return Statistics(low, high, mean, (square / count).sqrt())
+
+
+def _of_valid(data: Tensor, valid: Tensor) -> Statistics:
+    low = torch.full((data.shape[1],), math.inf, dtype=torch.float64)
+    high, total, square, count = -low, torch.zeros_like(low), torch.zeros_like(low), torch.zeros_like(low)
+    whole = valid.expand(data.shape)
+    for part, there in zip(_parts(data), _parts(whole), strict=True):
+        known = there.bool()
+        low = torch.minimum(low, torch.where(known, part, math.inf).amin((0, 2)))
+        high = torch.maximum(high, torch.where(known, part, -math.inf).amax((0, 2)))
+        total += torch.where(known, part, 0.0).sum((0, 2))
+        count += there.sum((0, 2))
+    if bool((count == 0).any()):
+        raise ValueError(f"channel {int((count == 0).int().argmax())} has no valid entry in any item; a mask must leave some of each")
+    mean = total / count
+    for part, there in zip(_parts(data), _parts(whole), strict=True):
+        square += torch.where(there.bool(), part - mean[:, None], 0.0).square().sum((0, 2))
+    return Statistics(low, high, mean, (square / count).sqrt())
+
+
+def filled(data: Tensor, valid: Tensor) -> Tensor:
+    """Data (N, C, *spatial) with values of the same channel, evenly spaced among its valid ones in their order of size, where entries are
+    not valid: quantiles over all entries are those of the valid ones."""
+    data, there = data.clone(), valid.expand(data.shape)
+    for channel in range(data.shape[1]):
+        known = there[:, channel]
+        values = data[:, channel][known].sort().values
+        missing = int((~known).sum())
+        if missing and len(values):
+            data[:, channel][~known] = values[(torch.arange(missing) * len(values) // missing).to(values.device)]
+    return data
 
 
 def needs_float64(data: Tensor, found: Statistics | None = None) -> bool:

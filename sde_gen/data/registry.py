@@ -71,7 +71,8 @@ def load_dataset(
         axes: of an .npy or .npz array, a letter for each of its axes: N items, C channels, and L, H and W or D, H and W for space, such
             as "NCHW", "NHWC", "NCL" or "NDHW". None: what its shape leaves in no doubt (`axes.read_layout`).
         missing: of arrays and tables, what marks a missing cell: a number, "nan", or in a table a word. Items with such a cell are
-            left out and counted in the notes. None: NaN and empty cells are errors.
+            left out and counted in the notes. "mask", for NaN, or "mask=VALUE": such entries of fields (signals, images, volumes) are
+            kept out of loss, statistics, likelihood and files instead, `Dataset.valid`. None: NaN and empty cells are errors.
         split: of files without a held-out part of their own, how a tenth is held out: "random"; "stratified", from each class in its
             share; or "tail", the last items of the file, which suits windows of a series. None: "random", or by `group`.
         conditions: what is known of each item and a network can be told, `Dataset.cond`: columns of a table (`tables.load_table`) or

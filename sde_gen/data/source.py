@@ -84,7 +84,7 @@ class Source:
         return batch if self.then is None else self.then(batch)
 
     def _with_gaps(self, values: np.ndarray, gap: float, rows: np.ndarray) -> Tensor:
-        holes = _holes(values, gap)
+        holes = holes_in(values, gap)
         with np.errstate(over="ignore"):
             items = np.ascontiguousarray(np.ma.getdata(values), dtype=np.float64 if self.dtype == torch.float64 else np.float32)
         items = items.copy() if np.shares_memory(items, values) else items
@@ -124,7 +124,7 @@ class Source:
         number). Every item is read once."""
         whole = np.ones(len(self), bool)
         for start in range(0, len(self), _PIECE):
-            holes = _holes(np.asanyarray(self.read(self.rows[start : start + _PIECE])), missing)
+            holes = holes_in(np.asanyarray(self.read(self.rows[start : start + _PIECE])), missing)
             whole[start : start + _PIECE] = ~holes.reshape(len(holes), -1).any(1)
         return whole
 
@@ -134,7 +134,7 @@ def array_source(array: np.ndarray, name: str) -> Source:
     return Source(name, tuple(array.shape[1:]), lambda rows: array[rows], np.arange(len(array)))
 
 
-def _holes(values: np.ndarray, missing: float) -> np.ndarray:
+def holes_in(values: np.ndarray, missing: float) -> np.ndarray:
     """Which cells are masked or equal to `missing`, compared in the type of the values (NaN: not a number)."""
     holes = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else np.zeros(values.shape, bool)
     plain = np.ma.getdata(values)

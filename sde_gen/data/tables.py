@@ -17,6 +17,7 @@ from sde_gen.data.assemble import Part, assemble
 from sde_gen.data.cell_text import NOT_THERE, number_of, rows_of
 from sde_gen.data.dataset import Dataset
 from sde_gen.data.errors import one_line
+from sde_gen.data.masks import mask_mark
 from sde_gen.data.source import array_source
 from sde_gen.data.splits import GROUP
 
@@ -57,12 +58,15 @@ def load_table(
         raise ValueError(f"{path.name}: {'a directory' if path.is_dir() else 'no such file'}; a table ({', '.join(ENDINGS)}) is needed")
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(f"{path.name}: {path.stat().st_size:,} bytes; tables of at most {MOST_BYTES:,} are allowed, save it as .npy")
-    mark = None if missing is None else str(missing).strip()
+    of_mask = mask_mark(missing)
+    if of_mask is not None and options.get("window") is None:
+        raise ValueError(f"{path.name}: missing={missing!r} is for fields and signals (a table's rows are some with window=N)")
+    mark = None if missing is None else str(missing if of_mask is None else of_mask).strip()
     value = None if mark is None else number_of(mark)
     if value is not None and math.isfinite(value):
         mark = None  # a number is read as any other and found in the array
     elif mark is not None:
-        missing = "nan"  # as what such cells are read
+        missing = "nan" if of_mask is None else "mask"  # as what such cells are read
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             table = _parse(path, file, label_column, mark, of_items.asked(path.name, conditions))

@@ -44,6 +44,7 @@ class DataDescription:
     columns, label_column: as in `Dataset`.
     label_names: the data's own label of each class, or None without labels.
     label_counts: training items of each class, or None.
+    missing: of data with a mask, what marks entries that are no data in their files, a number or "nan"; else None.
     cond_columns: of each condition that was a column of the table, its own name, and name and place of the column as in `label_column`.
     """
 
@@ -58,6 +59,7 @@ class DataDescription:
     label_names: tuple[int | str, ...] | None = None
     label_counts: tuple[int, ...] | None = None
     cond_columns: tuple[tuple[str, str | None, int], ...] = ()
+    missing: float | str | None = None
 
     @classmethod
     def of(cls, data: Dataset) -> DataDescription:
@@ -77,6 +79,7 @@ class DataDescription:
             None if classes is None else data.label_names or tuple(range(classes)),
             None if labels is None or classes is None else tuple(torch.bincount(labels, minlength=classes).tolist()),
             tuple((name, *column) for name, column in data.cond_columns.items()),
+            None if data.missing is None else "nan" if math.isnan(data.missing) else data.missing,
         )
 
     def to_config(self) -> dict[str, Any]:
@@ -153,13 +156,14 @@ class DataDescription:
         """Whether continuous data are whole numbers in 0 .. 255."""
         return self.levels is None and all(self.whole) and self.value_range[0] >= 0 and self.value_range[1] <= _BYTE - 1
 
-    def finish(self, x: Tensor | np.ndarray, form: str = "npz") -> tuple[np.ndarray, np.ndarray]:
+    def finish(self, x: Tensor | np.ndarray, form: str = "npz", valid: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Samples (B, *shape) in the data's units as the numbers that a file holds, and how many of them were rounded and clipped.
 
         Levels are rounded and clipped to 0 .. levels - 1; other whole numbers are rounded, and clipped to +-2^53 where data that are
         all whole numbers lie within these bounds; what else there is stays.
         For PNGs, values are brought from the data's range to the picture's by a linear map, then rounded and clipped: levels and whole
         numbers in 0 .. 255 that a picture holds as they are, are not mapped.
+        Entries that are not `valid` (Boolean, broadcast to x) get the number that marks them in the data's files, but in PNGs.
 
         Returns:
             values: (B, *shape) of uint8, uint16 (levels), int64 (whole, within +-2^53), float32 or float64; in a PNG bool, uint8 or uint16.
@@ -187,7 +191,10 @@ class DataDescription:
             rounded = kept
         if form == "png" and self.levels is not None and self._depth > 2:
             rounded = np.rint(rounded * ((self._depth - 1) / (self.levels - 1)))
-        return rounded.astype(self.file_dtype(form)), np.array(touched)
+        finished = rounded.astype(self.file_dtype(form))
+        if valid is not None and self.missing is not None and form != "png":
+            finished = np.where(valid, finished, np.array(float(self.missing)).astype(finished.dtype))
+        return finished, np.array(touched)
 
     def of_picture(self, picture: np.ndarray, depth: int) -> np.ndarray:
         """A picture's values 0 .. depth - 1 in the data's units: the inverse of how `finish` makes pictures."""
@@ -200,6 +207,8 @@ class DataDescription:
         """The type of the numbers that `finish` gives."""
         if form == "png":
             return np.dtype({2: "bool", _BYTE: "uint8", _WORD: "uint16"}[self._depth])
+        if self.missing == "nan":
+            return np.dtype(self.dtype)  # which has a NaN
         if self.levels is not None and self.levels <= _WORD:
             return np.dtype("uint8" if self.levels <= _BYTE else "uint16")
         within = max(abs(end) for end in self.value_range) <= _EXACT
@@ -275,9 +284,11 @@ def write_npz(
     classes: Tensor | np.ndarray | None,
     about: DataDescription,
     beside: Mapping[str, np.ndarray] | None = None,
+    valid: np.ndarray | None = None,
 ) -> None:
-    """Write samples (N, *shape) in the data's units as an .npz file: x, label where `classes` (N,) are given, and the arrays `beside`."""
-    values, _ = about.finish(x)
+    """Write samples (N, *shape) in the data's units as an .npz file: x, label where `classes` (N,) are given, and the arrays `beside`;
+    entries that are not `valid` as the data's files mark them."""
+    values, _ = about.finish(x, valid=valid)
     indices = classes.cpu().numpy() if isinstance(classes, Tensor) else classes
     columns: dict[str, Column] = {name: lambda first, last, own=own: own[first:last] for name, own in (beside or {}).items()}  # type: ignore[misc]
     write_samples(path, "npz", about, len(values), lambda: iter([(values, indices)]), indices is not None, columns)

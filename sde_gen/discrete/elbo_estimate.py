@@ -101,6 +101,8 @@ class BoundInputs:
         self.dtype = (torch.float64 if own == torch.float64 else torch.float32) if dtype is None else dtype
         self.device = images.device if parameter is None else parameter.device
         self.cond = model.conditions(cond, len(images), self.device)
+        if model.valid(self.cond) is not None:
+            raise ValueError("the bound of a chain is for data without a mask, and the model's has one; log_likelihood takes it")
 
     def batches(self, terms: int) -> Iterator[ImageBatch]:
         """Batches of all images or, together with other processes, of this process's share."""

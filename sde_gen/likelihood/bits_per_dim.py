@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..data.integers import check_levels, short
-from ..models.denoiser import Denoiser, is_affine
+from ..models.denoiser import Denoiser, counted, is_affine, only_valid
 from ..randomness import NoiseStream, check_seed
 from ..unknown_numbers import shown_number
 from .flow import log_likelihood, log_likelihood_together
@@ -47,8 +47,8 @@ class BitsPerDim:
     nfe: float
     converged: float
     bound: str
-    each_error: Tensor
-    each_solver: Tensor
+    each_error: Tensor = field(default_factory=lambda: torch.empty(0))
+    each_solver: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def __str__(self) -> str:
         parts = f"trace {short(self.trace)}, dequantisation {short(self.dequantisation)}, test set {short(self.test_set)}"
@@ -89,6 +89,7 @@ def bits_per_dim(
     index_offset: image i's random numbers are a function of (seed, index_offset + i), for images that are measured part by part.
     options: for `log_likelihood`.
 
+    Of a model with a mask (`Denoiser.valid`) the dimensions are the valid entries, each image's own.
     Raises TypeError for data that is not of integers (their density is in nats: `log_likelihood`), ValueError for values out of
     range. Uria et al. 2013, arXiv:1306.0186; Ho et al. 2019, arXiv:1902.00275; Song et al. 2021, arXiv:2011.13456, section 4.3.
     """
@@ -106,20 +107,26 @@ def bits_per_dim(
     elif dequantization == "truncated_normal" or options:
         raise ValueError("a function as the model takes uniform dequantisation and no options: the rest is for a Denoiser")
     density = log_likelihood_together if together else log_likelihood
+    valid = None
+    if isinstance(model, Denoiser):
+        valid = model.valid(model.conditions(options.get("cond"), count, images.device))
+    if valid is not None and importance:
+        raise ValueError("importance weighting is for data without a mask, and the model's has one")
+    dims = torch.full((count,), dim) if valid is None else counted(valid, images.shape)
     noise = NoiseStream(seed ^ _OTHER_SEED, index_offset, count, images.shape[1:], torch.float64, torch.device("cpu"))
     weights, variances, solver, calls, good = [], [], [], [], []
     for draw in range(draws):
         unit = 0.5 * torch.erfc(-noise.draw() / math.sqrt(2)).to(images.device)  # uniform on (0, 1), a function of the seed and image
         if dequantization == "uniform":
             u = centre + scale * (unit - 0.5)
-            log_q = u.new_full((count,), -dim * math.log(scale))
+            log_q = -dims.to(u) * math.log(scale)
         else:
             edge = math.erf(share / math.sqrt(2))
             z = math.sqrt(2) * torch.erfinv(edge * (2 * unit - 1))
             sigma = 0.5 * scale / share
             u = centre + sigma * z
-            constant = -dim * (0.5 * math.log(2 * math.pi) + math.log(sigma) + math.log(edge))
-            log_q = constant - 0.5 * z.square().flatten(1).sum(1)
+            constant = -dims.to(u) * (0.5 * math.log(2 * math.pi) + math.log(sigma) + math.log(edge))
+            log_q = constant - 0.5 * only_valid(z, valid).square().flatten(1).sum(1)
         if isinstance(model, Denoiser):
             found = density(model, u, seed=seed, index_offset=index_offset * draws + draw * count, **options)
             log_p, ok = found.log_prob, found.converged
@@ -139,6 +146,10 @@ def bits_per_dim(
     def stacked(column: list[Tensor]) -> Tensor:
         return torch.stack(column).cpu()
 
+    if valid is not None:  # each image's nats over its own valid entries
+        ratio = (dim / dims).double().cpu()
+        weights, solver = ([value.cpu() * ratio for value in column] for column in (weights, solver))
+        variances = [value.cpu() * ratio**2 for value in variances]
     return _collect(stacked(weights), stacked(variances), stacked(solver), stacked(calls), stacked(good), dim, importance)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import parallel
 from ..data import as_floats
-from ..models.denoiser import Denoiser
+from ..models.denoiser import Denoiser, only_valid
 from ..models.measured_moments import moments_of
 from ..models.moments import Moments
 from ..models.prior import MatchedPrior
@@ -126,6 +126,8 @@ def log_likelihood(
     x: a tensor or an array of real numbers; what is returned is float64 where x is, or holds integers of 32 bits and more, else float32.
     dtype: of the states that the network is given, float32 or float64. None: that of its parameters, at least float32. The integration
         itself is float64.
+
+    Of data with a mask (`Denoiser.valid`) it is the density of the valid entries; what lies at the others changes nothing.
 
     log_prob can be differentiated with respect to x and the model's parameters where x requires gradients: the steps are taken
     again one by one, so that memory holds the states and one evaluation.
@@ -286,8 +288,12 @@ class _Remainder:
     def likelihood(self, x: Tensor, start: float, tolerances: tuple[float, float], cap: int, times: Tensor | None) -> LogLikelihood:
         sde, batch = self.model.sde, len(x)
         encoded, log_det = x.double(), torch.zeros(batch, dtype=torch.float64, device=x.device)
-        if self.model.normalizer is not None:
-            encoded, log_det = self.model.normalizer.encode(encoded), self.model.normalizer.log_det(encoded)
+        valid, units = self.model.valid(self.cond), self.model.normalizer
+        if valid is not None and units is not None:  # what lies at other entries need not even be what the units take
+            encoded = torch.where(valid, encoded, units.decode(torch.zeros_like(encoded)))
+        if units is not None:
+            encoded, log_det = units.encode(encoded), units.log_det(encoded, *([] if valid is None else [valid]))
+        encoded = only_valid(encoded, valid)
         ends = torch.tensor([start, sde.t_max], dtype=torch.float64, device=x.device)
         alpha, variance = self.at(ends)
         flat = (alpha[0] * encoded).flatten(1)
@@ -300,6 +306,11 @@ class _Remainder:
         traces = found.y[:, self.dim :]
         volume = 0.5 * (torch.log(variance[1]) - torch.log(variance[0])).sum() + self.dim * torch.log(alpha[0, 0]) + log_det
         log_prob = self.model.prior.log_prob(latent.reshape(x.shape)) + traces.mean(1) + volume
+        if valid is not None:
+            # Entries that are no data run along the Gaussian path of a point at 0, whose density there is taken out.
+            sigma = [self.model.sde.marginal(end)[1] for end in ends]
+            each = self.model.prior.marginals(latent.reshape(x.shape)) + torch.log(sigma[1] / sigma[0] * alpha[0, 0])
+            log_prob = log_prob - only_valid(each, ~valid).flatten(1).sum(1)
         columns = self.divergence.columns
         if self.divergence.exact:
             spread = torch.zeros_like(log_prob)

@@ -31,7 +31,7 @@ class UnitMap(Protocol):
 
     def decode(self, z: Tensor) -> Tensor: ...
 
-    def log_det(self, x: Tensor) -> Tensor: ...
+    def log_det(self, x: Tensor, valid: Tensor | None = None) -> Tensor: ...
 
 
 def is_affine(units: UnitMap | None) -> bool:
@@ -201,6 +201,13 @@ class Denoiser(nn.Module, metaclass=_Complete):
         encoder = self.encoders.get(name)
         return None if encoder is None else encoder.null(value)
 
+    def valid(self, cond: Mapping[str, Tensor]) -> Tensor | None:
+        """Which entries of a state are data, given its conditions: Boolean, (*shape) or (B, *shape) or broadcast to these; None for all.
+
+        Of the others the model says 0 and is not told what lies there, so that they run along the path of a point mass at 0, which no
+        solver mixes with the rest. Whoever averages over entries or sums them up leaves them out."""
+        return None
+
     def conditions(self, cond: Mapping[str, Any] | None, count: int, device: torch.device) -> dict[str, Tensor]:
         """`cond`, tensors or arrays by name with `count` rows each, as tensors on `device`; TypeError or ValueError for anything else."""
         if cond is not None and not isinstance(cond, Mapping):
@@ -297,17 +304,37 @@ class Wrapper(Denoiser):
     def null(self, name: str, value: Tensor) -> Tensor | None:
         return self.model.null(name, value)
 
+    def valid(self, cond: Mapping[str, Tensor]) -> Tensor | None:
+        return self.model.valid(cond)
+
     def conditions(self, cond: Mapping[str, Any] | None, count: int, device: torch.device) -> dict[str, Tensor]:
         return self.model.conditions(cond, count, device)
 
 
 def encoded(model: Denoiser, x: Tensor) -> Tensor:
     """Data x (N, *) in their own units as normalised ones on the model's device (its first parameter's; x's own where it has none), in
-    float64 where they are and else in float32."""
+    float64 where they are and else in float32; 0 where no item has data."""
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     x = x if parameter is None else x.to(parameter.device)
     z = x if model.normalizer is None else model.normalizer.encode(x)
-    return z if z.dtype == torch.float64 else z.float()
+    return only_valid(z if z.dtype == torch.float64 else z.float(), model.valid({}))
+
+
+def only_valid(x: Tensor, valid: Tensor | None) -> Tensor:
+    """x with 0 where entries are not `valid`, whatever lies there, NaN too; x itself where all are."""
+    return x if valid is None else torch.where(valid, x, torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+def mean_valid(values: Tensor, valid: Tensor | None) -> Tensor:
+    """The mean over each sample's valid entries of values (B, *), which are 0 at the others: (B,)."""
+    if valid is None:
+        return values.flatten(1).mean(1)
+    return values.flatten(1).sum(1) / counted(valid, values.shape).to(values)
+
+
+def counted(valid: Tensor, shape: Sequence[int]) -> Tensor:
+    """The number of valid entries of each sample of states of `shape` (B, *), (B,)."""
+    return valid.expand(tuple(shape)).flatten(1).sum(1)
 
 
 def like(value: Tensor, x: Tensor) -> Tensor:

@@ -23,6 +23,10 @@ class Prior(ABC):
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density in nats: (B, *) gives (B,)."""
 
+    @abstractmethod
+    def marginals(self, x: Tensor) -> Tensor:
+        """Log-density in nats of each entry of x on its own: (B, *) gives (B, *)."""
+
 
 class SDEPrior(Prior):
     """The SDE's own prior, N(0, prior_std^2 I): what most papers use."""
@@ -35,6 +39,9 @@ class SDEPrior(Prior):
 
     def log_prob(self, x: Tensor) -> Tensor:
         return self.sde.prior_log_prob(x)
+
+    def marginals(self, x: Tensor) -> Tensor:
+        return _normal(x, self.sde.prior_std)
 
 
 class MatchedPrior(Prior):
@@ -61,3 +68,13 @@ class MatchedPrior(Prior):
         z = (centred / std if vectors is None else (centred.flatten(1) @ vectors) / std).flatten(1)
         log_std = torch.log(std.expand(x.shape[1:]) if vectors is None else std).sum()
         return (-0.5 * (z * z).sum(1) - log_std - 0.5 * z.shape[1] * math.log(2 * math.pi)).to(x.dtype)
+
+    def marginals(self, x: Tensor) -> Tensor:
+        vectors, std = self.moments.eigenvectors, self._std()
+        each = std if vectors is None else (vectors.square() @ std.square()).sqrt().reshape(x.shape[1:])
+        return _normal(x.double() - self.alpha * self.moments.mean, each).to(x.dtype)
+
+
+def _normal(centred: Tensor, std: Tensor | float) -> Tensor:
+    scale = torch.as_tensor(std).to(centred)
+    return -0.5 * (centred / scale) ** 2 - torch.log(scale) - 0.5 * math.log(2 * math.pi)

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..conditions import Condition
+from ..conditions import Condition, valid_entries
 from ..networks import Network
 from ..registry import Registry, canonical
 from ..sdes import SDE
 from ..sdes.base import as_time
 from ..sdes.ddpm import points_of
-from .denoiser import Denoiser, PlannedTime, Prediction, UnitMap, like
+from .denoiser import Denoiser, PlannedTime, Prediction, UnitMap, like, only_valid
 from .moments import Moments
 
 Clock = Callable[[SDE, Tensor], Tensor]
@@ -138,6 +138,8 @@ class ScoreModel(Denoiser):
     prior: "sde", or "matched": the Gaussian with the data's moments at t_max, from `moments` (see `Moments`), or from mean
         0 and data_std where there are none.
     moments: mean and covariance of the data in normalised units, or None.
+    mask: of data of which some entries are never data (land in a field of the sea): Boolean, of one item's shape or broadcast to it, True
+        where they are. None: all are. Entries that are no data of single items are told by a condition of kind "valid".
     scale_input: whether the network's input is multiplied by c_in = 1/sqrt(alpha^2 s^2 + sigma^2); None: for "edm" alone.
 
     Raises ValueError for a name that is not registered or settings that lack one another; TypeError for a network that
@@ -156,6 +158,7 @@ class ScoreModel(Denoiser):
         prior: str = "sde",
         moments: Moments | None = None,
         scale_input: bool | None = None,
+        mask: Tensor | None = None,
     ) -> None:
         super().__init__(sde, normalizer, moments, data_std, prior)
         if not callable(network):
@@ -168,10 +171,14 @@ class ScoreModel(Denoiser):
         if data_std is None and (self.prediction == "edm" or self.scale_input):
             raise ValueError("prediction 'edm' and scale_input need data_std, the data's standard deviation in normalised units")
         self.network, self.variance = network, variance
+        if mask is not None and (mask.dtype != torch.bool or not bool(mask.any())):
+            raise ValueError(f"mask must be Boolean with at least one True, got {mask.dtype} of shape {tuple(mask.shape)}")
+        self.mask: Tensor | None
+        self.register_buffer("mask", mask)
 
     def with_network(self, network: Callable[..., Tensor]) -> ScoreModel:
         """The same model around another network: averaged weights, say."""
-        return ScoreModel(network, self.sde, **self.settings(), normalizer=self.normalizer, moments=self.moments)
+        return ScoreModel(network, self.sde, **self.settings(), normalizer=self.normalizer, moments=self.moments, mask=self.mask)
 
     def settings(self) -> dict[str, Any]:
         """The settings that are plain values, and functions where prediction or clock is one, as the constructor takes them."""
@@ -202,6 +209,10 @@ class ScoreModel(Denoiser):
         of_network = getattr(self.network, "null", None)  # a network of the user's own may have one
         return of_network(name, value) if callable(of_network) else super().null(name, value)
 
+    def valid(self, cond: Mapping[str, Tensor]) -> Tensor | None:
+        of_items = valid_entries(self.encoders, cond)
+        return of_items if self.mask is None else self.mask if of_items is None else self.mask & of_items
+
     def scales(self, t: Tensor) -> Scales:
         """c_in, skip, out and the network's clock at times `t`, each of the shape and dtype of `t`."""
         std = 1.0 if self.data_std is None else self.data_std
@@ -224,6 +235,11 @@ class ScoreModel(Denoiser):
         return next((p.dtype for p in parameters if p.is_floating_point()), None)
 
     def predict(self, x: Tensor, t: Tensor | float, **cond: Tensor) -> Prediction:
+        valid = self.valid(cond)
+        found = self._predict(only_valid(x, valid), t, **cond)
+        return found if valid is None else Prediction(only_valid(found.denoised, valid), found.variance_fraction)
+
+    def _predict(self, x: Tensor, t: Tensor | float, **cond: Tensor) -> Prediction:
         if isinstance(t, Tensor):
             at_t = self.scales(as_time(t))
             scales, dtype = Scales(*(like(value, x) for value in at_t)), self.network_dtype()

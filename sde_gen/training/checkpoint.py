@@ -91,6 +91,7 @@ def describe(model: ScoreModel) -> dict[str, Any]:
         "model": model.settings(),
         "normalizer": None if normalizer is None else normalizer.to_config(),
         "moments": None if model.moments is None else {"covariance": model.moments.eigenvectors is not None},
+        "masked": model.mask is not None,
         "fitted": [asdict(fitted) for fitted in model.fitted.values()],
     }
 
@@ -116,6 +117,7 @@ def save(
     for part, module in (("network", model.network), ("ema", ema), ("normalizer", model.normalizer), ("moments", model.moments)):
         if isinstance(module, nn.Module):
             tensors |= {f"{part}.{key}": value for key, value in module.state_dict().items()}
+    tensors |= {} if model.mask is None else {"mask.mask": model.mask}
     files = {WEIGHTS: _tensors(tensors), DESCRIPTION: _values(description)}
     if state is not None:
         files |= {STATE: _tensors(state[0]), STATE_VALUES: _values(state[1])}
@@ -247,7 +249,7 @@ def load(
         else:
             _check_weights(network, tensors)
         network = network.to(device)
-        parts: dict[str, dict[str, Tensor]] = {"network": {}, "ema": {}, "normalizer": {}, "moments": {}}
+        parts: dict[str, dict[str, Tensor]] = {"network": {}, "ema": {}, "normalizer": {}, "moments": {}, "mask": {}}
         for key, value in tensors.items():
             part, _, rest = key.partition(".")
             parts[part][rest] = value
@@ -257,7 +259,8 @@ def load(
             normalizer = Normalizer.from_config(description["normalizer"]).to(device)
             normalizer.load_state_dict(parts["normalizer"])
         moments = None if description["moments"] is None else Moments.from_state(parts["moments"]).to(device)
-        model = ScoreModel(network, sde, **description["model"], normalizer=normalizer, moments=moments)
+        mask = parts["mask"]["mask"].bool() if description.get("masked") else None
+        model = ScoreModel(network, sde, **description["model"], normalizer=normalizer, moments=moments, mask=mask)
         fitted = [FittedGrid.from_config(values) for values in description.get("fitted", [])]
         model.fitted = {grid.key: grid for grid in fitted}
     except (OSError, SafetensorError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:

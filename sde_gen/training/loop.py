@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from .. import parallel
 from ..conditions import fit_condition
 from ..data import Dataset, Normalizer, Source, as_items, check_labels
+from ..data.masks import VALID, split_masked
 from ..devices import find_device
+from ..models.denoiser import mean_valid, only_valid
 from ..models.moments import Moments
 from ..models.score import ScoreModel
 from ..networks import MOST_TOKENS, Network, affordable_options, make_network
@@ -53,11 +55,15 @@ def build_model(
     conditions: int | Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
     variance: str | None = None,
+    mask: Tensor | None = None,
+    valid: Tensor | None = None,
 ) -> ScoreModel:
     """A score model for training data (N, *) in its own units, not trained yet.
 
     The normaliser and the data's moments are learned from `data`; our networks are told the half log-SNR and get their
-    input at unit variance, so that one network serves every SDE. `conditions`: specs by name (see `make_network`).
+    input at unit variance, so that one network serves every SDE. `mask`: of entries that are data in no item (see `ScoreModel`), and
+    `valid` (N, 1 or C, *) of entries that are data in each item, the values of their condition of kind "valid": statistics are of
+    valid entries alone. `conditions`: specs by name (see `make_network`).
     `variance`: None or "learned_range", for which a network given by name gets twice the channels at its output.
     `network_options`: of a network given by name. Where they leave its patches, levels and attention open and its defaults would attend
     over more positions than pays, the nearest ones that do not are taken (`affordable_options`).
@@ -65,8 +71,9 @@ def build_model(
     process = make_sde(sde, **(sde_settings or {})) if isinstance(sde, str) else sde
     if not float(process.half_log_snr(process.t_min)) > float(process.half_log_snr(process.t_max)):
         raise ValueError(f"{process!r} runs backwards: log(alpha/sigma) must fall from t = 0, the data, to t = 1, the noise")
-    units = Normalizer.fit(data, normalizer)
-    z = units.encode(data)
+    there = mask if valid is None else valid.bool() if mask is None else mask & valid.bool()
+    units = Normalizer.fit(data, normalizer, valid=there)
+    z = only_valid(units.encode(data), there)
     if isinstance(network, str):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -81,12 +88,13 @@ def build_model(
         process,
         prediction=prediction,
         clock="half_log_snr",
-        data_std=float(z.double().square().mean().sqrt()),
+        data_std=float(mean_valid(z.double().square()[None], None if there is None else there.expand(z.shape)[None]).sqrt()),
         normalizer=units,
         variance=variance,
         prior=prior,
         moments=Moments.fit(z),
         scale_input=True,
+        mask=mask,
     ).eval()
 
 
@@ -241,6 +249,7 @@ def train(
     levels: int | None = None,
     conditions: Mapping[str, Any] | None = None,
     kinds: Mapping[str, str] | None = None,
+    mask: Tensor | np.ndarray | None = None,
     **settings: Any,
 ) -> ScoreModel:
     """Train a score model on data (N, *) in its own units and return it with averaged weights, ready for `sample`.
@@ -250,6 +259,9 @@ def train(
         Booleans there masks, and (N, L, K) sequences.
     labels: a condition "label", (N,) in 0 .. classes - 1.
     kinds: the kind of a condition by its name (a key of `sde_gen.conditions.CONDITIONS`), where its values do not say it.
+    mask: of data of which some entries are never data (land in fields of the sea), Boolean, of one item's shape or broadcast to it, True
+        where they are. Entries that are no data of single items are a condition "valid" of Booleans over space. What lies at such
+        entries is not looked at, and may be NaN. A masked array says both itself.
     device: None takes CUDA where present, else the CPU.
     settings: those of `TrainSettings`. variance: that of `build_model`. levels: that of `fit`.
 
@@ -265,6 +277,14 @@ def train(
         known = ", ".join(field.name for field in fields(TrainSettings) if field.name != "steps")
         raise TypeError(f"train has no setting {', '.join(unknown)}; it takes {known}")
     where = find_device(device)
+    if np.ma.is_masked(data):
+        if mask is not None or VALID in (conditions or {}):
+            raise ValueError(f"data are a masked array, which says itself what is no data: leave mask and the condition {VALID!r} out")
+        data, there_of_items = split_masked(np.ma.asarray(data))
+        if (there_of_items == there_of_items[:1]).all():
+            mask = there_of_items[0]
+        else:
+            conditions = dict(conditions or {}) | {VALID: there_of_items}
     x = as_items(data)
     ours = isinstance(network, str | Network)  # a network of the user's own may take conditions of any kind
     given = dict(conditions or {}) | ({} if labels is None else {"label": check_labels(labels, len(x)) if ours else labels})
@@ -282,7 +302,11 @@ def train(
     if strange:
         raise ValueError(f"kinds names {', '.join(map(repr, strange))}; the conditions are {', '.join(map(repr, cond)) or 'none'}")
     specs = {n: fit_condition(n, v, x.shape[2:], (kinds or {}).get(n)) for n, v in cond.items()} if isinstance(network, str) else None
-    model = build_model(x, sde, network, prediction, prior, normalizer, sde_settings, network_options, specs, chosen.seed, variance)
+    there = None if mask is None else torch.as_tensor(mask)
+    of_items = next((cond[name] for name, spec in (specs or {}).items() if spec["kind"] == "valid"), None)
+    model = build_model(
+        x, sde, network, prediction, prior, normalizer, sde_settings, network_options, specs, chosen.seed, variance, there, of_items
+    )
     return fit(model, x, chosen, cond, levels=levels, device=where, progress=progress).model
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..models.denoiser import Denoiser
+from ..models.denoiser import Denoiser, mean_valid, only_valid
 from ..registry import lookup
 from ..sdes import SDE
 from ..sdes.base import as_time
@@ -117,7 +117,7 @@ def dsm_loss(
 ) -> Tensor:
     """Denoising score matching at one random time for each sample: (B, *) gives (B,).
 
-        loss_i = w(t_i) mean_d (E_theta[x_0 | x_t] - x_0)^2 correction(t_i),   x_t = alpha x_0 + sigma eps
+        loss_i = w(t_i) mean_d (E_theta[x_0 | x_t] - x_0)^2 correction(t_i),   x_t = alpha x_0 + sigma eps,   d over valid entries
 
     With the defaults its mean over the batch is what `train` minimises by default.
 
@@ -147,7 +147,9 @@ def dsm_loss(
         t, correction = (value.to(x_0.device) for value in sampler(model.sde, x_0.shape[0], generator, data_std))
     if noise is None:
         noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype, device=x_0.device)
+    valid = model.valid(cond)
+    x_0 = only_valid(x_0, valid)
     alpha, sigma = (expand_as(value.to(x_0), x_0) for value in model.sde.marginal(t))
     denoised = model.denoise(alpha * x_0 + sigma * noise, t, **cond)
     weight = (weight_of(model.sde, t, data_std) * correction).to(x_0)
-    return weight * (denoised - x_0).square().flatten(1).mean(1)
+    return weight * mean_valid((denoised - x_0).square(), valid)

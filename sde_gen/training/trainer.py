@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .. import memory, parallel
 from ..data import Source, rows_drawn
 from ..devices import OnItsWay, current, random_state, set_random_state
+from ..models.denoiser import only_valid
 from ..models.moments import Moments
 from ..models.score import ScoreModel
 from ..networks import Network
@@ -116,7 +117,9 @@ class Trainer:
         self.model = model = model.to(self.device)
         normalizer = model.normalizer
         assert normalizer is not None
-        self.encode = lambda x: normalizer.encode(x).float()  # data that need float64 need it in their own units alone
+        self.encode = lambda x: only_valid(
+            normalizer.encode(x).float(), model.valid({})
+        )  # data that need float64 need it in their own units alone
         self.x = self.encode(data.to(self.device)) if isinstance(data, Tensor) else data
         cond = check_conditions(model, cond or {}, len(data), self.device)
         self.cond = cond

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data import rows_drawn
+from ..models.denoiser import only_valid
 from ..models.moments import Moments
 from ..models.score import ScoreModel
 
@@ -21,7 +22,7 @@ class Validation:
     """Held-out items with noise that never changes, at `LEVELS` values of the half log-SNR across the SDE's range.
 
     `measure` gives, for each level, the squared error of the denoised data over that of a zero network (which is 1.00 by
-    definition); `linear` is the same for the best linear denoiser that knows no conditions, exact for Gaussian data.
+    definition), over valid entries; `linear` is the same for the best linear denoiser that knows no conditions, exact for Gaussian data.
     """
 
     x_0: Tensor
@@ -46,13 +47,14 @@ class Validation:
         high, low = float(sde.half_log_snr(sde.t_min)), float(sde.half_log_snr(sde.t_max))
         lambdas = torch.linspace(low, high, LEVELS, dtype=torch.float64)
         times = sde.time_of(lambdas).clamp(sde.t_min, sde.t_max).tolist()
+        x_0 = only_valid(x_0, model.valid(cond))
         start = cls(x_0, times, lambdas.tolist(), [], [], cond, seed)
         zero, linear = [], []
         moments = moments.to(x_0.device)
         for t, x, alpha, sigma in start._noised(model):
             skip = float(model.scales(torch.tensor(t, dtype=torch.float64)).skip)
             zero.append(float((skip * x - x_0).square().mean()))
-            linear.append(float((moments.denoise(x, alpha, sigma) - x_0).square().mean()) / zero[-1])
+            linear.append(float(only_valid(moments.denoise(x, alpha, sigma) - x_0, model.valid(cond)).square().mean()) / zero[-1])
         return cls(x_0, times, lambdas.tolist(), zero, linear, cond, seed)
 
     def _noised(self, model: ScoreModel) -> Iterator[tuple[float, Tensor, float, float]]:
@@ -60,7 +62,7 @@ class Validation:
         for t in self.times:
             alpha, sigma = (float(value) for value in model.sde.marginal(torch.tensor(t, dtype=torch.float64)))
             noise = torch.randn(self.x_0.shape, generator=generator, device=self.x_0.device, dtype=self.x_0.dtype)
-            yield t, alpha * self.x_0 + sigma * noise, alpha, sigma
+            yield t, only_valid(alpha * self.x_0 + sigma * noise, model.valid(self.cond)), alpha, sigma
 
     @torch.no_grad()
     def measure(self, model: ScoreModel, items: int | None = None) -> list[float]:
