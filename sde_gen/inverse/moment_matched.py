@@ -9,7 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..models.denoiser import Denoiser, Prediction
+from ..models.denoiser import Denoiser, Prediction, like
+from ..models.moments import Moments
+from ..sdes.base import as_time
+from ..shapes import expand_as
 from .conditioned import Observed
 from .linearised import linearised
 from .solve import krylov
@@ -18,6 +21,11 @@ DIRECT = 48
 """Up to so many measured entries all directions of the measurement are looked along, by one vector-Jacobian product each."""
 SMALLEST = 1e-7
 """Variances along the measurement are held above this share of the largest: a network's Jacobian is not quite symmetric and positive."""
+FAR = (4.0, 8.0)
+"""Levels sigma/alpha, in standard deviations of the data along their largest axis, between which the network's Jacobian gives way to the
+data's own moments. A network's error counts sigma^2/alpha times in V, and what data are beyond Gaussian is lost in so much noise."""
+LEAST = 0.1
+"""V is held above this share of the least variance that Gaussian data with the model's moments would have."""
 Product = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -73,13 +81,20 @@ def moment_matched(
         if not denoised.requires_grad:
             raise TypeError("the model's prediction has no gradient with respect to the state (detached, or computed under no_grad?)")
         forward, adjoint = (observed.forward, observed.adjoint) if observed.linear else linearised(observed, denoised)
-    units = torch.where(observed.variance > 0, observed.variance, 1).sqrt()
+    units = torch.where(observed.variance > 0, observed.variance, _own_units(observed)).sqrt()
     noise, seen = 0.0 if observed.absent else 1.0, observed.seen.flatten(1)
+
+    known = OfMoments.at(model, x, t)
+    sizes: list[Tensor] = []
 
     def along(u: Tensor) -> tuple[Tensor, Tensor]:
         """V H^T u, and H V H^T u in units of the noise, for flat u in these units."""
-        back = torch.autograd.grad(denoised, state, adjoint(u.reshape(units.shape) / units), retain_graph=True, create_graph=outside)[0]
-        return gain * back, (forward(gain * back) / units).flatten(1)
+        v = adjoint(u.reshape(units.shape) / units)
+        column = gain * torch.autograd.grad(denoised, state, v, retain_graph=True, create_graph=outside)[0]
+        if known is not None:
+            column = known.mixed(v, column)
+            sizes.append(v.square().flatten(1).sum(1))
+        return column, (forward(column) / units).flatten(1)
 
     with torch.set_grad_enabled(outside):
         white = (observed.residual(denoised if outside else denoised.detach()) / units).flatten(1)
@@ -103,13 +118,58 @@ def moment_matched(
             shift = torch.einsum("bk,bk...->b...", torch.linalg.solve(system, rest), columns)
             return MomentMatched(found, shift, columns, rest, rest, noise, log_scale)
         mu, vectors = torch.linalg.eigh(matrix)
-        mu = torch.maximum(mu, SMALLEST * mu.amax(1, keepdim=True)).clamp_min(torch.finfo(x.dtype).tiny)
+        least = SMALLEST * mu.amax(1, keepdim=True)
+        if known is not None:
+            size = torch.stack(sizes[: matrix.shape[1]], 1)
+            real = size > 0  # others are no measurement of this sample, or lie beyond its Krylov space
+            smallest = torch.where(real, size, torch.inf).amin(1).nan_to_num(posinf=0.0)
+            least = torch.maximum(least, (known.least * smallest)[:, None] * (vectors.square() * real[..., None]).sum(1))
+        mu = torch.maximum(mu, least).clamp_min(torch.finfo(x.dtype).tiny)
         columns = torch.einsum("bjk,bj...->bk...", vectors, columns) / mu.sqrt().reshape(*mu.shape, *[1] * (x.ndim - 1))
         rest = (rest[:, None] @ vectors)[:, 0]
         shift = torch.einsum("bk,bk...->b...", mu.sqrt() / (noise + mu) * rest, columns)
     fraction = found.variance_fraction
     found = Prediction(denoised.detach(), None if fraction is None else fraction.detach())
     return MomentMatched(found, shift, columns, mu, rest, noise, log_scale)
+
+
+def _own_units(observed: Observed) -> Tensor:
+    """The variance of each entry of a measurement without noise of N(0, I), about, as y: columns of a table have units of their own."""
+    if not observed.absent or not observed.linear:
+        return torch.ones_like(observed.variance)
+    found = observed.forward(observed.scale.new_ones(observed.shape).expand(len(observed.seen), *observed.shape)).square()
+    mean = found.flatten(1).sum(1) / observed.seen.flatten(1).sum(1)
+    return torch.where(observed.seen, torch.maximum(found, 0.01 * expand_as(mean, found)), 1)
+
+
+@dataclass(frozen=True)
+class OfMoments:
+    """V of Gaussian data with the model's moments, at one level.
+
+    share: how much of V is theirs, ready to multiply x. least: V is held above it along every direction, () or (B,).
+    """
+
+    moments: Moments
+    alpha: Tensor
+    sigma: Tensor
+    share: Tensor
+    least: Tensor
+
+    @classmethod
+    def at(cls, model: Denoiser, x: Tensor, t: Tensor | float) -> OfMoments | None:
+        """None where the model knows no moments."""
+        if model.moments is None:
+            return None
+        alpha, sigma = (value.to(x.device) for value in model.sde.marginal(as_time(t).to(torch.float64)))
+        least, largest = (value.to(x.device) for value in model.moments.extremes())
+        level = torch.log(sigma / alpha / largest.sqrt())
+        share = ((level - math.log(FAR[0])) / math.log(FAR[1] / FAR[0])).clamp(0, 1)
+        floor = LEAST * sigma**2 * least / (alpha**2 * least + sigma**2)
+        return cls(model.moments, alpha, sigma, like(share, x), floor.to(x.dtype))
+
+    def mixed(self, v: Tensor, column: Tensor) -> Tensor:
+        """V v, of the network's own V v."""
+        return torch.lerp(column, self.moments.posterior_covariance(v, self.alpha, self.sigma), self.share)
 
 
 def _rest_of_log_det(along: Product, basis: Tensor, pairs: list[tuple[Tensor, Tensor]], seen: Tensor, noise: float) -> Tensor:

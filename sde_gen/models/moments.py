@@ -118,6 +118,13 @@ class Moments(nn.Module):
         gain = alpha * variances / (alpha**2 * variances + sigma**2)
         return (self.mean + self._product(gain, x - alpha * self.mean)).to(x.dtype)
 
+    def posterior_covariance(self, v: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Cov[x_0 | x_t] v of Gaussian data with these moments, sigma^2 C (alpha^2 C + sigma^2)^-1 v; alpha, sigma () or (B,), v and the
+        result (B, *)."""
+        variances = self._variances()
+        alpha, sigma = (value.to(self.mean).reshape(*value.shape, *[1] * variances.ndim) for value in (alpha, sigma))
+        return self._product(sigma**2 * variances / (alpha**2 * variances + sigma**2), v).to(v.dtype)
+
     def flow(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """The probability flow of Gaussian data with these moments, exactly, from alpha[0], sigma[0] to alpha[1], sigma[1]:
         alpha m + ((alpha^2 C + sigma^2)/(alpha_t^2 C + sigma_t^2))^(1/2) (x - alpha_t m); shape of `x`."""
@@ -156,11 +163,16 @@ class Moments(nn.Module):
         """The matrix with these eigenvalues times `centred` (B, *), float64."""
         if self.axis_vectors is not None:
             flat = centred.double().flatten(1)
-            along = ((flat @ self.axis_vectors) * (gain[:-1] - gain[-1])) @ self.axis_vectors.T
-            return (along + gain[-1] * flat).reshape(centred.shape)
+            along = ((flat @ self.axis_vectors) * (gain[..., :-1] - gain[..., -1:])) @ self.axis_vectors.T
+            return (along + gain[..., -1:] * flat).reshape(centred.shape)
         if self.eigenvectors is None:
             return centred.double() * gain
         return (((centred.double().flatten(1) @ self.eigenvectors) * gain) @ self.eigenvectors.T).reshape(centred.shape)
+
+    def extremes(self) -> tuple[Tensor, Tensor]:
+        """The least and the largest variance along the principal axes, (), where the mean's device is."""
+        variances = self._variances()
+        return variances.min(), variances.max()
 
     def spread(self) -> tuple[float, float]:
         """sqrt(sum s^4/sum s^2) and the root mean square of the standard deviations s along the principal axes: the spread
