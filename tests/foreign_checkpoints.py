@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from sde_gen.external.weights import parts
 from sde_gen.networks import make_network
 from sde_gen.networks.adm import ADMUNet
-from sde_gen.networks.song import Attention, FilteredConv, ResampledConv, ResampledUNet, SongUNet, Stage
+from sde_gen.networks.resampled import ResampledUNet
+from sde_gen.networks.resampled_blocks import Attention, FilteredConv, ResampledConv, Stage
+from sde_gen.networks.song import SongUNet
 
 
 def randomised(name: str, size: int = 16, classes: int | None = None, out: int = 3, seed: int = 0, **options: Any) -> ResampledUNet:

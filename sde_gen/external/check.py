@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..models.denoiser import Denoiser
 from ..models.score import CLOCKS, PREDICTIONS, ScoreModel
-from ..networks.song import Attention, ResampledUNet
+from ..networks.resampled import ResampledUNet
+from ..networks.resampled_blocks import Attention
 from ..sdes import SDE, make_sde
 from .weights import reordered
 

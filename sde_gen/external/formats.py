@@ -13,7 +13,7 @@ import torch
 from ..data import Normalizer
 from ..errors import CheckpointError
 from ..models.score import ScoreModel
-from ..networks.song import ResampledUNet
+from ..networks.resampled import ResampledUNet
 from . import adm, edm, score_sde
 from .facts import Facts
 from .imported import Imported

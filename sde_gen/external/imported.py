@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..networks.song import ResampledUNet
+from ..networks.resampled import ResampledUNet
 from ..sdes import SDE
 from .facts import Facts
 from .pickles import Record

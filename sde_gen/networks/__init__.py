@@ -15,6 +15,7 @@ from .mlp import MLP
 from .song import SongUNet
 from .transformer import PatchTransformer
 from .unet import UNet
+from .unet2d import UNet2D
 
 __all__ = [
     "MLP",
@@ -24,6 +25,7 @@ __all__ = [
     "PatchTransformer",
     "SongUNet",
     "UNet",
+    "UNet2D",
     "affordable_options",
     "make_network",
     "register_network",
@@ -36,6 +38,7 @@ NETWORKS: dict[str, Any] = {
     "song": SongUNet,
     "transformer": PatchTransformer,
     "unet": UNet,
+    "unet2d": UNet2D,
 }
 
 

@@ -10,7 +10,7 @@ from foreign_checkpoints import adm_state, randomised
 import sde_gen
 from sde_gen.external import ExternalModel, check_external, load_external
 from sde_gen.external.check import _laid_out, _levels, _linear_errors
-from sde_gen.networks.song import Attention
+from sde_gen.networks.resampled_blocks import Attention
 
 SHAPE = (3, 8, 8)
 

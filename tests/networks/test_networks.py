@@ -23,6 +23,7 @@ SMALL = {
     },
     "transformer": {"patch": 4, "width": 16, "depth": 2, "heads": 2},
     "unet": {"width": 8, "multipliers": (1, 2, 2), "blocks": 1, "attention": (2,), "heads": 2},
+    "unet2d": {"width": 8, "multipliers": (1, 2), "attention": (1,), "head_channels": 4},
 }
 SHAPES = [(1, 8, 8), (3, 33, 47), (2, 50), (1, 9, 10, 11)]
 CLASSES = 3
