@@ -254,7 +254,7 @@ def _schedules(model: ScoreModel, z: Tensor) -> Iterator[Alternative]:
     settings = dict(model.sde.settings)
     if not hasattr(model.sde, "points") or "betas" not in settings:
         return
-    steps = settings["steps"]
+    steps = len(model.sde.points.times)
     for name, more in (("linear", {"beta_start": 0.1 / steps, "beta_end": 20.0 / steps}), ("cosine", {})):
         if name != settings["betas"]:
             yield Alternative("schedule", name, _changed(model, sde=make_sde("ddpm", betas=name, steps=steps, **more)), z)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..networks.resampled import ResampledUNet
+from ..data import Normalizer
+from ..models.score import ScoreModel
+from ..networks import Network
 from ..sdes import SDE
 from .facts import Facts
 from .pickles import Record
@@ -22,12 +26,41 @@ class Imported:
     licence: of the weights or the code, a note for the user.
     """
 
-    network: ResampledUNet
+    network: Network
     sde: SDE
     settings: dict[str, Any]
     facts: Facts
     average: str
     licence: str
+
+
+class ExternalModel(ScoreModel):
+    """A score model of a foreign checkpoint; `source` says where it comes from: file, its sha256, format, average ("ema", "raw", or "only"
+    where the file has one set of weights), facts (each with its value and whether the file, a preset or the caller says it) and licence."""
+
+    network: Network
+    source: dict[str, Any]
+
+
+def external_model(found: Imported, normalizer: Normalizer | None, source: dict[str, Any]) -> ExternalModel:
+    """The score model of what was found, in evaluation mode, its parameters without gradients."""
+    model = ExternalModel(found.network, found.sde, **found.settings, normalizer=normalizer)
+    model.source = source | {"average": found.average, "facts": found.facts.told(), "licence": found.licence}
+    return model.eval().requires_grad_(False)
+
+
+def picture_range(low: float, high: float, channels: int) -> Normalizer:
+    """The values `low` and `high` of pictures as -1 and 1."""
+    scale = torch.full((channels, 1, 1), (high - low) / 2)
+    return Normalizer(torch.full((channels, 1, 1), (high + low) / 2), scale, "range")
+
+
+def checked_range(values: Sequence[float]) -> tuple[float, float]:
+    """The smallest and the largest value of pictures; ValueError where they are none."""
+    numbers = [float(value) for value in values]
+    if len(numbers) != 2 or not numbers[0] < numbers[1]:
+        raise ValueError(f"value_range must be the smallest and the largest value, got {list(values)}")
+    return numbers[0], numbers[1]
 
 
 def tensors(value: Any) -> dict[str, Tensor] | None:

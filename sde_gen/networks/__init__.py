@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .adm import ADMUNet
 from .base import Network
+from .diffusers_library import DiffusersNetwork
 from .mlp import MLP
 from .song import SongUNet
 from .transformer import PatchTransformer
@@ -21,6 +22,7 @@ __all__ = [
     "MLP",
     "NETWORKS",
     "ADMUNet",
+    "DiffusersNetwork",
     "Network",
     "PatchTransformer",
     "SongUNet",
@@ -34,6 +36,7 @@ __all__ = [
 
 NETWORKS: dict[str, Any] = {
     "adm": ADMUNet,
+    "diffusers": DiffusersNetwork,
     "mlp": MLP,
     "song": SongUNet,
     "transformer": PatchTransformer,
