@@ -14,13 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..data import Normalizer
 from ..errors import CheckpointError
 from ..networks import DiffusersNetwork, Network
 from ..sdes import SDE, make_sde
 from .diffusers_unet import Unlike, options_of, read_unet
 from .facts import Facts
-from .imported import ExternalModel, Imported, checked_range, external_model, picture_range, tensors
+from .imported import ExternalModel, Imported, checked_range, external_model, tensors
 from .reader import MOST_JSON, read
 
 FACTS = ("size", "schedule", "steps", "beta_start", "beta_end", "prediction", "sigma_min", "sigma_max", "sigma_data", "length")
@@ -102,13 +101,12 @@ def from_diffusers(
         settings["variance"] = "learned_range"
     elif network.out_channels != channels:
         raise ValueError(f"its network has {network.out_channels} outputs for {channels} channels: no denoiser of its input alone")
-    normalizer: Normalizer | None = picture_range(low if lowest else 2 * low - high, high, channels)
+    latent = parts.codec is not None
     if parts.codec is not None:
-        normalizer = None
         scaling = parts.codec.get("scaling_factor") or 1.0
         facts.find("latents", f"of {parts.codec.get('_class_name', 'a codec')}, times {scaling:g}", "the pipeline")
-    found = Imported(network, sde, settings, facts, "only", LICENCE)
-    return external_model(found, normalizer, parts.source)
+    found = Imported(network, sde, settings, facts, "only", LICENCE, lowest)
+    return external_model(found, None if latent else (low, high), parts.source)
 
 
 class Process(NamedTuple):

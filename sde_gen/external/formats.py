@@ -9,14 +9,14 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import CheckpointError
-from . import adm, edm, score_sde
+from . import adm, edm, lucid, score_sde
 from .diffusers_pipelines import from_diffusers
-from .imported import ExternalModel, Imported, checked_range, external_model, picture_range
+from .imported import ExternalModel, Imported, checked_range, external_model
 from .pickles import PickleError, Record
 from .presets import PRESETS
 from .reader import read
 
-FORMATS: dict[str, ModuleType] = {"score_sde": score_sde, "edm": edm, "adm": adm}
+FORMATS: dict[str, ModuleType] = {"score_sde": score_sde, "edm": edm, "adm": adm, "lucid": lucid}
 """Each with `recognise(tree)` and `load(tree, facts given, weights)`."""
 
 
@@ -29,9 +29,9 @@ def load_external(
 ) -> ExternalModel:
     """The network in another library's checkpoint as a score model, in evaluation mode on the CPU. Nothing in the file is executed.
 
-    path: a file of score_sde_pytorch (NCSN++, DDPM++, DDPM), EDM (its pickles, or a state dict), guided-diffusion or improved-diffusion;
-        or a folder of diffusers, see `from_diffusers`.
-    format: "score_sde", "edm" or "adm"; None: as the keys of the file say.
+    path: a file of score_sde_pytorch (NCSN++, DDPM++, DDPM), EDM (its pickles, or a state dict), guided-diffusion, improved-diffusion
+        or denoising-diffusion-pytorch; or a folder of diffusers, see `from_diffusers`.
+    format: "score_sde", "edm", "adm" or "lucid"; None: as the keys of the file say.
     config: what the file does not say: the name of a published configuration (see `sde_gen.external.PRESETS`), facts by name, the
         library's own configuration as nested dicts, or both, {"preset": name, **facts}.
     weights: "ema", the averaged ones, or "raw"; for a file with one set of weights, that one.
@@ -65,7 +65,7 @@ def load_external(
         )
         raise CheckpointError(f"{path} is not what {name} writes: {said}") from error
     source = {"file": Path(path).name, "sha256": content.sha256, "read": content.kind, "format": name}
-    model = external_model(found, picture_range(low, high, found.network.shape[0]), source)
+    model = external_model(found, (low, high), source)
     return _named_preset(model, preset)
 
 

@@ -19,11 +19,12 @@ from .pickles import Record
 
 @dataclass
 class Imported:
-    """A network with what its output means and the process that it was trained on, for data in -1 .. 1.
+    """A network with what its output means and the process that it was trained on.
 
     settings: those of a ScoreModel beside network, sde and normalizer.
     average: "ema" or "raw", or "only" where the file has one set of weights and does not say which.
     licence: of the weights or the code, a note for the user.
+    lowest: the smallest value of pictures in the network, -1 or 0; the largest is 1.
     """
 
     network: Network
@@ -32,6 +33,7 @@ class Imported:
     facts: Facts
     average: str
     licence: str
+    lowest: int = -1
 
 
 class ExternalModel(ScoreModel):
@@ -42,17 +44,18 @@ class ExternalModel(ScoreModel):
     source: dict[str, Any]
 
 
-def external_model(found: Imported, normalizer: Normalizer | None, source: dict[str, Any]) -> ExternalModel:
-    """The score model of what was found, in evaluation mode, its parameters without gradients."""
+def external_model(found: Imported, value_range: tuple[float, float] | None, source: dict[str, Any]) -> ExternalModel:
+    """The score model of what was found, in evaluation mode, its parameters without gradients; value_range: that of pictures outside, None
+    where the network's own units are those outside."""
+    normalizer = None
+    if value_range is not None:
+        channels, (low, high) = found.network.shape[0], value_range
+        low = low if found.lowest else 2 * low - high
+        shift, scale = (torch.full((channels, 1, 1), value) for value in ((high + low) / 2, (high - low) / 2))
+        normalizer = Normalizer(shift, scale, "range")
     model = ExternalModel(found.network, found.sde, **found.settings, normalizer=normalizer)
     model.source = source | {"average": found.average, "facts": found.facts.told(), "licence": found.licence}
     return model.eval().requires_grad_(False)
-
-
-def picture_range(low: float, high: float, channels: int) -> Normalizer:
-    """The values `low` and `high` of pictures as -1 and 1."""
-    scale = torch.full((channels, 1, 1), (high - low) / 2)
-    return Normalizer(torch.full((channels, 1, 1), (high + low) / 2), scale, "range")
 
 
 def checked_range(values: Sequence[float]) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .adm import ADMUNet
 from .base import Network
 from .diffusers_library import DiffusersNetwork
+from .lucid import LucidUNet
 from .mlp import MLP
 from .song import SongUNet
 from .transformer import PatchTransformer
@@ -23,6 +24,7 @@ __all__ = [
     "NETWORKS",
     "ADMUNet",
     "DiffusersNetwork",
+    "LucidUNet",
     "Network",
     "PatchTransformer",
     "SongUNet",
@@ -37,6 +39,7 @@ __all__ = [
 NETWORKS: dict[str, Any] = {
     "adm": ADMUNet,
     "diffusers": DiffusersNetwork,
+    "lucid": LucidUNet,
     "mlp": MLP,
     "song": SongUNet,
     "transformer": PatchTransformer,

@@ -63,6 +63,7 @@ OPTIONS: dict[str, Callable[[str, Any], Any]] = {
     "heads": check_count,
     "head_channels": lambda name, value: None if value is None else check_count(name, value),
     "embedding": _choice("positional", "fourier"),
+    "memory": check_count,
     "noise_multiplier": check_count,
     "fourier_scale": _number,
     "clock_scale": _number,

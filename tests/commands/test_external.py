@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from foreign_checkpoints import adm_state, edm_pickle, moved, randomised, score_sde_file
+from foreign_checkpoints import adm_state, edm_pickle, lucid_file, moved, randomised, score_sde_file
 from toys import Command
 
 import sde_gen
@@ -58,7 +58,14 @@ def of_diffusers(path: Path) -> list[str]:
     return ["ddpm-digits", "--data", pictures(path)]
 
 
-LIBRARIES = pytest.mark.parametrize("make", [of_score_sde, of_edm, of_adm, of_diffusers])
+def of_lucid(path: Path) -> list[str]:
+    network = randomised("lucid", size=8, width=8, multipliers=(1, 2), attention=(1,), heads=1, head_channels=8)
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    lucid_file(path / "model-3.pt", network, moved(network), betas, torch.ones(1000, dtype=torch.float64))
+    return ["model-3.pt", "--set", "size=8", "--set", "auto_normalize=true", "--data", pictures(path)]
+
+
+LIBRARIES = pytest.mark.parametrize("make", [of_score_sde, of_edm, of_adm, of_diffusers, of_lucid])
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ from sde_gen.networks.base import attend
 
 SMALL = {
     "adm": {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention": (1,), "head_channels": 4},
+    "lucid": {"width": 8, "multipliers": (1, 2), "attention": (1,), "heads": 2, "head_channels": 4},
     "mlp": {"width": 16, "depth": 2},
     "song": {
         "width": 8,
@@ -213,7 +214,7 @@ def test_bad_sequences(name):
 
 
 def test_unknown_name_and_particular_options():
-    with pytest.raises(ValueError, match=r"unknown network 'resnet'; known: adm, diffusers, mlp, song, transformer, unet, unet2d"):
+    with pytest.raises(ValueError, match=r"unknown network 'resnet'; known: adm, diffusers, lucid, mlp, song, transformer, unet, unet2d"):
         make_network("resnet", (1, 8, 8))
     with pytest.raises(ValueError, match="dimensions"):
         make_network("unet", (5,))
