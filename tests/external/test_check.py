@@ -113,6 +113,22 @@ def test_an_average_is_compared_where_it_is_given() -> None:
     assert (found.fact, found.value) == ("average", "averaged weights")
 
 
+def test_raw_weights_must_be_better_by_more_than_averaged_ones() -> None:
+    """Of a denoiser that is worse by 3 %: the better one is named where it is called an average, and not where it is called raw."""
+
+    class Worse(sde_gen.ScoreModel):
+        def predict(self, x: torch.Tensor, t: Any, **cond: torch.Tensor) -> sde_gen.Prediction:
+            found = super().predict(x, t, **cond).denoised
+            return sde_gen.Prediction(found + (x - found) * 0.042)
+
+    good = stated("vp")
+    worse = Worse(good.network, good.sde, **good.settings(), normalizer=good.normalizer)
+    gain = 1 - check_external(good, pictures(8, 3)).error / check_external(worse, pictures(8, 3)).error
+    assert 0.012 < gain < 0.048
+    assert check_external(worse, pictures(8, 3), others={"averaged weights": good}).value == "averaged weights"
+    assert check_external(worse, pictures(8, 3), others={"raw weights": good}).right
+
+
 def test_two_wrong_facts_are_not_taken_for_one() -> None:
     found = check_external(stated("ve", prediction="data", clock=lambda sde, t: t), pictures(8, 3))
     assert not found.right and found.fact is None and "no single other fact" in found.sentence
