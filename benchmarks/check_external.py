@@ -103,7 +103,8 @@ FAMILIES = [
         *(
             "improved diffusion",
             "adm",
-            ADMNET | {"clock_scale": 0.25, "clock_shift": 0.0, "resampling": "conv", "scale_shift": False},
+            # two channels in a group of the norms: one alone would lose the clock, which is added before its norm
+            ADMNET | {"width": 48, "clock_scale": 0.25, "clock_shift": 0.0, "resampling": "conv", "scale_shift": False},
             of_cosine,
         ),
         {"prediction": "noise", "clock": "index"},

@@ -7,7 +7,7 @@ from .diagnostics.finding import Finding
 from .diagnostics.information import Information, information
 from .discrete import DiscreteChain, elbo, elbo_continuous, make_chain
 from .exact.empirical import empirical_score
-from .external import as_azula, as_deepinv, as_kdiffusion, check_external, load_external
+from .external import as_azula, as_deepinv, as_kdiffusion, check_external, from_diffusers, load_external, to_diffusers
 from .guidance import guide
 from .inverse import Measurement, Posterior, posterior
 from .likelihood.bits_per_dim import BitsPerDim, bits_per_dim
@@ -68,6 +68,7 @@ __all__ = [
     "empirical_score",
     "encode",
     "fit_grid",
+    "from_diffusers",
     "guide",
     "information",
     "interpolate",
@@ -85,6 +86,7 @@ __all__ = [
     "register_sde",
     "sample",
     "save",
+    "to_diffusers",
     "train",
     "train_classifier",
 ]

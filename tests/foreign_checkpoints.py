@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from sde_gen.external.weights import parts
-from sde_gen.networks import make_network
+from sde_gen.networks import LucidUNet, make_network
 from sde_gen.networks.adm import ADMUNet
-from sde_gen.networks.song import Attention, FilteredConv, ResampledConv, ResampledUNet, SongUNet, Stage
+from sde_gen.networks.lucid import Block, MemoryAttention
+from sde_gen.networks.resampled import ResampledUNet
+from sde_gen.networks.resampled_blocks import Attention, FilteredConv, ResampledConv, Stage
+from sde_gen.networks.song import SongUNet
 
 
-def randomised(name: str, size: int = 16, classes: int | None = None, out: int = 3, seed: int = 0, **options: Any) -> ResampledUNet:
+def randomised(name: str, size: int = 16, classes: int | None = None, out: int = 3, seed: int = 0, **options: Any) -> Any:
     """A small network no parameter of which is zero."""
     torch.manual_seed(seed)
     conditions = None if classes is None else {"label": {"kind": "label", "classes": classes, "fade": None}}
@@ -25,7 +28,6 @@ def randomised(name: str, size: int = 16, classes: int | None = None, out: int =
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
-    assert isinstance(network, ResampledUNet)
     return network.eval()
 
 
@@ -227,7 +229,66 @@ def adm_state(network: ADMUNet, order: str) -> dict[str, Tensor]:
     return found
 
 
-def moved(network: ResampledUNet, seed: int = 3) -> ResampledUNet:
+def lucid_state(network: LucidUNet) -> dict[str, Tensor]:
+    """The state dict of denoising-diffusion-pytorch's Unet."""
+    found: dict[str, Tensor] = {}
+
+    def layer(module: nn.Module, name: str) -> None:
+        for key, value in module.named_parameters():
+            found[f"{name}.g" if key == "factor" else f"{name}.{key}"] = value.detach().reshape(
+                (1, -1, 1, 1) if key == "factor" else value.shape
+            )
+
+    def stage(modules: list[nn.Module], names: list[str]) -> None:
+        for module, name in zip(modules, names, strict=True):
+            if isinstance(module, MemoryAttention):
+                memory = module.memory.detach()
+                found[f"{name}.mem_kv"] = memory.transpose(2, 3).clone() if module.linear else memory
+                layer(module.norm, f"{name}.norm")
+                layer(module.qkv, f"{name}.to_qkv")
+                layer(module.mix, f"{name}.to_out.0" if module.linear else f"{name}.to_out")
+                layer(module.norm_out, f"{name}.to_out.1")
+            else:
+                assert isinstance(module, Block)
+                layer(module.modulation, f"{name}.mlp.1")
+                for ours, theirs in (
+                    ("conv1", "block1.proj"),
+                    ("norm1", "block1.norm"),
+                    ("conv2", "block2.proj"),
+                    ("norm2", "block2.norm"),
+                ):
+                    layer(getattr(module, ours), f"{name}.{theirs}")
+                layer(module.shortcut, f"{name}.res_conv")
+
+    layer(network.embedding.linear1, "time_mlp.1")
+    layer(network.embedding.linear2, "time_mlp.3")
+    layer(network.enter, "init_conv")
+    last = len(network.encoder) - 1
+    for level in range(last + 1):
+        stage(list(network.encoder[level].children()), [f"downs.{level}.{k}" for k in range(3)])
+        layer(network.down[level], f"downs.{level}.3" + ("" if level == last else ".1"))
+        stage(list(network.decoder[level].children()), [f"ups.{last - level}.{k}" for k in range(3)])
+        layer(network.up[level], f"ups.{last - level}.3" + ("" if level == 0 else ".1"))
+    stage(list(network.middle), ["mid_block1", "mid_attn", "mid_block2"])
+    stage([network.leave[0]], ["final_res_block"])
+    layer(network.leave[1], "final_conv")
+    return found
+
+
+def lucid_file(path: Path, raw: LucidUNet, average: LucidUNet, betas: Tensor, weight: Tensor) -> Path:
+    """What the library's Trainer writes: the diffusion, the optimiser, and the average with the same buffers, here spoilt."""
+
+    def diffusion(network: LucidUNet, factor: float) -> dict[str, Tensor]:
+        buffers = {"betas": betas.float() * factor, "loss_weight": weight.float() * factor, "alphas_cumprod": torch.cumprod(1 - betas, 0)}
+        return {f"model.{key}": value for key, value in lucid_state(network).items()} | buffers
+
+    ema = {"initted": torch.tensor(True), "step": torch.tensor(7)}
+    ema |= {f"ema_model.{key}": value for key, value in diffusion(average, 0.9).items()}
+    torch.save({"step": 7, "model": diffusion(raw, 1.0), "opt": {"state": {}}, "ema": ema, "scaler": None, "version": "2.2.5"}, path)
+    return path
+
+
+def moved(network: Any, seed: int = 3) -> Any:
     """A copy with other weights but the same frequencies: what an average is to the weights of which it is one."""
     other = copy.deepcopy(network)
     generator = torch.Generator().manual_seed(seed)

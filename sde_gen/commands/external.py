@@ -31,6 +31,7 @@ MOST_MOMENTS = 1 << 25
 IMPORT_EXAMPLES = """examples:
   %(prog)s checkpoint_8.pth --preset vp/cifar10_ddpmpp_continuous --data cifar10 --data-root DIR --out runs/ddpmpp
   %(prog)s edm-cifar10-32x32-cond-vp.pkl --data cifar10 --data-root DIR --out runs/edm
+  %(prog)s ddpm-cifar10-32/ --data cifar10 --data-root DIR --out runs/ddpm
   %(prog)s 256x256_diffusion_uncond.pt --preset 256x256_diffusion_uncond --data photos/ --image-size 256 --out runs/adm
   %(prog)s mine.pt --set size=64 --set steps=1000 --set schedule=cosine ... --data photos/ --image-size 64 --out runs/mine
 
@@ -63,14 +64,14 @@ def add_file_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_import_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `import`."""
-    parser.add_argument("file", metavar="FILE", type=Path, help="checkpoint of score_sde, EDM, guided- or improved-diffusion")
+    parser.add_argument("file", metavar="FILE", type=Path, help="checkpoint of another library, or a folder of diffusers")
     add_file_flags(parser)
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="run directory, new")
 
 
 def add_check_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `check`."""
-    parser.add_argument("file", metavar="FILE", type=Path, nargs="?", help="checkpoint of another library")
+    parser.add_argument("file", metavar="FILE", type=Path, nargs="?", help="checkpoint of another library, or a folder of diffusers")
     add_file_flags(parser)
     parser.add_argument("--run", metavar="DIR", type=Path, help="instead of a file: a run directory that import made, with its data")
     parser.add_argument("--images", metavar="N", type=int, help="pictures to look at (default 16)")
@@ -103,7 +104,7 @@ def read_foreign(arguments: argparse.Namespace, data: Dataset, weights: str | No
         model = load_external(arguments.file, arguments.format, facts_given(arguments) or None, weights or arguments.weights, value_range)
     except CheckpointError:
         raise
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ImportError) as error:
         raise ConfigError(str(error)) from error
     if tuple(model.network.shape) != tuple(data.shape):
         raise ConfigError(

@@ -2,7 +2,10 @@
 
 from .adapters import as_azula, as_deepinv, as_kdiffusion
 from .check import Check, check_external
-from .formats import FORMATS, ExternalModel, load_external
+from .diffusers_export import to_diffusers
+from .diffusers_pipelines import from_diffusers, scheduler_times
+from .formats import FORMATS, load_external
+from .imported import ExternalModel
 from .presets import PRESETS
 
 __all__ = [
@@ -14,5 +17,8 @@ __all__ = [
     "as_deepinv",
     "as_kdiffusion",
     "check_external",
+    "from_diffusers",
     "load_external",
+    "scheduler_times",
+    "to_diffusers",
 ]

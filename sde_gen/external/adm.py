@@ -11,7 +11,7 @@ import torch
 from ..conditions import Label
 from ..errors import CheckpointError
 from ..networks.adm import ADMUNet
-from ..networks.song import Attention, ResampledConv, Stage
+from ..networks.resampled_blocks import Attention, ResampledConv, Stage
 from ..sdes import make_sde
 from .facts import Facts
 from .imported import Imported, tensors

@@ -13,7 +13,8 @@ from torch import Tensor
 from ..conditions import Label
 from ..errors import CheckpointError
 from ..networks.adm import ADMUNet
-from ..networks.song import Attention, SongUNet, Stage
+from ..networks.resampled_blocks import Attention, Stage
+from ..networks.song import SongUNet
 from ..sdes import SDE, make_sde
 from .facts import Facts
 from .imported import Imported, mapping, tensors

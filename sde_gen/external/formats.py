@@ -8,29 +8,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-
-from ..data import Normalizer
 from ..errors import CheckpointError
-from ..models.score import ScoreModel
-from ..networks.song import ResampledUNet
-from . import adm, edm, score_sde
-from .facts import Facts
-from .imported import Imported
+from . import adm, edm, lucid, score_sde
+from .diffusers_pipelines import from_diffusers
+from .imported import ExternalModel, Imported, checked_range, external_model
 from .pickles import PickleError, Record
 from .presets import PRESETS
 from .reader import read
 
-FORMATS: dict[str, ModuleType] = {"score_sde": score_sde, "edm": edm, "adm": adm}
+FORMATS: dict[str, ModuleType] = {"score_sde": score_sde, "edm": edm, "adm": adm, "lucid": lucid}
 """Each with `recognise(tree)` and `load(tree, facts given, weights)`."""
-
-
-class ExternalModel(ScoreModel):
-    """A score model of a foreign checkpoint; `source` says where it comes from: file, its sha256, format, average ("ema", "raw", or "only"
-    where the file has one set of weights), facts (each with its value and whether the file, a preset or the caller says it) and licence."""
-
-    network: ResampledUNet
-    source: dict[str, Any]
 
 
 def load_external(
@@ -42,8 +29,9 @@ def load_external(
 ) -> ExternalModel:
     """The network in another library's checkpoint as a score model, in evaluation mode on the CPU. Nothing in the file is executed.
 
-    path: a file of score_sde_pytorch (NCSN++, DDPM++, DDPM), EDM (its pickles, or a state dict), guided-diffusion or improved-diffusion.
-    format: "score_sde", "edm" or "adm"; None: as the keys of the file say.
+    path: a file of score_sde_pytorch (NCSN++, DDPM++, DDPM), EDM (its pickles, or a state dict), guided-diffusion, improved-diffusion
+        or denoising-diffusion-pytorch; or a folder of diffusers, see `from_diffusers`.
+    format: "score_sde", "edm", "adm" or "lucid"; None: as the keys of the file say.
     config: what the file does not say: the name of a published configuration (see `sde_gen.external.PRESETS`), facts by name, the
         library's own configuration as nested dicts, or both, {"preset": name, **facts}.
     weights: "ema", the averaged ones, or "raw"; for a file with one set of weights, that one.
@@ -57,7 +45,11 @@ def load_external(
         raise ValueError(f"unknown weights {weights!r}; choose from ema, raw")
     if format is not None and format not in FORMATS:
         raise ValueError(f"unknown format {format!r}; choose from {', '.join(FORMATS)}")
-    low, high = _range(value_range)
+    low, high = checked_range(value_range)
+    if Path(path).is_dir():
+        if format is not None or isinstance(config, str):
+            raise ValueError(f"{path} is a folder, which only diffusers writes: it has no format or preset, got {format or config!r}")
+        return from_diffusers(path, config=config, value_range=(low, high), weights=weights)
     content = read(path)
     name = recognise(content.tree, path) if format is None else format
     given, preset = facts_of(config, name)
@@ -72,20 +64,9 @@ def load_external(
             else f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         )
         raise CheckpointError(f"{path} is not what {name} writes: {said}") from error
-    channels = found.network.shape[0]
-    scale = torch.full((channels, 1, 1), (high - low) / 2)
-    normalizer = Normalizer(torch.full((channels, 1, 1), (high + low) / 2), scale, "range")
-    model = ExternalModel(found.network, found.sde, **found.settings, normalizer=normalizer)
-    model.source = {
-        "file": Path(path).name,
-        "sha256": content.sha256,
-        "read": content.kind,
-        "format": name,
-        "average": found.average,
-        "facts": _told(found.facts, preset),
-        "licence": found.licence,
-    }
-    return model.eval().requires_grad_(False)
+    source = {"file": Path(path).name, "sha256": content.sha256, "read": content.kind, "format": name}
+    model = external_model(found, (low, high), source)
+    return _named_preset(model, preset)
 
 
 def recognise(tree: Any, path: str | os.PathLike[str]) -> str:
@@ -115,17 +96,9 @@ def facts_of(config: str | Mapping[str, Any] | None, name: str) -> tuple[dict[st
     return PRESETS[name][preset] | given, preset
 
 
-def _told(facts: Facts, preset: str | None) -> dict[str, Any]:
-    told = facts.told()
+def _named_preset(model: ExternalModel, preset: str | None) -> ExternalModel:
     if preset is not None:
-        for entry in told.values():
+        for entry in model.source["facts"].values():
             if entry["from"] == "given":
                 entry["from"] = f"preset {preset}, or given"
-    return told
-
-
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    numbers = [float(value) for value in values]
-    if len(numbers) != 2 or not numbers[0] < numbers[1]:
-        raise ValueError(f"value_range must be the smallest and the largest value, got {list(values)}")
-    return numbers[0], numbers[1]
+    return model

@@ -115,5 +115,12 @@ def _adm() -> dict[str, dict[str, Any]]:
     }
 
 
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {"score_sde": _score_sde(), "edm": _edm(), "adm": _adm()}
-"""By format and name: score_sde_pytorch's configurations (configs/), EDM's files, those of guided-diffusion and improved-diffusion."""
+def _lucid() -> dict[str, dict[str, Any]]:
+    defaults = {"auto_normalize": True, "objective": "pred_v", "schedule": "sigmoid", "steps": 1000}
+    readme: dict[str, Any] = {"size": 128, "width": 64, "multipliers": [1, 2, 4, 8]}
+    return {"defaults": defaults, "readme": defaults | readme}
+
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {"score_sde": _score_sde(), "edm": _edm(), "adm": _adm(), "lucid": _lucid()}
+"""By format and name: score_sde_pytorch's configurations (configs/), EDM's files, those of guided-diffusion and improved-diffusion, and
+what the classes of denoising-diffusion-pytorch take unless told, which published none."""

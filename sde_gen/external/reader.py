@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
 import os
 import pickle
 import re
@@ -15,7 +14,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -23,7 +22,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .pickles import PickleError, Record, read_pickle
+from .inert import DTYPES, Inert, read_stream, resolved
+from .pickles import PickleError, Record
 
 SAFE_TORCH = (2, 10)
 """torch.load(weights_only=True) of older ones can be made to execute code (CVE-2025-32434) or to write where it should not
@@ -36,19 +36,6 @@ MOST_MEMBERS = 1 << 16
 """Members of a zip file."""
 MOST_PICKLE = 1 << 26
 """Bytes of the pickle in a file of torch.save, which holds no numbers of tensors."""
-DTYPES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-    "UntypedStorage": torch.uint8,
-}
 PLAIN_GLOBALS = {
     "collections.OrderedDict",
     "torch._utils._rebuild_tensor_v2",
@@ -66,25 +53,6 @@ class Content:
     tree: Any
     kind: str
     sha256: str
-
-
-@dataclass
-class Storage:
-    """Numbers of one type, of which tensors are views; their bytes are there once they have been read."""
-
-    dtype: torch.dtype
-    count: int
-    content: Tensor | None = None
-
-    def fill(self, content: bytes) -> None:
-        wanted = self.count * self.dtype.itemsize
-        if len(content) != wanted:
-            raise PickleError(f"a storage has {len(content)} bytes where its tensors say {wanted}")
-        self.content = torch.frombuffer(bytearray(content), dtype=self.dtype) if wanted else torch.empty(0, dtype=self.dtype)
-
-
-MAGIC = 0x1950A86A20F9469CFC6C
-"""What torch.save's old format starts with."""
 
 
 def read(path: str | os.PathLike[str]) -> Content:
@@ -145,7 +113,7 @@ def _read(path: Path) -> tuple[Any, str]:
             return _read_safetensors(path), "safetensors"
         if head[:1] != b"\x80":
             raise PickleError("it is neither safetensors nor a file of torch.save nor a pickle")
-        return _read_stream(file, size, True), "inert"
+        return read_stream(file, size, True), "inert"
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -177,7 +145,7 @@ def _read_zip(path: Path) -> tuple[Any, str]:
         listed = {member.filename for member in members}
         if f"{root}byteorder" in listed and archive.read(f"{root}byteorder").strip() == b"big":
             raise PickleError("it was written by a big-endian machine")
-        inert = _Inert(size)
+        inert = Inert(size)
         inert.storages = {}
         tree = inert.read(io.BytesIO(archive.read(names[0])))
         for key, storage in inert.storages.items():
@@ -186,7 +154,7 @@ def _read_zip(path: Path) -> tuple[Any, str]:
         if not inert.names <= PLAIN_GLOBALS:
             for key, storage in inert.storages.items():
                 storage.fill(archive.read(f"{root}data/{key}"))
-            return _resolved(tree), "inert"
+            return resolved(tree), "inert"
     version = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
     if version < SAFE_TORCH:
         raise PickleError(
@@ -194,162 +162,6 @@ def _read_zip(path: Path) -> tuple[Any, str]:
             f"write beyond its memory (CVE-2026-24747): install {'.'.join(map(str, SAFE_TORCH))} or newer, or give the file as safetensors"
         )
     return torch.load(path, map_location="cpu", weights_only=True), "weights_only"
-
-
-def _read_stream(file: IO[bytes], size: int, outer: bool) -> Any:
-    """A pickle, or what torch.save wrote before it made zip files: a magic number, a version, the machine's types, the value, the keys
-    of the storages and their numbers."""
-    inert = _Inert(size, outer)
-    first = inert.read(file)
-    if first != MAGIC:
-        return _resolved(first)
-    inert.storages = {}
-    if inert.read(file) != 1001:
-        raise PickleError("it is of an unknown version of torch.save's old format")
-    if not isinstance(machine := inert.read(file), dict) or machine.get("little_endian") is not True:
-        raise PickleError("it was written by a big-endian machine")
-    value, keys = inert.read(file), inert.read(file)
-    if not isinstance(keys, list):
-        raise PickleError("it does not list its storages")
-    for key in keys:
-        storage = inert.storages.get(key)
-        if storage is None or struct.unpack("<q", file.read(8))[0] != storage.count:
-            raise PickleError(f"its storage {str(key)[:40]!r} is not what its tensors say")
-        storage.fill(file.read(storage.count * storage.dtype.itemsize))
-    return _resolved(value)
-
-
-class _Bounded:
-    """A file of so many bytes, of which no more are asked for: the memory for them is taken before they are read."""
-
-    def __init__(self, file: IO[bytes], size: int) -> None:
-        self.file, self.size = file, size
-        self.readline = file.readline
-
-    def read(self, count: int) -> bytes:
-        if count > self.size:
-            raise PickleError(f"it claims a value of {count} bytes in a file of {self.size}")
-        return self.file.read(count)
-
-
-@dataclass(frozen=True)
-class _View:
-    """A tensor whose numbers come later in the file."""
-
-    storage: Storage
-    offset: Any
-    size: Any
-    stride: Any
-
-    def tensor(self) -> Tensor:
-        if self.storage.content is None:
-            raise PickleError("it has a tensor whose numbers are missing")
-        return torch.as_strided(self.storage.content, self.size, self.stride, self.offset)
-
-
-class _Inert:
-    """What the pickles of a checkpoint of so many bytes stand for; `names` are those that they would import, `storages` those of PyTorch
-    that they refer to, None where there may be none."""
-
-    def __init__(self, size: int, outer: bool = True) -> None:
-        self.size, self.outer, self.left = size, outer, size
-        self.names: set[str] = set()
-        self.storages: dict[str, Storage] | None = None
-
-    def read(self, file: IO[bytes]) -> Any:
-        return read_pickle(_Bounded(file, self.size), self.call, self.persistent, self.names)
-
-    def persistent(self, given: Any) -> Any:
-        if self.storages is not None and isinstance(given, tuple) and given[:1] == ("module",) and len(given) > 1:
-            return given[1]  # the old format keeps the source code of a class beside its name
-        if self.storages is None or not (isinstance(given, tuple) and len(given) >= 5 and given[0] == "storage"):
-            raise PickleError("it refers to what is not in the file")
-        kind, key, _, count = given[1:5]
-        if len(given) > 5 and given[5] is not None:
-            raise PickleError("it has views of storages, as PyTorch has not written them since 2017")
-        if not isinstance(key, str) or type(count) is not int:
-            raise PickleError("it has a storage without a name or size")
-        dtype = self.dtype(getattr(kind, "name", ""))
-        if not 0 <= count * dtype.itemsize <= self.size:
-            raise PickleError(f"a storage of {count} numbers is more than the {self.size} bytes of the file")
-        self.storages.setdefault(key, Storage(dtype, count))
-        if self.storages[key].dtype != dtype or self.storages[key].count != count:
-            raise PickleError(f"its storage {key[:40]!r} has two sizes")
-        return self.storages[key]
-
-    def dtype(self, name: str) -> torch.dtype:
-        room, _, kind = name.rpartition(".")
-        if room not in ("torch", "torch.storage") or kind not in DTYPES:
-            raise PickleError(f"it has a storage of unknown kind {name[:60]!r}")
-        return DTYPES[kind]
-
-    def call(self, name: str, arguments: tuple[Any, ...]) -> Any:
-        if name == "collections.OrderedDict" and arguments in ((), ([],)):
-            return {}
-        if name == "torch.Size" and len(arguments) == 1:
-            return arguments[0]
-        if name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
-            return self.view(*arguments[:4])
-        if name in ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"):
-            return arguments[0]
-        if name == "torch.storage._load_from_bytes" and len(arguments) == 1:
-            if not self.outer:
-                raise PickleError("it has a storage inside of a storage")
-            return self.inside(arguments[0])
-        return Record(name, arguments)
-
-    def inside(self, content: Any) -> Storage:
-        """A storage that was saved for itself, as those of tensors that were pickled with Python's own pickle."""
-        if not isinstance(content, bytes):
-            raise PickleError("it has a storage that is no bytes")
-        self.left -= len(content)
-        if self.left < 0:
-            raise PickleError(f"its storages hold more than the {self.size} bytes of the file")
-        found = _read_stream(io.BytesIO(content), len(content), False)
-        if not isinstance(found, Storage) or found.content is None:
-            raise PickleError("it has a storage that holds something else")
-        return found
-
-    def view(self, storage: Any, offset: Any, size: Any, stride: Any) -> Any:
-        """The tensor of a storage, within its bounds and without an element twice."""
-        if not isinstance(storage, Storage):
-            raise PickleError("it has a tensor without a storage")
-        for name, values in (("size", size), ("stride", stride), ("offset", (offset,))):
-            if not isinstance(values, tuple) or not all(type(value) is int and 0 <= value < 1 << 48 for value in values):
-                raise PickleError(f"it has a tensor whose {name} is {str(values)[:60]}")
-        if len(size) != len(stride) or len(size) > 16:
-            raise PickleError(f"it has a tensor of {len(size)} dimensions with {len(stride)} strides")
-        count = math.prod(size)
-        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if count else offset - 1
-        if last >= storage.count or count > storage.count:
-            raise PickleError(
-                f"it has a tensor of size {str(size)[:60]}, stride {str(stride)[:60]} and offset {offset} in a storage of {storage.count}"
-            )
-        return _View(storage, offset, size, stride)
-
-
-def _resolved(value: Any, done: dict[int, tuple[Any, Any]] | None = None) -> Any:
-    """`value` with the tensors in the place of the views. `done` has by identity what was seen, which it keeps, and what stands for it."""
-    done = {} if done is None else done
-    if id(value) in done:
-        return done[id(value)][1]
-    if isinstance(value, _View):
-        done[id(value)] = (value, value.tensor())
-    elif isinstance(value, tuple):
-        done[id(value)] = (value, tuple(_resolved(part, done) for part in value))
-    elif isinstance(value, dict | list | Record):
-        done[id(value)] = (value, value)
-        if isinstance(value, Record):
-            value.arguments, value.state = _resolved(value.arguments, done), _resolved(value.state, done)
-            value.items, value.entries = _resolved(value.items, done), _resolved(value.entries, done)
-        elif isinstance(value, dict):
-            for key in value:
-                value[key] = _resolved(value[key], done)
-        else:
-            value[:] = [_resolved(part, done) for part in value]
-    else:
-        return value
-    return done[id(value)][1]
 
 
 def tensors_in(tree: Any) -> Iterator[Tensor]:

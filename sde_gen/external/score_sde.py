@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..networks.song import Attention, ResidualBlock, SongUNet, Stage
+from ..networks.resampled_blocks import Attention, ResidualBlock, Stage
+from ..networks.song import SongUNet
 from ..sdes import SDE, make_sde
 from .facts import Facts
 from .imported import Imported, mapping, tensors

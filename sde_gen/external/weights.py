@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..networks import make_network
-from ..networks.song import Attention, FilteredConv, ResampledConv, ResampledUNet, ResidualBlock, Stage
+from ..networks.resampled import ResampledUNet
+from ..networks.resampled_blocks import Attention, FilteredConv, ResampledConv, ResidualBlock, Stage
 
 BLOCK = ("norm1", "conv1", "modulation", "norm2", "conv2", "shortcut")
 Weights = Mapping[str, Tensor]

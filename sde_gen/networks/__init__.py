@@ -11,19 +11,25 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .adm import ADMUNet
 from .base import Network
+from .diffusers_library import DiffusersNetwork
+from .lucid import LucidUNet
 from .mlp import MLP
 from .song import SongUNet
 from .transformer import PatchTransformer
 from .unet import UNet
+from .unet2d import UNet2D
 
 __all__ = [
     "MLP",
     "NETWORKS",
     "ADMUNet",
+    "DiffusersNetwork",
+    "LucidUNet",
     "Network",
     "PatchTransformer",
     "SongUNet",
     "UNet",
+    "UNet2D",
     "affordable_options",
     "make_network",
     "register_network",
@@ -32,10 +38,13 @@ __all__ = [
 
 NETWORKS: dict[str, Any] = {
     "adm": ADMUNet,
+    "diffusers": DiffusersNetwork,
+    "lucid": LucidUNet,
     "mlp": MLP,
     "song": SongUNet,
     "transformer": PatchTransformer,
     "unet": UNet,
+    "unet2d": UNet2D,
 }
 
 

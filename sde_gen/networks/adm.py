@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import check_count, check_counts, check_probability
 from .embeddings import ConditionEmbedding
-from .song import RESAMPLINGS, LevelFeatures, ResampledUNet, Style, check_choice, check_flag, check_number, check_width
+from .resampled import ResampledUNet, checked
+from .resampled_blocks import LevelFeatures, Style
 
 
 class ADMEmbedding(ConditionEmbedding):
@@ -76,22 +76,7 @@ class ADMUNet(ResampledUNet):
         null: bool = True,
         dropout: float = 0.0,
     ) -> None:
-        options = {
-            "width": check_width(width),
-            "multipliers": check_counts("multipliers", multipliers),
-            "blocks": check_count("blocks", blocks),
-            "attention": check_counts("attention", attention, 0),
-            "heads": check_count("heads", heads),
-            "head_channels": None if head_channels is None else check_count("head_channels", head_channels),
-            "noise_multiplier": check_count("noise_multiplier", noise_multiplier),
-            "scale_shift": check_flag("scale_shift", scale_shift),
-            "resampling": check_choice("resampling", resampling, RESAMPLINGS),
-            "group": check_count("group", group),
-            "clock_scale": check_number("clock_scale", clock_scale),
-            "clock_shift": check_number("clock_shift", clock_shift),
-            "null": check_flag("null", null),
-            "dropout": check_probability("dropout", dropout),
-        }
+        options = checked(locals())
         super().__init__(shape, conditions, out_channels, options)
         features = width * noise_multiplier
         level = LevelFeatures(features, "positional", clock_scale, clock_shift, closed=False, sine_first=False)
@@ -100,13 +85,3 @@ class ADMUNet(ResampledUNet):
         self.build(
             style, width, multipliers, blocks, attention, lambda channels: heads if head_channels is None else channels // head_channels
         )
-
-    def null(self, name: str, value: Tensor) -> Tensor | None:
-        """Rows for the condition `name` not being given; None where the network was trained without."""
-        return self.encoders[name].null(value) if self.options["null"] and name in self.encoders else None
-
-    def forward(self, x: Tensor, c: Tensor, **cond: Tensor) -> Tensor:
-        if not self.options["null"] and len(cond) < len(self.conditions):
-            missing = ", ".join(repr(name) for name in self.conditions if name not in cond)
-            raise ValueError(f"this network was trained with {missing} given for every sample: give cond={{{missing}: ...}}")
-        return super().forward(x, c, **cond)

@@ -212,13 +212,15 @@ class ChainSDE(SDE):
 class DDPMSDE(ChainSDE):
     """The SDE through the chain of `steps` steps with the betas registered as `betas`: DDPM's own schedules (see `BETAS`).
 
+    betas: a name, or the betas themselves, as many numbers in (0, 1) as there are steps.
+    steps: their number; None: 1000 of a named schedule.
     beta_start, beta_end, beta, s, beta_max, span: settings of those betas that have them; None: their defaults.
     """
 
     def __init__(
         self,
-        betas: str = "linear",
-        steps: int = 1000,
+        betas: str | Sequence[float] = "linear",
+        steps: int | None = None,
         beta_start: float | None = None,
         beta_end: float | None = None,
         beta: float | None = None,
@@ -228,11 +230,22 @@ class DDPMSDE(ChainSDE):
     ) -> None:
         given = {"beta_start": beta_start, "beta_end": beta_end, "beta": beta, "s": s, "beta_max": beta_max, "span": span}
         given = {name: check_positive(name, value) for name, value in given.items() if value is not None}
-        self.settings = {"betas": betas, "steps": steps, **given}
-        super().__init__(points_of_betas(make_betas(betas, steps, **given)))
+        if isinstance(betas, str):
+            steps = 1000 if steps is None else steps
+            self.settings = {"betas": betas, "steps": steps, **given}
+            super().__init__(points_of_betas(make_betas(betas, steps, **given)))
+            return
+        values = torch.as_tensor(betas, dtype=torch.float64)
+        if given or steps not in (None, len(values)):
+            raise ValueError(f"{len(values)} betas that are given take no other setting, got {', '.join(given) or f'steps={steps!r}'}")
+        self.settings = {"betas": values.tolist()}
+        super().__init__(points_of_betas(values))
 
     def __repr__(self) -> str:
-        return SDE.__repr__(self)
+        if isinstance(self.settings["betas"], str):
+            return SDE.__repr__(self)
+        betas = self.settings["betas"]
+        return f"DDPMSDE(betas=[{betas[0]:.4g}, ..., {betas[-1]:.4g}], {len(betas)} steps)"
 
 
 def _locate(times: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

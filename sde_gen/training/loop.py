@@ -61,9 +61,9 @@ def build_model(
     """A score model for training data (N, *) in its own units, not trained yet.
 
     The normaliser and the data's moments are learned from `data`; our networks are told the half log-SNR and get their
-    input at unit variance, so that one network serves every SDE. `mask`: of entries that are data in no item (see `ScoreModel`), and
-    `valid` (N, 1 or C, *) of entries that are data in each item, the values of their condition of kind "valid": statistics are of
-    valid entries alone. `conditions`: specs by name (see `make_network`).
+    input at unit variance (but for one that says `scales_input = False`), so that one network serves every SDE. `mask`: of entries
+    that are data in no item (see `ScoreModel`), and `valid` (N, 1 or C, *) of entries that are data in each item, the values of their
+    condition of kind "valid": statistics are of valid entries alone. `conditions`: specs by name (see `make_network`).
     `variance`: None or "learned_range", for which a network given by name gets twice the channels at its output.
     `network_options`: of a network given by name. Where they leave its patches, levels and attention open and its defaults would attend
     over more positions than pays, the nearest ones that do not are taken (`affordable_options`).
@@ -93,7 +93,7 @@ def build_model(
         variance=variance,
         prior=prior,
         moments=Moments.fit(z),
-        scale_input=True,
+        scale_input=getattr(network, "scales_input", True),
         mask=mask,
     ).eval()
 

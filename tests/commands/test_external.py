@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from foreign_checkpoints import adm_state, edm_pickle, moved, randomised, score_sde_file
+from foreign_checkpoints import adm_state, edm_pickle, lucid_file, moved, randomised, score_sde_file
 from toys import Command
 
 import sde_gen
+from sde_gen.networks import make_network
 from sde_gen.training import read_extra
 
 RNG = np.random.default_rng(0)
@@ -49,7 +50,22 @@ def of_adm(path: Path) -> list[str]:
     return ["model.pt", "--facts", "flags.yaml", "--data", pictures(path, labels=True)]
 
 
-LIBRARIES = pytest.mark.parametrize("make", [of_score_sde, of_edm, of_adm])
+def of_diffusers(path: Path) -> list[str]:
+    network = make_network("unet2d", (3, 8, 8), width=8, multipliers=(1,), attention=(), groups=4, clock_scale=1.0, clock_shift=0.0)
+    normalizer = sde_gen.Normalizer(torch.full((3, 1, 1), 127.5), torch.full((3, 1, 1), 127.5), "range")
+    model = sde_gen.ScoreModel(network, sde_gen.make_sde("ddpm"), "noise", "index", normalizer=normalizer)
+    sde_gen.to_diffusers(model, path / "ddpm-digits")
+    return ["ddpm-digits", "--data", pictures(path)]
+
+
+def of_lucid(path: Path) -> list[str]:
+    network = randomised("lucid", size=8, width=8, multipliers=(1, 2), attention=(1,), heads=1, head_channels=8)
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    lucid_file(path / "model-3.pt", network, moved(network), betas, torch.ones(1000, dtype=torch.float64))
+    return ["model-3.pt", "--set", "size=8", "--set", "auto_normalize=true", "--data", pictures(path)]
+
+
+LIBRARIES = pytest.mark.parametrize("make", [of_score_sde, of_edm, of_adm, of_diffusers, of_lucid])
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +81,8 @@ def test_three_commands(make: Callable[[Path], list[str]], sde_gen_command: Comm
     assert (code, err) == (0, [])
     assert any(line.startswith("licence ") for line in out) and any("SHA-256" in line for line in out)
     source = read_extra(tmp_path / "run" / "checkpoint")["source"]
-    assert source["file"] == arguments[0] and len(source["sha256"]) == 64 and str(tmp_path) not in json.dumps(source)
+    assert source["file"] in (arguments[0], "unet/diffusion_pytorch_model.safetensors")
+    assert len(source["sha256"]) == 64 and str(tmp_path) not in json.dumps(source)
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["model"]["normalizer"] == "range"
     code, out, err = sde_gen_command("sample", "--run", "run", "--samples", "4", "--steps", "2", "--out", "new.npz", "--no-progress")
     assert (code, err) == (0, [])

@@ -50,7 +50,7 @@ def test_attention_runs_over_so_many_positions(name: str, shape: tuple[int, ...]
     assert make_network(name, shape, **options).tokens() == tokens
 
 
-@pytest.mark.parametrize("name", sorted(NETWORKS))
+@pytest.mark.parametrize("name", sorted(set(NETWORKS) - {"diffusers"}))  # whose options are that library's
 def test_what_is_cheap_stays_as_it_is(name: str) -> None:
     options = {"width": 16}
     assert affordable_options(name, (3, 32, 32), options) is options

@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from sde_gen.networks import make_network, summary
-from sde_gen.networks.song import FilteredConv, LevelFeatures, Resample
+from sde_gen.networks.resampled_blocks import FilteredConv, LevelFeatures, Resample
 
 KERNELS = [(1, 1), (1, 3, 3, 1), (1, 5, 10, 10, 5, 1)]
 

@@ -47,7 +47,7 @@ def test_variances_instead_of_a_covariance_round_trip(tmp_path: Path) -> None:
     assert_same(before, sde_gen.load(sde_gen.save(before, tmp_path / "checkpoint")))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", sorted(set(NETWORKS) - {"diffusers"}))  # see external/test_diffusers.py
 def test_every_network_is_rebuilt(name: str, tmp_path: Path) -> None:
     network = make_network(name, (1, 8, 8), conditions=3).eval()
     before = ScoreModel(network, make_sde("vp"), "edm", "half_log_snr", data_std=0.5)
