@@ -2,6 +2,7 @@
 
 from .adapters import as_azula, as_deepinv, as_kdiffusion
 from .check import Check, check_external
+from .feature_networks import load_features
 from .formats import FORMATS, ExternalModel, load_external
 from .presets import PRESETS
 
@@ -15,4 +16,5 @@ __all__ = [
     "as_kdiffusion",
     "check_external",
     "load_external",
+    "load_features",
 ]
