@@ -4,6 +4,7 @@ from .adapters import as_azula, as_deepinv, as_kdiffusion
 from .check import Check, check_external
 from .diffusers_export import to_diffusers
 from .diffusers_pipelines import from_diffusers, scheduler_times
+from .feature_networks import load_features
 from .formats import FORMATS, load_external
 from .imported import ExternalModel
 from .presets import PRESETS
@@ -19,6 +20,7 @@ __all__ = [
     "check_external",
     "from_diffusers",
     "load_external",
+    "load_features",
     "scheduler_times",
     "to_diffusers",
 ]
