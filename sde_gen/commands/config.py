@@ -197,9 +197,9 @@ FIELDS: dict[str, Any] = {
 WEATHER: dict[str, Any] = {
     "model": {
         "network": "unet",
-        "options": {"patch": 2, "width": 48, "multipliers": [1, 2], "attention": [1], "periodic": ["W"], "coordinates": True},
+        "options": {"patch": 2, "width": 32, "multipliers": [1, 2], "attention": [1], "periodic": ["W"], "coordinates": True},
     },
-    "training": {"steps": 1500, "batch": 32, "lr": 2e-3, "ema_width": 0.05},
+    "training": {"steps": 1000, "batch": 32, "lr": 2e-3, "ema_width": 0.05},
     "sampling": {"solver": "dpm", "steps": 20, "batch": 250},
 }
 RECIPES: dict[str, dict[str, Any]] = {

@@ -16,7 +16,7 @@ def filled(shape: tuple[int, ...], periodic: list[str], **options: object) -> to
     network = make_network("unet", shape, periodic=periodic, width=8, multipliers=(1, 2), attention=(1,), heads=2, **options)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    return network.double().eval()
+    return network.double().eval().requires_grad_(False)
 
 
 @pytest.mark.parametrize(("shape", "periodic"), CASES)
