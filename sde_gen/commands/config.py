@@ -193,6 +193,15 @@ FIELDS: dict[str, Any] = {
     "training": {"steps": 1500, "batch": 64, "lr": 2e-3, "ema_width": 0.05},
     "sampling": {"solver": "dpm", "steps": 20},
 }
+# Its last axis is a circle, and the mean depends on the place.
+WEATHER: dict[str, Any] = {
+    "model": {
+        "network": "unet",
+        "options": {"patch": 2, "width": 32, "multipliers": [1, 2], "attention": [1], "periodic": ["W"], "coordinates": True},
+    },
+    "training": {"steps": 1000, "batch": 32, "lr": 2e-3, "ema_width": 0.05},
+    "sampling": {"solver": "dpm", "steps": 20, "batch": 250},
+}
 RECIPES: dict[str, dict[str, Any]] = {
     "digits": DIGITS,
     "mnist": MNIST,
@@ -206,6 +215,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "blobs3d": BLOBS,
     "regression": VECTORS,
     "downscale": FIELDS,
+    "weather": WEATHER,
 }
 """What each data set starts from; a configuration file and then flags override it."""
 LABELLED: dict[str, dict[str, Any]] = {"digits": {"training": {"drop": 0.5}}}

@@ -15,6 +15,7 @@ from sde_gen.data.images import digits, fashion_mnist, mnist
 from sde_gen.data.labels import remarks_of_classes
 from sde_gen.data.splits import GROUP
 from sde_gen.data.toys import blobs3d, checkerboard, downscale, gaussians8, moons, regression, sines, table
+from sde_gen.data.weather import weather
 
 DATASETS: dict[str, Callable[[Path | None, int], Dataset]] = {
     "digits": digits,
@@ -29,6 +30,7 @@ DATASETS: dict[str, Callable[[Path | None, int], Dataset]] = {
     "blobs3d": blobs3d,
     "regression": regression,
     "downscale": downscale,
+    "weather": weather,
 }
 PATHS = f"a folder of images, {', '.join((*archives.ENDINGS, '.npy', '.npz', *tables.ENDINGS))}"
 """What is read beside `DATASETS`, in words."""

@@ -23,25 +23,23 @@ from .base import (
     product_flops,
     zeroed,
 )
+from .convolutions import AXES, CONV, convolution, periodic_axes
 from .embeddings import ConditionEmbedding, Ports
 from .patches import fold, patch_grid, unfold
-
-CONV: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 class ResidualBlock(nn.Module):
     """Two convolutions, each behind norm and SiLU; the condition scales and shifts the second norm (arXiv:2105.05233)."""
 
-    def __init__(self, axes: int, channels: int, out_channels: int, condition: int, dropout: float) -> None:
+    def __init__(self, axes: int, channels: int, out_channels: int, condition: int, dropout: float, periodic: Sequence[int] = ()) -> None:
         super().__init__()
-        conv = CONV[axes]
         self.norm1 = group_norm(channels)
-        self.conv1 = conv(channels, out_channels, 3, padding=1)
+        self.conv1 = convolution(axes, channels, out_channels, periodic=periodic)
         self.modulation = nn.Linear(condition, 2 * out_channels)
         self.norm2 = group_norm(out_channels)
         self.dropout = dropout
-        self.conv2 = zeroed(conv(out_channels, out_channels, 3, padding=1))
-        self.skip = nn.Identity() if channels == out_channels else conv(channels, out_channels, 1)
+        self.conv2 = zeroed(convolution(axes, out_channels, out_channels, periodic=periodic))
+        self.skip = nn.Identity() if channels == out_channels else CONV[axes](channels, out_channels, 1)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         y = self.conv1(F.silu(self.norm1(x)))
@@ -75,10 +73,19 @@ class Stage(nn.Module):
     """A residual block and, where asked for, attention to itself and to the conditions' tokens."""
 
     def __init__(
-        self, axes: int, channels: int, out_channels: int, condition: int, dropout: float, heads: int, attends: bool, cross: bool
+        self,
+        axes: int,
+        channels: int,
+        out_channels: int,
+        condition: int,
+        dropout: float,
+        heads: int,
+        attends: bool,
+        cross: bool,
+        periodic: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        self.block = ResidualBlock(axes, channels, out_channels, condition, dropout)
+        self.block = ResidualBlock(axes, channels, out_channels, condition, dropout, periodic)
         self.attention = Attention(out_channels, heads) if attends else nn.Identity()
         self.cross = CrossAttention(out_channels, condition, heads) if cross else None
 
@@ -118,9 +125,15 @@ class UNet(Network):
         attention: levels with attention, 0 being the first; the middle has it if any level does.
         heads: number of attention heads, a divisor of the channels of those levels.
         dropout: probability in [0, 1), inside the residual blocks.
+        periodic: axes whose ends meet, as those of longitudes do, by their letters: L of signals, H and W of images, D, H and W of
+            volumes. Moving the data along such an axis by a multiple of what the deepest level sees as a point moves the result likewise.
+            Its size must be a multiple of that.
+        coordinates: True tells the network where it is, by input channels: for each axis a number from -1 to 1, for a periodic one
+            sine and cosine of its angle. Without it only the ends of axes that are not periodic, and what patches hold, tell.
     """
 
     spatial_ranks = (1, 2, 3)
+    places: Tensor | None
 
     def __init__(
         self,
@@ -135,8 +148,10 @@ class UNet(Network):
         attention: Sequence[int] = (2,),
         heads: int = 4,
         dropout: float = 0.0,
+        periodic: Sequence[str] = (),
+        coordinates: bool = False,
     ) -> None:
-        options = {
+        options: dict[str, Any] = {
             "patch": check_count("patch", patch),
             "width": check_count("width", width, 2),
             "multipliers": check_counts("multipliers", multipliers),
@@ -145,6 +160,11 @@ class UNet(Network):
             "heads": check_count("heads", heads),
             "dropout": check_probability("dropout", dropout),
         }
+        if isinstance(periodic, str) or not isinstance(periodic, Sequence):
+            raise TypeError(f"periodic must be a list of letters of axes, such as [W], got {periodic!r}")
+        if not isinstance(coordinates, bool):
+            raise TypeError(f"coordinates must be true or false, got {coordinates!r}")
+        options |= ({"periodic": list(periodic)} if periodic else {}) | ({"coordinates": True} if coordinates else {})
         levels = [width * multiplier for multiplier in multipliers]
         if not levels:
             raise ValueError("multipliers must name at least one level, got none")
@@ -158,7 +178,14 @@ class UNet(Network):
         self.patch = patch
         axes = len(self.shape) - 1
         volume = patch**axes
-        conv = CONV[axes]
+        circles = periodic_axes(axes, periodic)
+        point = patch * 2 ** (len(levels) - 1)  # of the data, in the deepest level
+        uneven = [AXES[axes][axis] for axis in circles if self.shape[1 + axis] % point]
+        if uneven:
+            sizes = "x".join(map(str, self.shape[1:]))
+            raise ValueError(
+                f"periodic axes must be multiples of {point} long with this patch and these levels; {uneven[0]} of {sizes} is not"
+            )
         condition = 4 * width
         self.condition = ConditionEmbedding(condition, self.conditions, self.shape[1:])
         cross = self.condition.has_tokens
@@ -167,9 +194,12 @@ class UNet(Network):
 
         def stage(channels: int, out: int, level: int | None) -> Stage:
             attends = bool(attention) if level is None else level in attention
-            return Stage(axes, channels, out, condition, dropout, heads, attends, cross and (attends or level is None))
+            return Stage(axes, channels, out, condition, dropout, heads, attends, cross and (attends or level is None), circles)
 
-        self.enter = conv(volume * (self.shape[0] + self.condition.map_channels), width, 3, padding=1)
+        places = coordinate_channels(self.shape[1:], circles) if coordinates else None
+        self.register_buffer("places", places, persistent=False)
+        inputs = self.shape[0] + self.condition.map_channels + (0 if places is None else len(places))
+        self.enter = convolution(axes, volume * inputs, width, periodic=circles)
         self.down = nn.ModuleList()
         self.shrink = nn.ModuleList()
         skips = [width]
@@ -180,7 +210,7 @@ class UNet(Network):
                 skips.append(channels)
             self.down.append(stages)
             if level + 1 < len(levels):
-                self.shrink.append(conv(channels, channels, 3, stride=2, padding=1))
+                self.shrink.append(convolution(axes, channels, channels, 2, circles))
                 skips.append(channels)
         h = levels[-1]
         self.middle = nn.ModuleList([stage(h, h, None), stage(h, h, None)] if attention else [stage(h, h, None)])
@@ -193,9 +223,9 @@ class UNet(Network):
                 h = channels
             self.up.append(stages)
             if level > 0:
-                self.grow.append(conv(channels, channels, 3, padding=1))
+                self.grow.append(convolution(axes, channels, channels, periodic=circles))
         self.norm = group_norm(h)
-        self.leave = zeroed(conv(h, volume * self.out_channels, 3, padding=1))
+        self.leave = zeroed(convolution(axes, h, volume * self.out_channels, periodic=circles))
 
     def positions(self) -> list[int]:
         """The number of positions of each level."""
@@ -231,7 +261,10 @@ class UNet(Network):
     def forward(self, x: Tensor, c: Tensor, **cond: Tensor) -> Tensor:
         self.check_input(x, c)
         ports = self.condition(c, cond)
-        h = self.enter(fold(ports.beside(x), self.patch))
+        seen = ports.beside(x)
+        if self.places is not None:
+            seen = torch.cat((seen, self.places.to(seen.dtype).expand(len(seen), *self.places.shape)), 1)
+        h = self.enter(fold(seen, self.patch))
         skips = [h]
         for level, stages in enumerate(self.down):
             for stage in stages.children():
@@ -248,3 +281,15 @@ class UNet(Network):
             if level < len(self.grow):
                 h = self.grow[level](F.interpolate(h, size=skips[-1].shape[2:], mode="nearest"))
         return unfold(self.leave(F.silu(self.norm(h))), self.patch, self.shape[1:])
+
+
+def coordinate_channels(spatial: Sequence[int], periodic: Sequence[int]) -> Tensor:
+    """Where each point of a grid lies, (channels, *spatial): -1 to 1 along each axis, sine and cosine of its angle along a periodic one."""
+    channels = []
+    for axis, size in enumerate(spatial):
+        along = [1] * len(spatial)
+        along[axis] = size
+        angle = 2 * math.pi * torch.arange(size) / size
+        values = (angle.sin(), angle.cos()) if axis in periodic else (torch.linspace(-1, 1, size),)
+        channels += [value.reshape(along).expand(tuple(spatial)) for value in values]
+    return torch.stack(channels)

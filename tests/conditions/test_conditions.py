@@ -26,6 +26,7 @@ VALUES: dict[str, Tensor] = {
     "sequence": 1e5 + 30 * draws(COUNT, 5, 2),
     "map": 1e5 + 30 * draws(COUNT, 2, *COARSE),
     "mask": draws(COUNT, 1, *GRID) > 0,
+    "valid": draws(COUNT, 2, *GRID, seed=1) > -0.5,
 }
 """Of every kind, in units of their own: their means are far larger than their spread."""
 
@@ -52,6 +53,8 @@ def partly(kind: str) -> Tensor:
     values = VALUES[kind]
     if kind == "label":
         return torch.cat([values[:-1], torch.tensor([3])])
+    if kind == "valid":  # which is known of every entry
+        return values
     values = values.double().clone()
     values[2, 0] = torch.nan
     values[-1] = torch.nan
@@ -59,6 +62,8 @@ def partly(kind: str) -> Tensor:
 
 
 kinds = pytest.mark.parametrize("kind", sorted(CONDITIONS))
+kinds_with_null = pytest.mark.parametrize("kind", sorted(set(CONDITIONS) - {"valid"}))
+"""What is data is never left out (models/test_masks.py)."""
 
 
 def test_every_kind_has_values_here() -> None:
@@ -89,7 +94,7 @@ def test_its_output_is_what_its_port_takes(kind: str) -> None:
         assert isinstance(encoder, Map) and found.shape == (COUNT, encoder.out_channels, *GRID)
 
 
-@kinds
+@kinds_with_null
 def test_the_null_is_what_is_missing_and_no_value_of_data(kind: str) -> None:
     encoder, values = made(kind), VALUES[kind]
     of_values, null = outputs(encoder(values)), encoder.null(encoder.check(values))
@@ -103,7 +108,7 @@ def test_the_null_is_what_is_missing_and_no_value_of_data(kind: str) -> None:
     torch.testing.assert_close(outputs(encoder(partly(kind)))[0], of_values[0])
 
 
-@kinds
+@kinds_with_null
 def test_the_null_is_learned(kind: str) -> None:
     encoder = made(kind)
     found = encoder(encoder.missing(COUNT, torch.device("cpu")))
