@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from peers import peer
 
 import sde_gen
 from sde_gen.external import as_azula, as_deepinv, as_kdiffusion
@@ -59,7 +60,7 @@ def test_sigmas(sde: sde_gen.SDE) -> None:
 
 @processes
 def test_kdiffusion(sde: sde_gen.SDE) -> None:
-    sampling = pytest.importorskip("k_diffusion.sampling", reason="k-diffusion is not installed")
+    sampling = peer("k_diffusion.sampling")
     model = Gaussian(sde)
     denoiser = as_kdiffusion(model)
     first, last = 0.9 * denoiser.sigma_max, 1.2 * denoiser.sigma_min
@@ -74,7 +75,7 @@ def test_kdiffusion(sde: sde_gen.SDE) -> None:
 
 @processes
 def test_azula(sde: sde_gen.SDE) -> None:
-    sample = pytest.importorskip("azula.sample", reason="azula is not installed")
+    sample = peer("azula.sample")
     model = Gaussian(sde)
     adapted = as_azula(model)
     x = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -95,7 +96,7 @@ def test_azula(sde: sde_gen.SDE) -> None:
 
 @processes
 def test_deepinv(sde: sde_gen.SDE) -> None:
-    pytest.importorskip("deepinv", reason="deepinv is not installed")
+    peer("deepinv")
     normalizer = sde_gen.Normalizer(torch.full((3, 1, 1), 100.0), torch.full((3, 1, 1), 60.0))
     model = Gaussian(sde, normalizer)
     denoiser = as_deepinv(model)

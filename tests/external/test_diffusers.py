@@ -312,7 +312,7 @@ def test_where_the_library_is_missing_it_is_said(monkeypatch: pytest.MonkeyPatch
 # Beside the library.
 
 UNETS: dict[str, dict[str, Any]] = {
-    "width 128": {"block_out_channels": (128, 256), "layers_per_block": 1},
+    "width 128": {"block_out_channels": (128, 128), "layers_per_block": 1},
     "ddpm": {
         "block_out_channels": (32, 64),
         "norm_num_groups": 8,
