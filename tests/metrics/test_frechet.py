@@ -11,7 +11,8 @@ from sde_gen.metrics import Estimate, Moments, frechet, frechet_distance, freche
 
 
 def draw(count, width, seed=0, stretch=0.0, shift=0.0):
-    """Rows whose directions have spreads from 1 down to 1/sqrt(width), each stretched by its own share, rotated, off zero."""
+    """Rows whose directions have spreads from 1 down to 1/sqrt(width), each but the first stretched by its own
+    share, rotated, off zero."""
     generator = torch.Generator().manual_seed(seed)
     spread = torch.arange(1, width + 1, dtype=torch.float64).rsqrt() * (1 + stretch * torch.sin(torch.arange(width).double()))
     turn = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(99), dtype=torch.float64))[0]
@@ -59,15 +60,31 @@ def test_equals_pytorch_fid_and_torch_fidelity():
     assert inception_score(3 * a, 1).value.value == pytest.approx(theirs, rel=1e-9)
 
 
-@pytest.mark.parametrize(("n", "m"), [(90, 60), (91, 200)])
+@pytest.mark.parametrize(("n", "m"), [(90, 150), (151, 200)])
 def test_the_error_is_that_of_leaving_one_out(n, m):
+    # Lopsided items, so that the sign of what the means tell matters beside what the covariances tell.
     a, b = draw(n, 12, 3, 0.4, 0.8), draw(m, 12, 4)
+    a, b = a + 0.3 * a.square(), b - 0.3 * b.square()
     moments, parts = Moments.of(b), []
     for rows, other in ((a, lambda rest: frechet_to(rest, moments)), (b, lambda rest: frechet_to(a, Moments.of(rest)))):
         left = torch.tensor([other(torch.cat([rows[:i], rows[i + 1 :]])).value.value for i in range(len(rows))])
         parts.append(math.sqrt((len(rows) - 1) * float(left.var(correction=0))))
-    assert frechet_to(a, moments).value.std_error == pytest.approx(parts[0], rel=0.06)
-    assert frechet_to(a, b).value.std_error == pytest.approx(math.hypot(*parts), rel=0.06)
+    own, both = frechet_to(a, moments).value.std_error, frechet_to(a, b).value.std_error
+    assert own == pytest.approx(parts[0], rel=0.06) and math.sqrt(both**2 - own**2) == pytest.approx(parts[1], rel=0.06)
+
+
+def test_the_error_where_both_covariances_are_diagonal():
+    """The map between the two laws then stretches each direction: an item of b moves d by the sum of (1 - s_k) y_k^2, one of a by that
+    of (1 - 1/s_k) x_k^2, also where one direction is a thousand times as wide as the others and alike in both."""
+    axes = torch.linalg.qr(draw(60, 5) - draw(60, 5).mean(0))[0]
+    b = axes * torch.tensor([1000.0, 1, 0.5, 2, 1])
+    s = torch.tensor([1.0, 3, 0.5, 1, 2], dtype=torch.float64)
+    a = b * s
+    expected = [math.sqrt(float((rows.square() @ weights).var()) / 60) for rows, weights in ((a, 1 - 1 / s), (b, 1 - s))]
+    found = frechet_to(a, b).value
+    assert found.value == pytest.approx(float(((s - 1).square() * b.var(0)).sum()), rel=1e-6)
+    assert frechet_to(a, Moments.of(b)).value.std_error == pytest.approx(expected[0], rel=1e-6)
+    assert found.std_error == pytest.approx(math.hypot(*expected), rel=1e-6)
 
 
 @pytest.mark.parametrize(("stretch", "shift"), [(0.0, 0.0), (0.3, 0.8)])
