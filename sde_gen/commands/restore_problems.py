@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from .. import progress
 from ..data import rows_drawn
 from ..data.degraded import Degraded
 from ..data.write import DataDescription
-from ..diagnostics.calibration import Calibration, judge
+from ..diagnostics.calibration import Calibration, Coverage, coverage, judge, randomised_ranks
 from ..inverse import Measurement, Posterior, posterior
 from ..models.denoiser import encoded
 from ..sampling.sample import sample
@@ -77,12 +78,24 @@ class Task:
         return (down / size.reshape(-1, *[1] * (down.ndim - 1))).detach().cpu()
 
     def judged(self, problems: Problems, found: Posterior, seed: int) -> Calibration:
-        """The calibration of posteriors, in normalised units."""
+        """The calibration of posteriors, in normalised units; the coverage of entries is that of those which are not known exactly."""
         assert problems.truths is not None
         model, shape = self.run.model, found.x.shape
-        samples = encoded(model, found.x.flatten(0, 1)).cpu().reshape(shape)
-        references = self.references(problems.y)
-        return judge(encoded(model, problems.truths).cpu(), samples, found.log_weights, references, seed)
+        truths, samples = encoded(model, problems.truths).cpu(), encoded(model, found.x.flatten(0, 1)).cpu().reshape(shape)
+        whole = judge(truths, samples, found.log_weights, self.references(problems.y), seed)
+        hidden = (samples != truths[:, None]).any(1).flatten(1)
+        if bool(hidden.all()) or not bool(hidden.any(1).all()):
+            return whole
+        return replace(whole, entries=coverage_of(randomised_ranks(truths, samples, found.log_weights, seed=seed), hidden))
+
+
+def coverage_of(ranks: Tensor, hidden: Tensor) -> Coverage:
+    """The coverage of some of the entries of each problem, `hidden` (P, K), at least one: the others' ranks (P, K) tell nothing."""
+    every = coverage(ranks)
+    inside = ((2 * ranks - 1).abs()[..., None] <= torch.tensor(every.levels, dtype=torch.float64)) & hidden[..., None]
+    of_problems = inside.sum(1) / hidden.sum(1, keepdim=True)
+    each = inside.sum(0)[hidden.any(0)] / hidden.sum(0)[hidden.any(0), None]
+    return replace(every, value=of_problems.mean(0), std_error=of_problems.std(0) / math.sqrt(len(ranks)), each=each)
 
 
 def problems_of(task: Task, given: Degraded | None, device: torch.device) -> tuple[Problems, str]:

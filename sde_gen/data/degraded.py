@@ -51,9 +51,9 @@ class Degraded:
 def read_degraded(path: Path, about: DataDescription, measured: Sequence[int]) -> Degraded:
     """Degraded items of the data that `about` describes, each a measurement of shape `measured`.
 
-    A table has the training table's columns, by their names where it had a header, in any order and beside others; empty cells, NaN and NA
-    are gaps. Arrays are (N, *measured), the channels last where they fit so alone, without a channel of one; NaN are gaps. Images have the
-    mode that the training images had, so that their values are in the same levels.
+    A table has the training table's columns, by their names where it had a header, in any order and beside others; else in their order,
+    with or without a header. Empty cells, NaN and NA are gaps. Arrays are (N, *measured), the channels last where they fit so alone,
+    without a channel of one; NaN are gaps. Images have the mode that the training images had, so that their values are in the same levels.
 
     Raises:
         ValueError: no such file or kind of file, an item of another shape, a cell that is neither number nor gap; one line.
@@ -84,9 +84,10 @@ def _table(path: Path, about: DataDescription, measured: tuple[int, ...]) -> Deg
         raise ValueError(f"{path.name}: cannot be read as a text table ({one_line(error)}); UTF-8 text is needed") from error
     if not lines:
         raise ValueError(f"{path.name}: empty; a table of numbers is needed")
-    header = lines.pop(0)[1] if about.columns is not None else None
-    places, label = _places(path, about, header if header is not None else lines[0][1])
-    width = len(header if header is not None else lines[0][1])
+    first = lines[0][1]
+    places, label = _places(path, about, first)
+    header = lines.pop(0)[1] if about.columns is not None or all(_cell(first[place]) is None for place in places) else None
+    width = len(first)
     values, labels = np.empty((len(lines), len(places))), []
     for row, (number, cells) in enumerate(lines):
         if len(cells) != width:

@@ -25,6 +25,7 @@ from sde_gen.commands.restore import restore_run
 from sde_gen.commands.restore_settings import RestoreSettings, checked
 from sde_gen.commands.runs import OF_NETWORK, TrainedRun
 from sde_gen.data.write import DataDescription
+from sde_gen.diagnostics.calibration import coverage
 from sde_gen.exact.mixtures import GaussianData
 from sde_gen.inverse import METHODS, MMPS, Gaussian, Mask, Posterior
 from sde_gen.inverse.request import Request
@@ -141,6 +142,23 @@ def test_gaps_of_a_table_are_filled_with_the_conditional_law(tmp_path: Path) -> 
     result = restore_run(run, checked(small), tmp_path / "out", show=False, say=lambda line: None)
     assert result["methods"]["mmps"]["calibration"]["model"]["calibrated"]
     assert not (tmp_path / "out" / "sample-3.npy").exists()
+
+
+def test_coverage_is_that_of_what_is_not_known() -> None:
+    """Entries that are given exactly are covered at whatever share is asked for, and would hide that the others are not."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.rand(400, 6, generator=generator) < 0.3
+    hidden[:, 0] = False
+    hidden[:, 1] |= ~hidden.any(1)
+    uniform = torch.rand(400, 6, generator=generator, dtype=torch.float64)
+    ranks = torch.where(hidden, 0.5 + 0.4 * (uniform - 0.5), uniform)  # too wide where they are not known
+    found = restore_problems.coverage_of(ranks, hidden)
+    assert found.value.tolist() == [pytest.approx(x, abs=0.06) for x in (1.0, 1.0, 1.0, 1.0)]
+    ranks = torch.where(hidden, uniform, 0.5)
+    found = restore_problems.coverage_of(ranks, hidden)
+    assert bool(found.inside.all()) and found.value.tolist() == [pytest.approx(level, abs=0.05) for level in found.levels]
+    assert found.each.shape == (5, 4) and bool((found.std_error > 0).all())
+    assert float(coverage(ranks).value[0]) > 0.8
 
 
 def test_held_out_digits(sde_gen_command: Command, tmp_path: Path) -> None:

@@ -48,6 +48,13 @@ def test_a_table_without_a_header(tmp_path: Path) -> None:
     found = read_degraded(tmp_path / "t.txt", plain, (2,))
     assert found.labels == ("1", "2") and bool(torch.isnan(found.y).sum() == 2)
     assert found.write(tmp_path / "o", torch.full((2, 2), 0.75)).read_text() == "1 0.75 0.75\n2 0.75 0.75\n"
+    (tmp_path / "t.csv").write_text("kind,p,q\n1,0.5,\n2,,0.25\n")
+    named = read_degraded(tmp_path / "t.csv", plain, (2,))
+    assert named.labels == ("1", "2") and int(torch.isnan(named.y).sum()) == 2, "words where numbers are due are a header"
+    assert named.write(tmp_path / "o", torch.full((2, 2), 0.75)).read_text() == "kind,p,q\n1,0.75,0.75\n2,0.75,0.75\n"
+    (tmp_path / "t.csv").write_text("1,0.5,x\n2,,0.25\n")
+    with pytest.raises(ValueError, match="line 1, column '2' holds 'x'; a finite number or a gap is needed"):
+        read_degraded(tmp_path / "t.csv", plain, (2,))
     (tmp_path / "t.txt").write_text("0.5,\n,0.25\n")
     assert read_degraded(tmp_path / "t.txt", plain, (2,)).labels is None
 
