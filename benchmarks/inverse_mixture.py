@@ -35,6 +35,7 @@ from torch import Tensor
 
 import sde_gen
 from sde_gen.exact.mixtures import MixtureData, column, marginal
+from sde_gen.data import Normalizer
 from sde_gen.inverse import MEASURED, METHODS, Gaussian, Matrix
 from sde_gen.models.moments import Moments
 from sde_gen.unknown_numbers import to_json
@@ -48,53 +49,71 @@ LEFT_OUT = {"exact_flow": 8}
 """Methods that are run up to so many dimensions."""
 
 
-class UnitModes(MixtureData):
-    """A mixture of unit Gaussians, whose denoiser is two matrix products."""
+class RoundModes(MixtureData):
+    """A mixture of round Gaussians of one standard deviation, whose denoiser is two matrix products."""
 
-    def __init__(self, weights: Tensor, means: Tensor) -> None:
+    def __init__(self, weights: Tensor, means: Tensor, std: float = 1.0) -> None:
         self.shape = tuple(means.shape[1:])
         self.log_weights = torch.log(weights / weights.sum())
-        self.means = means
+        self.means, self.std = means, std
 
     def denoise_at(self, x: Tensor, sde: sde_gen.SDE, t: Tensor | float) -> Tensor:
         alpha, sigma = (column(value, 1).to(x.dtype) for value in marginal(sde, t))
-        variance, means = alpha**2 + sigma**2, self.means.to(x.dtype)
+        variance, means = (alpha * self.std) ** 2 + sigma**2, self.means.to(x.dtype)
         logits = (alpha / variance * x) @ means.T - 0.5 * alpha**2 / variance * means.square().sum(1) + self.log_weights.to(x.dtype)
         mean = logits.softmax(1) @ means
-        return mean + alpha / variance * (x - alpha * mean)
+        return mean + alpha * self.std**2 / variance * (x - alpha * mean)
 
     def denoise_given(self, x: Tensor, sde: sde_gen.SDE, t: Tensor | float, matrix: Tensor, y: Tensor, variance: Tensor) -> Tensor:
         alpha, sigma = (column(value, 1).double() for value in marginal(sde, t))
-        total, z = alpha**2 + sigma**2, x.double()
+        total, z = (alpha * self.std) ** 2 + sigma**2, x.double()
         logits = (alpha / total * z) @ self.means.T - 0.5 * alpha**2 / total * self.means.square().sum(1) + self.log_weights
-        spread = sigma**2 / total
-        modes = self.means + alpha / total * (z[:, None] - alpha * self.means)
+        spread = (sigma * self.std) ** 2 / total
+        modes = self.means + alpha * self.std**2 / total * (z[:, None] - alpha * self.means)
         rest = y[:, None] - modes @ matrix.T
         system = spread * (matrix @ matrix.T) + torch.diag(variance)
         gain = torch.linalg.solve(system, rest.flatten(0, -2).T).T.reshape(rest.shape)
         weights = (logits - 0.5 * (gain * rest).sum(-1)).softmax(1)
         return torch.einsum("bk,bkd->bd", weights, modes + spread * (gain @ matrix)).to(x.dtype)
 
-    def model(self, sde: sde_gen.SDE, prior: str = "matched") -> sde_gen.ScoreModel:
+    def covariance(self) -> tuple[Tensor, Tensor]:
+        """The mean (D,) and the covariance (D, D)."""
         weights = self.log_weights.exp()
         mean = weights @ self.means
         centred = self.means - mean
-        covariance = torch.eye(len(mean), dtype=torch.float64) + (centred.T * weights) @ centred
-        moments, std = Moments(mean, covariance=covariance), float(covariance.diagonal().mean().sqrt())
+        return mean, self.std**2 * torch.eye(len(mean), dtype=torch.float64) + (centred.T * weights) @ centred
+
+    def scale(self) -> float:
+        """The root mean square of the entries' standard deviations."""
+        return float(self.covariance()[1].diagonal().mean().sqrt())
+
+    def normalised(self) -> RoundModes:
+        """The same data in units of `scale`, as a trained model sees them."""
+        return RoundModes(self.log_weights.exp(), self.means / self.scale(), self.std / self.scale())
+
+    def model(self, sde: sde_gen.SDE, prior: str = "matched") -> sde_gen.ScoreModel:
+        inner, scale = self.normalised(), torch.full((self.means.shape[1],), self.scale(), dtype=torch.float64)
+        mean, covariance = inner.covariance()
         return sde_gen.ScoreModel(
-            lambda x, c: self.denoise_at(x, sde, c), sde, prediction="data", prior=prior, moments=moments, data_std=std
+            lambda x, c: inner.denoise_at(x, sde, c),
+            sde,
+            prediction="data",
+            prior=prior,
+            normalizer=Normalizer(torch.zeros_like(scale), scale),
+            moments=Moments(mean, covariance=covariance),
+            data_std=1.0,
         )
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         k = torch.multinomial(self.log_weights.exp(), count, replacement=True, generator=generator)
-        return self.means[k] + torch.randn(count, self.means.shape[1], generator=generator, dtype=torch.float64)
+        return self.means[k] + self.std * torch.randn(count, self.means.shape[1], generator=generator, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
 class Problem:
     """One posterior: the prior, the operator's matrix, the noise, and what was measured (1, d_y)."""
 
-    data: UnitModes
+    data: RoundModes
     matrix: Tensor
     std: float
     y: Tensor
@@ -116,7 +135,7 @@ class Problem:
 def problem(dim: int, measured: int, seed: int) -> Problem:
     generator = torch.Generator().manual_seed(100_000 * dim + 1000 * measured + seed)
     places = torch.tensor([(-8.0 * i, -8.0 * j) for i in range(-2, 3) for j in range(-2, 3)], dtype=torch.float64)
-    data = UnitModes(torch.randn(25, generator=generator, dtype=torch.float64) ** 2, places.repeat(1, dim // 2))
+    data = RoundModes(torch.randn(25, generator=generator, dtype=torch.float64) ** 2, places.repeat(1, dim // 2))
     u, _, vt = torch.linalg.svd(torch.randn(measured, dim, generator=generator, dtype=torch.float64), full_matrices=False)
     values = torch.rand(measured, generator=generator, dtype=torch.float64).sort(descending=True).values
     matrix = u @ torch.diag(values) @ vt
@@ -139,7 +158,7 @@ def ours(one: Problem, method: str, sde: sde_gen.SDE, count: int, steps: int, se
     measurement = sde_gen.Measurement(Matrix(one.matrix), Gaussian(one.std))
     name, options = method.split()[0], dict(OPTIONS.get(method, {}))
     if name == "oracle":
-        options["data"] = one.data
+        options["data"] = one.data.normalised()
     began = time.perf_counter()
     out = sde_gen.posterior(
         one.data.model(sde), measurement, one.y, count, name, steps=steps, seed=seed, dtype=torch.float64, progress=False, **options

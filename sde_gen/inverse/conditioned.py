@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..models.denoiser import Denoiser, Prediction, Wrapper, is_affine
+from ..models.denoiser import Denoiser, PlannedTime, Prediction, Wrapper, is_affine
 from ..models.prior import Prior
 from ..sampling.sample import sample
 from ..solvers import Solver
 from .measurement import MEASURED, Measurement
 from .request import Posterior, Request, repeated
-from .solve import conjugate_gradients
+from .solve import conjugate_gradients, iterations_needed
 
 MOST_ITERATIONS = 200
 """Of conjugate gradients with the operator alone, which ask no network."""
+TOLERANCE = 1e-6
+"""Of their residual, as a share of the right-hand side."""
 
 
 class Observed:
@@ -39,6 +41,7 @@ class Observed:
         self.variance = torch.where(self.seen, self.measurement.noise.variance(self.y), 1).to(x.dtype)
         self.variance_of_seen = torch.where(self.seen, self.variance, 0)
         self.scale = self._scale(x)
+        self._iterations: dict[float, int] = {}
 
     def _scale(self, x: Tensor) -> Tensor:
         one = torch.ones(1, *self.shape, dtype=torch.float64, device=x.device)
@@ -87,7 +90,13 @@ class Observed:
         def product(v: Tensor) -> Tensor:
             return noise * self.variance_of_seen * v + wide * self.forward(self.adjoint(v))
 
-        return conjugate_gradients(product, u, min(self.entries, MOST_ITERATIONS), 1e-6)
+        if noise not in self._iterations:
+            # Planned at the first call of a run, where the spread is largest and the system worst, on numbers that are always the same.
+            generator = torch.Generator().manual_seed(0)
+            probe = torch.randn(u.shape[1:], generator=generator, dtype=torch.float64).to(u).expand_as(u)
+            needed = iterations_needed(product, torch.where(self._rows(u), probe, 0), min(self.entries, MOST_ITERATIONS), TOLERANCE)
+            self._iterations[noise] = min(self.entries, MOST_ITERATIONS, needed + needed // 4 + 1)
+        return conjugate_gradients(product, u, self._iterations[noise], TOLERANCE)
 
     def pulled(self, z: Tensor, spread: Tensor | float, noise: float = 1.0) -> Tensor:
         """spread H^T (noise Sigma_y + spread H H^T)^-1 (y - A(decode(z))): how far data N(z, spread I) move towards y; noise 0 moves them
@@ -162,8 +171,22 @@ class Conditioned(Wrapper):
         """What is predicted at x (B, *), given what is observed; cond: the model's own conditions."""
 
     def predict(self, x: Tensor, t: Tensor | float, **cond: Tensor) -> Prediction:
-        y = cond.pop(MEASURED)
-        return self.correct(x, t, Observed(self, y, x), cond)
+        observed = self.observed(x, t, cond.pop(MEASURED))
+        return self.correct(x, t, observed, cond)
+
+    def prepare(self, times: Sequence[PlannedTime]) -> None:
+        self.model.prepare(times)
+        memory: dict[str, Any] = {}  # of one run, whose times all hold it
+        for t in times:
+            t.plans[self] = memory
+
+    def observed(self, x: Tensor, t: Tensor | float, y: Tensor) -> Observed:
+        """The measurement y of the batch x, worked out once a run."""
+        memory = t.plans.get(self, {}) if isinstance(t, PlannedTime) else {}
+        if memory.get("y") is not y or memory["dtype"] != x.dtype:
+            memory.update(y=y, dtype=x.dtype, observed=Observed(self, y, x))
+        found: Observed = memory["observed"]
+        return found
 
     def levels(self, x: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
         """alpha and sigma at t, ready to multiply x (B, *)."""

@@ -55,8 +55,8 @@ class _Decoupled(Solver):
         cond = {name: value for name, value in run.cond.items() if name != MEASURED}
         times = make_grid(sde, grid, t_start, t_end, steps)
         alpha, sigma = (value.tolist() for value in sde.marginal(times))
+        observed = Observed(wrapper, run.cond[MEASURED], x)
         for k, (t, s) in enumerate(pairwise(times.tolist())):
-            observed = Observed(wrapper, run.cond[MEASURED], x)
             state, down = x, make_grid(sde, "half_log_snr", t, t_end, self.inner)
             levels = list(zip(down.tolist(), *(value.tolist() for value in sde.marginal(down)), strict=True))
             for (now, a, b), (_, a_next, b_next) in pairwise(levels):

@@ -31,7 +31,7 @@ from .pigdm import PiGDM
 from .projection import Projection
 from .repaint import RePaint
 from .request import Posterior, Request
-from .solve import conjugate_gradients
+from .solve import conjugate_gradients, iterations_needed
 from .tmpd import TMPD
 from .twisted import Twisted
 
@@ -144,7 +144,7 @@ def imposed(found: Posterior, measurement: Measurement, y: Tensor) -> Posterior:
         return torch.where(seen, operator(operator.adjoint(torch.where(seen, u, 0), shape)), 0)
 
     rest = torch.where(seen, rows.double() - operator(wide), 0)
-    u = conjugate_gradients(product, rest, rest[0].numel(), 1e-10)
+    u = conjugate_gradients(product, rest, iterations_needed(product, rest, rest[0].numel(), 1e-10), 1e-10)
     return replace(found, x=(wide + operator.adjoint(u, shape)).to(x.dtype).reshape(found.x.shape))
 
 

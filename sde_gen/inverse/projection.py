@@ -68,7 +68,7 @@ class _Projector:
         self, model: Conditioned, x: Tensor, t: PlannedTime | float, history: tuple[Tensor, ...], cond: dict[str, Tensor]
     ) -> tuple[Tensor, Prediction, tuple[Tensor, ...]]:
         alpha, sigma = model.levels(x, t)
-        observed = Observed(model, cond[MEASURED], x)
+        observed = model.observed(x, t, cond[MEASURED])
         noised = sigma * observed.forward(self.run.noise.draw()) + alpha * observed.residual(0 * x) - observed.forward(x)
         x = x + observed.adjoint(observed.solve(noised, 1.0, noise=0.0))
         return x, model.predict(x, t, **cond), history

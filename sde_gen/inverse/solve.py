@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -15,18 +15,17 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).flatten(1).sum(1)
 
 
-def conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, iterations: int, tolerance: float) -> Tensor:
-    """u with product(u) = b for a symmetric product that is positive where b lies, (B, *); Hestenes and Stiefel 1952.
+def _approached(product: Callable[[Tensor], Tensor], b: Tensor, tolerance: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """The iterates u of conjugate gradients for product(u) = b, and which samples are not there yet, (B,); Hestenes and Stiefel 1952.
 
-    Each sample stops by itself once |b - product(u)| <= tolerance |b|, or where the product turns out not to be positive.
+    A sample that is there stands still: |b - product(u)| <= tolerance |b|, or the product turned out not to be positive.
     """
     u, rest = torch.zeros_like(b), b
     along, size = rest, dot(rest, rest)
     enough = tolerance**2 * size
-    for _ in range(iterations):
+    while True:
         going = size > enough
-        if not bool(going.any()):
-            break
+        yield u, going
         image = product(along)
         curve = dot(along, image)
         going = going & (curve > 0)
@@ -36,7 +35,26 @@ def conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, iteratio
         now = dot(rest, rest)
         along = torch.where(expand_as(going, b), rest + expand_as(now / size.clamp_min(torch.finfo(b.dtype).tiny), b) * along, along)
         size = torch.where(going, now, 0)  # a sample that has stopped goes on standing still
+
+
+def conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, iterations: int, tolerance: float) -> Tensor:
+    """u with product(u) = b for a symmetric product that is positive where b lies, (B, *).
+
+    Each sample stops by itself once |b - product(u)| <= tolerance |b|. The number of iterations is fixed: nothing waits for a device.
+    """
+    approached = _approached(product, b, tolerance)
+    u, _ = next(approached)
+    for _ in range(iterations):
+        u, _ = next(approached)
     return u
+
+
+def iterations_needed(product: Callable[[Tensor], Tensor], b: Tensor, most: int, tolerance: float) -> int:
+    """After how many iterations all samples of `conjugate_gradients` have stopped, at most `most`. It asks the device each time: a plan."""
+    for count, (_, going) in zip(range(most), _approached(product, b, tolerance), strict=False):
+        if not bool(going.any()):
+            return count
+    return most
 
 
 def krylov(along: Callable[[Tensor], tuple[Tensor, Tensor]], start: Tensor, size: int) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:

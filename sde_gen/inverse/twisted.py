@@ -52,17 +52,17 @@ class Towards:
         widened = (((root * along)[:, None] @ vectors.mT) @ narrow)[:, 0]
         extra = ratio * (self.aim[:, None] @ g)[:, 0] + widened
         wide = flat + extra
-        system = g @ g.mT + torch.eye(g.shape[1], dtype=g.dtype, device=g.device) / ratio**2
-        factor = torch.linalg.cholesky(system)
-        seen = torch.linalg.solve_triangular(factor, g @ wide[..., None], upper=False)[..., 0]
+        # By eigenvectors, for columns that are nearly parallel leave no Cholesky factor in float32.
+        wide_values, wide_vectors = torch.linalg.eigh(g @ g.mT)
+        wide_values = wide_values.clamp_min(0)
+        seen = ((g @ wide[..., None])[..., 0][:, None] @ wide_vectors)[:, 0] / torch.sqrt(wide_values + 1 / ratio**2)
         quadratic = (extra * (wide + flat)).double().sum(1) - seen.double().square().sum(1)
-        size = g.shape[1]
-        log_det = 2 * torch.log(factor.diagonal(dim1=1, dim2=2)).double().sum(1) + 2 * size * math.log(ratio)
-        gained = -0.5 * (quadratic + log_det - torch.log1p(ratio**2 * values).double().sum(1))
-        gram = g @ g.mT
-        small = 1e-6 * gram.diagonal(dim1=1, dim2=2).amax(1)[:, None, None].clamp_min(torch.finfo(g.dtype).tiny)
-        eye = torch.eye(size, dtype=g.dtype, device=g.device)
-        measured = (torch.linalg.solve(gram + small * eye, g @ bend.flatten(1)[..., None]).mT @ g)[:, 0]
+        gained = 0.5 * ((torch.log1p(ratio**2 * values) - torch.log1p(ratio**2 * wide_values)).double().sum(1) - quadratic)
+        # The bend, off the columns' span.
+        inside = ((g @ bend.flatten(1)[..., None])[..., 0][:, None] @ wide_vectors)[:, 0]
+        real = wide_values > 1e-6 * wide_values[:, -1:]
+        inside = torch.where(real, inside / torch.where(real, wide_values, 1), 0)
+        measured = ((inside[:, None] @ wide_vectors.mT) @ g)[:, 0]
         return (c * extra - measured).reshape(z.shape), gained
 
 
@@ -98,7 +98,7 @@ class Twisted(Conditioned, Weighed):
         return self._shifted(self._matched(x, t, observed, cond))
 
     def weigh(self, x: Tensor, t: float, **cond: Tensor) -> Weighing:
-        observed = Observed(self, cond.pop(MEASURED), x)
+        observed = self.observed(x, t, cond.pop(MEASURED))
         found = self._matched(x, t, observed, cond)
         return Weighing(found.prediction, twist=found.log_evidence, proposal=Towards.of(found))
 

@@ -10,20 +10,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from sde_gen.diagnostics import calibration as module
-from sde_gen.diagnostics.calibration import (
-    LEVELS,
-    coverage,
-    crps,
-    energy_score,
-    judge,
-    ks_p_value,
-    nearest_radii,
-    projections,
-    randomised_ranks,
-    reference_distances,
-    uniformity,
-)
+from sde_gen.diagnostics.calibration import crps, energy_score, judge
+from sde_gen.diagnostics.ranks import PROJECTIONS, nearest_radii, projections, randomised_ranks, reference_distances
+from sde_gen.diagnostics.uniformity import LEVELS, coverage, ks_p_value, uniformity
 
 SHAPE = (2, 3)
 """Of an item: not a vector, so that shapes count."""
@@ -218,7 +207,7 @@ def test_results_are_seeded_and_go_into_json() -> None:
     x, s, references = gaussian_problems(30, 8, 7)
     a, b = (judge(x.float(), s.float(), references=references.float(), seed=5).to_json() for _ in range(2))
     assert a == b and a != judge(x, s, references=references, seed=6).to_json()
-    assert a["coverage"]["entries"]["levels"] == list(LEVELS) and 0 <= a["tarp_p"] <= 1 and len(a["sbc"]["ecdf"]) == module.PROJECTIONS
+    assert a["coverage"]["entries"]["levels"] == list(LEVELS) and 0 <= a["tarp_p"] <= 1 and len(a["sbc"]["ecdf"]) == PROJECTIONS
     assert math.isnan(judge(x, s).tarp_p) and "90%: " in str(judge(x, s).entries)
 
 
