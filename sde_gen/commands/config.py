@@ -35,8 +35,10 @@ class DataConfig(_Section):
     "nan" or in a table a word; split: how a tenth is held out, "random", "stratified" or "tail"; group: a column or array whose groups are
     held out whole; window, stride: of a series, so many rows are an item, so many rows apart; conditions: what the network is told of each
     item, columns of a table or arrays of an .npz file, each COLUMN or NAME=COLUMN; condition_map: a folder or archive of images that are
-    the condition "map" of the images of the same names; relative_to: the directory that relative paths in name, root and condition_map
-    start from (None: where the command is called), which a run directory's config.yaml keeps."""
+    the condition "map" of the images of the same names; variable: of a NetCDF, zarr or HDF5 file, the array that is the data, or several
+    that are its channels; mode: "grey", "rgb" or "rgba", to which images from files are converted; relative_to: the directory that
+    relative paths in name, root and condition_map start from (None: where the command is called), which a run directory's config.yaml
+    keeps."""
 
     name: str = "digits"
     root: str | None = None
@@ -52,6 +54,8 @@ class DataConfig(_Section):
     stride: int | None = Field(default=None, ge=1)
     conditions: tuple[str, ...] = ()
     condition_map: str | None = None
+    variable: tuple[str, ...] = ()
+    mode: str | None = None
     relative_to: str | None = None
 
     @field_validator("missing", mode="before")
@@ -64,7 +68,7 @@ class DataConfig(_Section):
             return value
         return number if math.isfinite(number) else "nan" if isinstance(value, float) and math.isnan(value) else value
 
-    @field_validator("conditions", mode="before")
+    @field_validator("conditions", "variable", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
         """One name is a list of one, and the number of a column a name."""
@@ -345,9 +349,9 @@ def resolve(*layers: Mapping[str, Any]) -> RunConfig:
     if not isinstance(name, str) or (name not in DATASETS and not is_path(place)):
         raise ConfigError(f"data.name: unknown data {name!r}; choose from {', '.join(DATASETS)}, or give a path: {PATHS}")
     try:
-        size, axes, window = (section.get(key) for key in ("size", "axes", "window")) if isinstance(section, Mapping) else (None,) * 3
-        given = RunConfig.model_validate({"data": section}).data.conditions if isinstance(section, Mapping) else ()
-        recipe = RECIPES[name] if name in DATASETS else shape_recipe(item_shape(place, size, axes, given, window))
+        data = RunConfig.model_validate({"data": section}).data if isinstance(section, Mapping) else DataConfig()
+        reading = (data.size, data.axes, data.conditions, data.window, data.variable, data.mode)
+        recipe = RECIPES[name] if name in DATASETS else shape_recipe(item_shape(place, *reading))
         labelled = isinstance(section, Mapping) and bool(section.get("labels"))
         return RunConfig.model_validate(merge(merge(recipe, LABELLED.get(name, {}) if labelled else {}), asked))
     except ValidationError as error:
