@@ -197,6 +197,21 @@ FIELDS: dict[str, Any] = {
     "training": {"steps": 1500, "batch": 64, "lr": 2e-3, "ema_width": 0.05},
     "sampling": {"solver": "dpm", "steps": 20},
 }
+# Three degrees of freedom among 32,768 points: as for BLOBS, the network says the spectrogram itself.
+SPECTROGRAMS: dict[str, Any] = {
+    "model": {
+        "network": "unet",
+        "options": {"patch": 8, "width": 48, "multipliers": [1, 2], "attention": [1]},
+        "prediction": "data",
+    },
+    "training": {"steps": 400, "batch": 16, "lr": 2e-3, "ema_width": 0.05, "weighting": "min_snr", "evaluations": 3},
+    "sampling": {"solver": "heun", "steps": 10, "samples": 64, "batch": 16},
+}
+RANDOM_VOLUMES: dict[str, Any] = {
+    "model": {"network": "unet", "options": {"patch": 2, "width": 32, "multipliers": [1, 2], "attention": [1]}},
+    "training": {"steps": 600, "batch": 16, "lr": 2e-3, "ema_width": 0.05, "evaluations": 3},
+    "sampling": {"solver": "dpm", "steps": 15, "samples": 200, "batch": 50},
+}
 RECIPES: dict[str, dict[str, Any]] = {
     "digits": DIGITS,
     "mnist": MNIST,
@@ -210,6 +225,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "blobs3d": BLOBS,
     "regression": VECTORS,
     "downscale": FIELDS,
+    "spectrograms": SPECTROGRAMS,
+    "volumes": RANDOM_VOLUMES,
 }
 """What each data set starts from; a configuration file and then flags override it."""
 LABELLED: dict[str, dict[str, Any]] = {"digits": {"training": {"drop": 0.5}}}

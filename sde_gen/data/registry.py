@@ -15,6 +15,7 @@ from sde_gen.data.decode import MODES
 from sde_gen.data.images import digits, fashion_mnist, mnist
 from sde_gen.data.labels import remarks_of_classes
 from sde_gen.data.splits import GROUP
+from sde_gen.data.toy_measurements import spectrograms, volumes
 from sde_gen.data.toys import blobs3d, checkerboard, downscale, gaussians8, moons, regression, sines, table
 
 DATASETS: dict[str, Callable[[Path | None, int], Dataset]] = {
@@ -30,6 +31,8 @@ DATASETS: dict[str, Callable[[Path | None, int], Dataset]] = {
     "blobs3d": blobs3d,
     "regression": regression,
     "downscale": downscale,
+    "spectrograms": spectrograms,
+    "volumes": volumes,
 }
 PATHS = f"a folder of images, {', '.join((*archives.ENDINGS, '.npy', '.npz', *tables.ENDINGS, *formats.ENDINGS))}"
 """What is read beside `DATASETS`, in words."""
@@ -110,7 +113,7 @@ def load_dataset(
         given: dict[str, Any] = {"size": size, "label_column": label_column, "axes": axes, "missing": missing, "split": split}
         given |= {"conditions": tuple(conditions) or None, "condition_map": condition_map}
         given |= {"group": group, "window": window, "stride": stride}
-        given |= {"variable": variable, "mode": mode}
+        given |= {"variable": variable or None, "mode": mode}
         if any(value is not None for value in given.values()):
             raise ValueError(f"data {name!r} takes no {', no '.join(given)}; they are for the user's own files")
         dataset = DATASETS[name](None if root is None else Path(root), seed)

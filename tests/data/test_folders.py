@@ -210,7 +210,7 @@ def test_tail_holds_out_the_end_of_the_files_order(tmp_path: Path) -> None:
     assert any("only 1 of 4 classes are among the held-out items" in note for note in dataset.notes)
     order = np.stack([np.asarray(Image.open(tmp_path / "set" / "dog" / f"{i:03}.png")) for i in range(30, 50)])
     assert not torch.equal(dataset.test[:, 0], torch.from_numpy(order).float()), "the last ones, in an order of their own"
-    with pytest.raises(ValueError, match=r"split 'end'; random or tail is allowed"):
+    with pytest.raises(ValueError, match=r"split 'end'; random, stratified or tail is allowed"):
         load_dataset(tmp_path / "set", split="end")
     images = {f"{part}/a/{i}.png": encoded(colour()) for part in ("train", "test") for i in range(3)}
     with pytest.raises(ValueError, match="has a held-out part of its own"):

@@ -15,7 +15,7 @@ from sde_gen.data.conditions import asked as conditions_asked
 from sde_gen.data.conditions import check_names
 from sde_gen.data.dataset import Dataset
 from sde_gen.data.formats.audio import AUDIO
-from sde_gen.data.formats.base import Asked, Contents, Format, FormatError, Items
+from sde_gen.data.formats.base import Asked, Contents, Format, FormatError, Items, OnDisk
 from sde_gen.data.formats.hdf5 import HDF5
 from sde_gen.data.formats.netcdf import NETCDF
 from sde_gen.data.formats.nifti import NIFTI, NIFTI_GZ
@@ -97,6 +97,9 @@ def _contents(
         raise FormatError(f"{path.name}: a folder of {chosen.name} files; one file is needed")
     else:
         contents = chosen.read_folder(path, names, asked)
+    for array in contents.arrays.values():
+        if isinstance(array, OnDisk):
+            array.where = path, f"{chosen.name} file"
     train = contents.arrays["train"]
     layout = arrays.arrange(path.name, arrays._checked(path.name, train), contents.axes)[1]
     kept: dict[str, Any] = {"format": form, "dtype": train.dtype.newbyteorder("=").str, "folder": None}

@@ -6,7 +6,7 @@ import base64
 import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ class OnDisk:
     def __init__(self, shape: Sequence[int], dtype: np.dtype, read: Callable[[int, int], np.ndarray]) -> None:
         self.shape, self.dtype = tuple(int(size) for size in shape), np.dtype(dtype)
         self._read = read
+        self.where: tuple[Path, str] | None = None
+        """The file and what it has to be, for what its library says of it in the midst of it."""
 
     @property
     def ndim(self) -> int:
@@ -68,7 +70,8 @@ class OnDisk:
         if not len(wanted):
             return np.empty((0, *self.shape[1:]), self.dtype)
         breaks = np.flatnonzero(np.diff(wanted) != 1) + 1
-        parts = [self._read(int(run[0]), int(run[-1]) + 1) for run in np.split(wanted, breaks)]
+        with nullcontext() if self.where is None else guarded(*self.where):
+            parts = [self._read(int(run[0]), int(run[-1]) + 1) for run in np.split(wanted, breaks)]
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return whole if len(rows) == len(wanted) and bool((back == np.arange(len(back))).all()) else whole[back]
 
