@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sde_gen.data import formats
 from sde_gen.data.dataset import Dataset
+from sde_gen.data.integers import whole_numbers
 from sde_gen.data.write_arrays import write_array, write_arrays
 from sde_gen.data.write_folders import write_folder
 from sde_gen.data.write_tables import Column, write_table
@@ -27,9 +28,7 @@ _FAMILIES = {"nifti_gz": "nifti"} | dict.fromkeys(formats.NAMED, "arrays by name
 FOLDERS = ("png", "files", *(form for form, each in formats.FORMATS.items() if each.is_folder))
 """Forms that are a folder."""
 _AXES = {1: "NC", 2: "NCL", 3: "NCHW", 4: "NCDHW"}
-_ROWS = 65_536  # at a time, so that no second copy of the data is made
 _EXACT = 2.0**53  # whole numbers up to here are exact in float64, and far from the end of int64
-_CERTAIN = 2.0**23  # float32 numbers beyond are whole whatever was measured
 _BYTE, _WORD = 256, 65_536
 
 MEMBERS = ("x", "label", "guidance", "rule")
@@ -80,7 +79,7 @@ class DataDescription:
             data.shape,
             "float64" if data.train.dtype == torch.float64 else "float32",
             data.levels,
-            _whole(data.train) if data.levels is None else (True,) * (data.shape[0] if len(data.shape) == 1 else 1),
+            whole_numbers(data.train) if data.levels is None else (True,) * (data.shape[0] if len(data.shape) == 1 else 1),
             (float(low), float(high)),
             data.columns,
             data.label_column,
@@ -306,23 +305,6 @@ def _installed(form: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _whole(train: Tensor) -> tuple[bool, ...]:
-    """Whether items are whole numbers: (D,) for vectors, else one answer. Large float32 numbers that could not be anything else do
-    not count."""
-    vectors = train.ndim == 2
-    yes = torch.ones(train.shape[1] if vectors else 1, dtype=torch.bool)
-    least = torch.full((len(yes),), math.inf, dtype=torch.float64)
-    for first in range(0, len(train), _ROWS):
-        rows = train[first : first + _ROWS].cpu()
-        rows = rows if vectors else rows.reshape(-1, 1)
-        yes &= (rows == rows.round()).all(0)
-        least = torch.minimum(least, rows.abs().amin(0).double())
-        if not bool(yes.any()):
-            break
-    certain = (least < _CERTAIN) | torch.tensor(train.dtype == torch.float64)
-    return tuple((yes & certain).tolist())
 
 
 def form_of(out: str) -> str:

@@ -570,3 +570,20 @@ def test_groups_and_conditions_of_a_field_go_with_its_items(tmp_path: Path) -> N
     assert len(storms) == 1, "one storm is held out whole"
     for x, wind in zip(data.train, data.cond["wind"], strict=True):
         assert float(wind) == pytest.approx(float(found["wind"][number[round(float(x.double().sum()), 2)]]), abs=1e-6)
+
+
+def test_land_in_a_field_comes_back_as_its_fill_value(tmp_path: Path) -> None:
+    """Masked entries go through the model as no data at all, and are what they were in what is written."""
+    found = field()
+    land = np.zeros((5, 7), bool)
+    land[1:3, 4:] = True
+    found["t2m"] = found["t2m"].where(~xarray.DataArray(land, dims=("lat", "lon")))
+    found["t2m"].encoding = field()["t2m"].encoding
+    data = load_dataset(save(found, tmp_path / "f.nc"), variable="t2m", missing="mask")
+    assert data.valid is not None and torch.equal(data.valid[0], torch.from_numpy(~land))
+    about = DataDescription.from_config(DataDescription.of(data).to_config())
+    values = about.finish(data.train, "netcdf", data.valid.numpy())[0]
+    write_samples(tmp_path / "o.nc", "netcdf", about, len(values), lambda: iter([(values, None)]), False)
+    raw = xarray.open_dataset(tmp_path / "o.nc", engine="h5netcdf", decode_cf=False)["t2m"]
+    assert raw.dtype == np.int16 and (raw.values[:, land] == -32767).all() and (raw.values[:, ~land] != -32767).all()
+    assert np.isnan(opened(tmp_path / "o.nc")["t2m"].values[:, land]).all()
