@@ -35,8 +35,10 @@ class DataConfig(_Section):
     "nan" or in a table a word; split: how a tenth is held out, "random", "stratified" or "tail"; group: a column or array whose groups are
     held out whole; window, stride: of a series, so many rows are an item, so many rows apart; conditions: what the network is told of each
     item, columns of a table or arrays of an .npz file, each COLUMN or NAME=COLUMN; condition_map: a folder or archive of images that are
-    the condition "map" of the images of the same names; relative_to: the directory that relative paths in name, root and condition_map
-    start from (None: where the command is called), which a run directory's config.yaml keeps."""
+    the condition "map" of the images of the same names; variable: of a NetCDF, zarr or HDF5 file, the array that is the data, or several
+    that are its channels; mode: "grey", "rgb" or "rgba", to which images from files are converted; relative_to: the directory that
+    relative paths in name, root and condition_map start from (None: where the command is called), which a run directory's config.yaml
+    keeps."""
 
     name: str = "digits"
     root: str | None = None
@@ -52,6 +54,8 @@ class DataConfig(_Section):
     stride: int | None = Field(default=None, ge=1)
     conditions: tuple[str, ...] = ()
     condition_map: str | None = None
+    variable: tuple[str, ...] = ()
+    mode: str | None = None
     relative_to: str | None = None
 
     @field_validator("missing", mode="before")
@@ -64,7 +68,7 @@ class DataConfig(_Section):
             return value
         return number if math.isfinite(number) else "nan" if isinstance(value, float) and math.isnan(value) else value
 
-    @field_validator("conditions", mode="before")
+    @field_validator("conditions", "variable", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
         """One name is a list of one, and the number of a column a name."""
@@ -202,6 +206,21 @@ WEATHER: dict[str, Any] = {
     "training": {"steps": 1000, "batch": 32, "lr": 2e-3, "ema_width": 0.05},
     "sampling": {"solver": "dpm", "steps": 20, "batch": 250},
 }
+# Three degrees of freedom among 32,768 points: as for BLOBS, the network says the spectrogram itself.
+SPECTROGRAMS: dict[str, Any] = {
+    "model": {
+        "network": "unet",
+        "options": {"patch": 8, "width": 48, "multipliers": [1, 2], "attention": [1]},
+        "prediction": "data",
+    },
+    "training": {"steps": 400, "batch": 16, "lr": 2e-3, "ema_width": 0.05, "weighting": "min_snr", "evaluations": 3},
+    "sampling": {"solver": "heun", "steps": 10, "samples": 64, "batch": 16},
+}
+RANDOM_VOLUMES: dict[str, Any] = {
+    "model": {"network": "unet", "options": {"patch": 2, "width": 32, "multipliers": [1, 2], "attention": [1]}},
+    "training": {"steps": 600, "batch": 16, "lr": 2e-3, "ema_width": 0.05, "evaluations": 3},
+    "sampling": {"solver": "dpm", "steps": 15, "samples": 200, "batch": 50},
+}
 RECIPES: dict[str, dict[str, Any]] = {
     "digits": DIGITS,
     "mnist": MNIST,
@@ -216,6 +235,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "regression": VECTORS,
     "downscale": FIELDS,
     "weather": WEATHER,
+    "spectrograms": SPECTROGRAMS,
+    "volumes": RANDOM_VOLUMES,
 }
 """What each data set starts from; a configuration file and then flags override it."""
 LABELLED: dict[str, dict[str, Any]] = {"digits": {"training": {"drop": 0.5}}}
@@ -355,9 +376,9 @@ def resolve(*layers: Mapping[str, Any]) -> RunConfig:
     if not isinstance(name, str) or (name not in DATASETS and not is_path(place)):
         raise ConfigError(f"data.name: unknown data {name!r}; choose from {', '.join(DATASETS)}, or give a path: {PATHS}")
     try:
-        size, axes, window = (section.get(key) for key in ("size", "axes", "window")) if isinstance(section, Mapping) else (None,) * 3
-        given = RunConfig.model_validate({"data": section}).data.conditions if isinstance(section, Mapping) else ()
-        recipe = RECIPES[name] if name in DATASETS else shape_recipe(item_shape(place, size, axes, given, window))
+        data = RunConfig.model_validate({"data": section}).data if isinstance(section, Mapping) else DataConfig()
+        reading = (data.size, data.axes, data.conditions, data.window, data.variable, data.mode)
+        recipe = RECIPES[name] if name in DATASETS else shape_recipe(item_shape(place, *reading))
         labelled = isinstance(section, Mapping) and bool(section.get("labels"))
         return RunConfig.model_validate(merge(merge(recipe, LABELLED.get(name, {}) if labelled else {}), asked))
     except ValidationError as error:

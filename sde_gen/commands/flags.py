@@ -12,6 +12,8 @@ import yaml
 
 from ..data import DATASETS, PATHS, SOURCES
 from ..data.assemble import SPLITS
+from ..data.decode import MODES
+from ..data.formats import NAMED
 from ..data.write import FORMATS
 from ..guidance import GUIDANCE
 from ..inverse import METHODS
@@ -58,6 +60,8 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "stride": ("data", "stride"),
     "condition": ("data", "conditions"),
     "condition_map": ("data", "condition_map"),
+    "variable": ("data", "variable"),
+    "mode": ("data", "mode"),
     "sde": ("sde", "name"),
     "sigma_min": ("sde", "settings", "sigma_min"),
     "sigma_max": ("sde", "settings", "sigma_max"),
@@ -109,6 +113,13 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         help="a column of a table (name or number), or an array of an .npz, that the network is told, under another name (repeatable)",
     )
     what.add_argument("--condition-map", metavar="DIR", help="folder or archive of images that the network is told, of the data's names")
+    what.add_argument(
+        "--variable",
+        metavar="NAME",
+        action="append",
+        help=f"of {', '.join(NAMED)}: the array that is the data (repeatable: channels)",
+    )
+    what.add_argument("--mode", metavar="NAME", help=f"convert images from files: {', '.join(MODES)} (default: all must be of one mode)")
     what.add_argument("--sde", metavar="NAME", help=f"forward process: {', '.join(names['sde'])} (default vp)")
     what.add_argument("--sigma-min", metavar="X", type=_number_or_auto, help="smallest noise of VE, in normalised units, or auto")
     what.add_argument("--sigma-max", metavar="X", type=_number_or_auto, help="largest noise of VE, or auto: chosen from the data")
@@ -254,7 +265,7 @@ there: the same command goes on from them after Ctrl-C or a kill, and any number
 
 def add_sample_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `sample`."""
-    names = f"file ({', '.join(FORMATS)}), or a folder of PNGs"
+    names = f"file ({', '.join(FORMATS)}), or a folder of PNGs, or of sound, TIFF or NIfTI files where the data were such"
     parser.add_argument("--run", metavar="DIR", type=Path, required=True, help="run directory")
     parser.add_argument("--samples", metavar="N", type=int, required=True, help="how many")
     parser.add_argument("--out", metavar="PATH", required=True, help=names)

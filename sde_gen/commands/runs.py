@@ -126,7 +126,8 @@ def load_data(config: RunConfig) -> Dataset:
         column = None if chosen.label_column is None else str(chosen.label_column)
         reading = (chosen.limit, chosen.size, column, chosen.axes, chosen.missing, chosen.split)
         conditions = (chosen.conditions, chosen.map_location, chosen.group, chosen.window, chosen.stride)
-        data = load_dataset(chosen.location, chosen.root_location, config.training.seed, *reading, *conditions)
+        files = (chosen.variable, chosen.mode)
+        data = load_dataset(chosen.location, chosen.root_location, config.training.seed, *reading, *conditions, *files)
         taken = next((name for name in data.cond if name in RESERVED or name in MEMBERS), None)
         if taken is not None:
             raise ValueError(f"a condition cannot be called {taken!r}; --condition NAME={taken} gives it another name")

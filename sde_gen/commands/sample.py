@@ -18,7 +18,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from .. import parallel, progress
-from ..data.write import DataDescription, form_of, write_samples
+from ..data import formats
+from ..data.write import FOLDERS, DataDescription, write_samples
 from ..guidance import guide
 from ..locks import held
 from ..models.denoiser import Denoiser
@@ -203,8 +204,8 @@ def _job(directory: Path, out: str, settings: SampleSettings, device: torch.devi
         for name, value in (("samples", settings.samples), ("batch-size", settings.batch), ("threads", settings.threads)):
             if value is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1, got {value}")
-        form = form_of(out)
         about = _description(directory, extra)
+        form = about.form(out)
         about.check(form)
         given = _given(model, about, settings)
         config, names = _own_config(directory), list(model.encoders)
@@ -336,11 +337,12 @@ def _check_out(job: _Job, asked: str, overwrite: bool) -> None:
     out = job.out
     if not out.name or out.name in (".", ".."):
         raise ConfigError(f"--out {asked}: a file or a folder of its own is needed")
-    if job.form == "png":
+    if job.form in FOLDERS:
+        kind = "PNGs" if job.form == "png" else "files of their own" if job.form == "files" else job.form
         if out.exists() and not out.is_dir():
-            raise ConfigError(f"{out} is a file; samples as PNGs need a new folder")
+            raise ConfigError(f"{out} is a file; samples as {kind} need a new folder")
         if out.is_dir() and any(out.iterdir()):
-            raise ConfigError(f"{out} is a folder that is not empty; samples as PNGs need a new one")
+            raise ConfigError(f"{out} is a folder that is not empty; samples as {kind} need a new one")
     elif out.is_dir():
         raise ConfigError(f"{out} is a folder; a .{job.form} file cannot be written there")
     elif out.exists() and not overwrite:
@@ -421,12 +423,12 @@ def _join(job: _Job, show: bool) -> list[str]:
     for file, _, _ in shards:
         with np.load(file) as arrays:
             touched += arrays["touched"]
-    passes = 1 + (job.form == "npz" and job.labelled)
+    passes = 1 + (job.form in ("npz", *formats.NAMED) and job.labelled)
     beside = {name: value.written for name, value in job.beside.items()}
     strength = job.settings["guidance"]
     facts: dict[str, float | str] = {} if strength is None else {"guidance": float(strength), "rule": str(job.settings["rule"])}
     with progress.bar(passes * len(shards), "writing", "part", show, leave=False) as bar:
-        if job.form == "png":
+        if job.form in FOLDERS:
             folder = job.parts / "folder"
             shutil.rmtree(folder, ignore_errors=True)
             write_samples(folder, job.form, job.about, job.samples, parts, job.labelled, beside, facts)
@@ -458,10 +460,10 @@ def _result_lines(job: _Job, touched: list[int]) -> Iterator[str]:
         yield f"warning   training.drop left out {', '.join(never)} of no sample: what the network answers without is not what it learned"
     if job.labelled and job.given.get("label") is None:
         yield f"labels    {len(about.label_names or ())} classes in the shares of the training data"
-    if job.form == "npy" and job.labelled:
-        yield "labels    are not in an .npy file; .npz keeps them"
+    if job.form in ("npy", "tiff", "nifti", "nifti_gz") and job.labelled:
+        yield f"labels    are not in {'an .npy' if job.form == 'npy' else 'such a'} file; .npz keeps them"
     columns = {name for name, _, _ in about.cond_columns} if job.form in ("csv", "tsv") else set()
-    lost = [name for name in job.beside if name not in columns] if job.form != "npz" else []
+    lost = [name for name in job.beside if name not in columns] if job.form not in ("npz", *formats.NAMED) else []
     if lost:
         yield f"condition {', '.join(lost)}: {job.form} has no place for {'them' if len(lost) > 1 else 'it'}; an .npz file keeps all"
     if job.form in ("csv", "tsv") and not job.labelled and about.label_column is not None:
@@ -469,5 +471,5 @@ def _result_lines(job: _Job, touched: list[int]) -> Iterator[str]:
         why = "no label is given" if "label" in job.model.encoders else "the network was trained without labels (sde-gen run --labels)"
         yield f"labels    column {name} is left out: {why}"
     items = "x".join(map(str, about.shape))
-    kind = "PNGs" if job.form == "png" else f"{about.file_dtype(job.form)}, axes {about.axes}"
+    kind = "PNGs" if job.form == "png" else f"{about.file_dtype(job.form)}, axes {about.axes_of(job.form)}"
     yield f"samples   {job.out}: {job.samples:,} of shape {items} ({kind}), in the units of {about.name}"

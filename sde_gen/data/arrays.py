@@ -38,7 +38,7 @@ def load_npy(path: Path, axes: str | None = None, **options: Any) -> Dataset:
     Raises:
         ValueError: no such file or not an .npy file, truncated, objects, text or complex numbers, or a shape that is not allowed.
     """
-    return _dataset(path, {"train": _checked(path.name, open_npy(path))}, (), axes, **options)
+    return dataset_of(path, {"train": _checked(path.name, open_npy(path))}, (), axes, **options)
 
 
 def load_npz(path: Path, axes: str | None = None, conditions: Sequence[str] = (), **options: Any) -> Dataset:
@@ -65,7 +65,7 @@ def load_npz(path: Path, axes: str | None = None, conditions: Sequence[str] = ()
     arrays = {part: _open_member(path, members[key]) for part, key in found.items()}
     of_cond = {place: _open_member(path, members[key]) for place, key in keys.items()}
     unused = sorted(set(members) - {*found.values(), *keys.values()})
-    return _dataset(path, arrays, [f"arrays not used: {', '.join(unused)}"] if unused else (), axes, of_cond, **options)
+    return dataset_of(path, arrays, [f"arrays not used: {', '.join(unused)}"] if unused else (), axes, of_cond, **options)
 
 
 def _keys_of_conditions(path: Path, conditions: Sequence[str]) -> dict[str, str]:
@@ -85,13 +85,13 @@ def item_shape(path: Path, axes: str | None = None, conditions: Sequence[str] = 
     return arrange(path.name, _checked(path.name, _rows(array) if series else array), axes)[1].item
 
 
-def arrange(name: str, array: np.ndarray, axes: str | None = None) -> tuple[Source, Layout]:
+def arrange(name: str, array: Any, axes: str | None = None) -> tuple[Source, Layout]:
     """The rows of an array as a `Source` (N, D) or (N, C, *spatial), and how its axes were read (see `axes.read_layout`)."""
     if axes is not None:
         axes = check_axes(axes)
         first = axes.index("N")
         if first < array.ndim:
-            array = np.moveaxis(array, first, 0)
+            array = np.moveaxis(array, first, 0) if first else array
             axes = "N" + axes.replace("N", "")
     elif array.ndim == 1:
         raise ValueError(f"{name}: shape {array.shape}; {_SHAPES} is needed (reshape to (N, 1) for single numbers)")
@@ -99,14 +99,16 @@ def arrange(name: str, array: np.ndarray, axes: str | None = None) -> tuple[Sour
     return Source(name, layout.item, lambda rows: layout.apply(array[rows]), np.arange(len(array))), layout
 
 
-def _dataset(
+def dataset_of(
     path: Path,
-    arrays: dict[str, np.ndarray],
+    arrays: Mapping[str, Any],
     notes: Any,
     axes: str | None,
     cond: Mapping[tuple[str, str], np.ndarray] | None = None,
     **options: Any,
 ) -> Dataset:
+    """A data set of arrays by the names of `KEYS`, numpy's or what is indexed like one (`formats.base.OnDisk`), and conditions by part and
+    name. ValueError where they do not fit together."""
     notes, parts = list(notes), {}
     if options.get("window") is not None:
         arrays = {part: _rows(array) for part, array in arrays.items()}
@@ -156,7 +158,8 @@ def open_items(path: Path) -> tuple[str | None, np.ndarray]:
     return key, _checked(path.name, _open_member(path, members[key]))
 
 
-def _checked(name: str, array: np.ndarray) -> np.ndarray:
+def _checked(name: str, array: Any) -> Any:
+    """The array, of numbers, of one to five axes and not empty; ValueError for another."""
     if array.dtype.kind not in "buif":
         what = "Python objects, which would have to be unpickled" if array.dtype.hasobject else str(array.dtype)
         cure = ", for example real and imaginary part as two channels" if array.dtype.kind == "c" else ""

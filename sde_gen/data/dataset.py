@@ -50,6 +50,7 @@ class Dataset:
         valid: which entries of an item are data, Boolean (*shape), where some are data in none (land in fields of the sea); None: all, or
             as the condition "valid" says of each item. What lies at other entries of `train` means nothing.
         missing: of data with such entries, the number that marks them in files, NaN included; else None.
+        header: of the user's own files, what has to be known to write samples as they are (`formats`), ready for JSON, or None.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Dataset:
     cond_columns: Mapping[str, tuple[str | None, int]] = field(default_factory=dict)
     valid: Tensor | None = None
     missing: float | None = None
+    header: Mapping[str, Any] | None = None
 
     @property
     def training(self) -> tuple[Tensor | Source, Tensor | None]:

@@ -25,26 +25,32 @@ FORMATS = {
 }
 """The endings that count as images, and the reader of each: never one that runs another program."""
 MOST_PIXELS = 1 << 26
-LEVELS = {"L": 256, "RGB": 256, "I;16": 65536, "1": 2}
+LEVELS = {"L": 256, "RGB": 256, "RGBA": 256, "I;16": 65536, "1": 2}
+CHANNELS = {"RGB": 3, "RGBA": 4}
+"""Of modes that have more than one."""
+MODES = {"grey": "L", "rgb": "RGB", "rgba": "RGBA"}
+"""What images can be converted to, by the names of the field."""
+_AS_THEY_ARE = ("L", "RGB", "I;16", "1")
+_CONVERTED = ("L", "LA", "La", "RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "1", "CMYK", "YCbCr", "HSV")
 _ALLOWED = "greyscale, RGB, palette, 16-bit greyscale and black-and-white are"
 _ORIENTATION = 0x0112
 
 
-def describe(content: bytes, name: str) -> tuple[tuple[int, int], str]:
-    """(height, width) and mode ("L", "RGB", "I;16" or "1") that `decode` will give, from the header; ValueError as there."""
+def describe(content: bytes, name: str, convert: str | None = None) -> tuple[tuple[int, int], str]:
+    """(height, width) and mode ("L", "RGB", "RGBA", "I;16" or "1") that `decode` will give, from the header; ValueError as there."""
     try:
         with _opened(content, name) as image:
             width, height = image.size
             if image.getexif().get(_ORIENTATION, 1) >= 5:
                 width, height = height, width
-            return (height, width), _mode(image, name)
+            return (height, width), _mode(image, name, convert)
     except ValueError:
         raise
     except Exception as error:  # a parser of foreign files: whatever it trips over, the file is what is wrong
         raise _broken(name, error) from error
 
 
-def decode(content: bytes, name: str, size: int | None = None) -> tuple[np.ndarray, str]:
+def decode(content: bytes, name: str, size: int | None = None, convert: str | None = None) -> tuple[np.ndarray, str]:
     """An image as an array (C, H, W) and its mode: "L" and "RGB" are uint8 with one and three channels, "I;16" uint16 and one,
     "1" uint8 0 or 1 and one. Palettes become RGB; a camera's orientation is applied.
 
@@ -52,15 +58,20 @@ def decode(content: bytes, name: str, size: int | None = None) -> tuple[np.ndarr
         content: the file.
         name: of the file, for messages.
         size: resize the shorter side to this and cut out the middle square, or None.
+        convert: a key of `MODES`, to which images of other modes are converted, of 8 bits: what is transparent stands on white in "grey"
+            and "rgb", and is a fourth channel in "rgba". None: as they are.
 
     Raises:
-        ValueError: no image or a broken one, more than `MOST_PIXELS` pixels, transparency, CMYK, 16-bit colour or an animation.
+        ValueError: no image or a broken one, more than `MOST_PIXELS` pixels, an animation, and, unless they are converted, transparency,
+            CMYK or 16-bit colour.
     """
     try:
         with _opened(content, name) as opened:
-            mode = _mode(opened, name)
+            mode = _mode(opened, name, convert)
             image: Image.Image = ImageOps.exif_transpose(opened)
-            if image.mode == "P":
+            if convert is not None:
+                image = _in_mode(image, mode)
+            elif image.mode == "P":
                 image = image.convert("RGB")
             if size is not None:
                 image = _fitted(image, mode, size)
@@ -84,7 +95,18 @@ def pixels(image: Image.Image, name: str) -> np.ndarray:
 
 def _channels_first(image: Image.Image, mode: str) -> np.ndarray:
     values = np.asarray(image).astype(np.uint16 if mode == "I;16" else np.uint8)
-    return np.moveaxis(values, -1, 0) if mode == "RGB" else values[None]
+    return np.moveaxis(values, -1, 0) if mode in CHANNELS else values[None]
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """The image in this mode of 8 bits."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray(np.rint(np.asarray(image).astype(np.float64) / 257).clip(0, 255).astype(np.uint8))
+    if image.mode in ("LA", "La", "PA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+    if image.mode == "RGBA" and mode != "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == mode else image.convert("RGB").convert(mode)
 
 
 def _broken(name: str, error: Exception) -> ValueError:
@@ -108,10 +130,14 @@ def _opened(content: bytes, name: str) -> Image.Image:
     return image
 
 
-def _mode(image: Image.Image, name: str) -> str:
+def _mode(image: Image.Image, name: str, convert: str | None = None) -> str:
     raw = str([tile[3] for tile in getattr(image, "tile", [])])  # how the file stores it: pillow silently cuts 16-bit colour to 8 bits
     if image.format in ("GIF", "PNG", "WEBP", "TIFF") and getattr(image, "n_frames", 1) > 1:
         raise ValueError(f"{name}: {getattr(image, 'n_frames', 1)} frames; single images are allowed")
+    if convert is not None:
+        if image.mode not in _CONVERTED and not image.mode.startswith("I;16") and not (image.mode == "I" and ";16" in raw):
+            raise ValueError(f"{name}: mode {image.mode} cannot be converted to {convert}; {', '.join(_CONVERTED)} and I;16 can")
+        return MODES[convert]
     if image.mode in ("L", "RGB", "P", "1") and "transparency" in image.info:
         raise ValueError(f"{name}: has transparency; {_ALLOWED} allowed")
     if image.mode in ("RGB", "L") and "16" in raw:
@@ -120,7 +146,7 @@ def _mode(image: Image.Image, name: str) -> str:
         return "I;16"
     if image.mode == "P":
         return "RGB"
-    if image.mode not in LEVELS:
+    if image.mode not in _AS_THEY_ARE:
         raise ValueError(f"{name}: mode {image.mode}; {_ALLOWED} allowed, convert it first")
     return image.mode
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from sde_gen.data import archives
+from sde_gen.data import archives, formats
 from sde_gen.data.archives import MOST_MEMBER, members
 from sde_gen.data.assemble import Part, assemble
 from sde_gen.data.dataset import Dataset
-from sde_gen.data.decode import FORMATS, LEVELS, decode, describe, read_limited
+from sde_gen.data.decode import CHANNELS, FORMATS, LEVELS, describe, read_limited
 from sde_gen.data.errors import one_line
+from sde_gen.data.images_together import Together
 from sde_gen.data.source import IN_MEMORY, Source, array_source
 
 _TRAIN, _TEST = ("train", "training"), ("test", "val", "valid", "validation")
@@ -24,20 +25,13 @@ _DESCRIPTION = "dataset.json"
 _ENDINGS = " ".join(FORMATS)
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """What an image is: its name in the folder or archive, (height, width) and mode."""
-
-    name: str
-    size: tuple[int, int]
-    mode: str
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.size[1]} x {self.size[0]}, {self.mode})"
-
-
 def load_images(
-    path: Path, size: int | None = None, in_memory: int = IN_MEMORY, condition_map: Path | None = None, **options: Any
+    path: Path,
+    size: int | None = None,
+    in_memory: int = IN_MEMORY,
+    condition_map: Path | None = None,
+    mode: str | None = None,
+    **options: Any,
 ) -> Dataset:
     """A data set (N, C, H, W) of the images below a folder, or in a .tar, .tar.gz, .tgz or .zip archive.
 
@@ -52,17 +46,18 @@ def load_images(
         in_memory: bytes.
         condition_map: another folder or archive, whose images are the condition "map" of those of the same names, whatever their endings:
             all of one size and mode, on the same grid or a coarser one. `size` resizes those that are larger or no squares.
+        mode: a key of `decode.MODES`, to which the images (not their maps) are converted; None: all must be of one mode.
         options: of `assemble`.
 
     Raises:
-        ValueError: no images, one that is broken or not allowed (see `decode`), different sizes or modes, a damaged archive, an image
-            without a map or a map without an image.
+        ValueError: no images, images that are broken or not allowed (see `decode`) or of different sizes or modes, the first of them named
+            and all counted, a damaged archive, an image without a map or a map without an image.
     """
-    images = _read(path, size, in_memory)
+    images = _read(path, size, in_memory, mode)
     return _finish(images, None if condition_map is None else _maps(condition_map, images, size, in_memory), in_memory, options)
 
 
-def item_shape(path: Path, size: int | None = None) -> tuple[int, ...]:
+def item_shape(path: Path, size: int | None = None, mode: str | None = None) -> tuple[int, ...]:
     """Shape of the first image found, from its header."""
     if path.is_dir():
         first = next(iter(sorted(image_names(path))), None)
@@ -71,8 +66,38 @@ def item_shape(path: Path, size: int | None = None) -> tuple[int, ...]:
         found = next(((name, content) for name, content in members(path, is_image) if content is not None), None)
     if found is None or found[1] is None:
         raise _none(path, 0)
-    (height, width), mode = describe(found[1], f"{path.name}/{found[0]}")
-    return (3 if mode == "RGB" else 1, *((height, width) if size is None else (size, size)))
+    (height, width), found_mode = describe(found[1], f"{path.name}/{found[0]}", mode)
+    return (CHANNELS.get(found_mode, 1), *((height, width) if size is None else (size, size)))
+
+
+def other_files(path: Path) -> tuple[str, list[str]] | None:
+    """The format (`formats.FORMATS`) and the names of the files of a folder that holds no images but items in another format; None for a
+    folder of images. TIFF files that pillow reads whole, of 8 bits or of 16 bits of grey, are images."""
+    found: dict[str, list[str]] = {}
+    tiffs: list[str] = []
+    for name in _walk(path):
+        parts = PurePosixPath(name).parts
+        if any(part.startswith((".", "__MACOSX")) for part in parts):
+            continue
+        form = formats.format_of(name)
+        if form == "tiff":
+            tiffs.append(name)
+        elif is_image(name):
+            return None
+        elif form is not None:
+            found.setdefault(form, []).append(name)
+    with_folders = {form: names for form, names in found.items() if formats.FORMATS[form].read_folder is not None}
+    if with_folders:
+        form = max(with_folders, key=lambda form: len(with_folders[form]))
+        return form, sorted(with_folders[form], key=_order)
+    if not tiffs:
+        return None
+    first = min(tiffs, key=_order)
+    try:
+        describe(_content(path, first), first)
+    except ValueError:
+        return "tiff", sorted(tiffs, key=_order)
+    return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +117,8 @@ class _Images:
         return [PurePosixPath(*parts).with_suffix("").as_posix() for parts in _inside(PurePosixPath(name).parts for name in self.names)]
 
 
-def _read(path: Path, size: int | None, in_memory: int) -> _Images:
-    return _from_folder(path, size, in_memory) if path.is_dir() else _from_archive(path, size, in_memory)
+def _read(path: Path, size: int | None, in_memory: int, convert: str | None = None) -> _Images:
+    return _from_folder(path, size, in_memory, convert) if path.is_dir() else _from_archive(path, size, in_memory, convert)
 
 
 def _maps(path: Path, images: _Images, size: int | None, in_memory: int) -> Source:
@@ -118,32 +143,37 @@ def _maps(path: Path, images: _Images, size: int | None, in_memory: int) -> Sour
     return source if maps.mode != "1" else replace(source, read=lambda rows: maps.source.read(rows).astype(bool))
 
 
-def _from_folder(path: Path, size: int | None, in_memory: int) -> _Images:
+def _from_folder(path: Path, size: int | None, in_memory: int, convert: str | None) -> _Images:
     found = sorted(_walk(path), key=_order)
     names = [name for name in found if is_image(name)]
     if not names:
         raise _none(path, len(found))
     described = {name: _content(path, name) for name in found if _is_description(name)}
-    first = _one_kind([], _seen(_content(path, names[0]), names[0], path, size))
-    item = (3 if first[0].mode == "RGB" else 1, *first[0].size)
-    if len(names) * int(np.prod(item)) <= in_memory:  # as bytes, which is how they are kept
-        images = [_decoded(_content(path, name), name, path, size, first) for name in names]
-        return _Images(path, names, array_source(np.stack(images), path.name), first[0].mode, len(found) - len(names), described)
+    seen = Together(path, size, convert, len(names))
+    seen.look(_content(path, names[0]), names[0])
+    item = seen.item
+    if item is not None and len(names) * int(np.prod(item)) <= in_memory:  # as bytes, which is how they are kept
+        images = [seen.decoded(_content(path, name), name) for name in names]
+        seen.check()
+        return _Images(path, names, array_source(np.stack(images), path.name), seen.mode, len(found) - len(names), described)  # type: ignore[arg-type]
     for name in names[1:]:  # only the headers: the pixels are decoded when they are asked for
-        _one_kind(first, _seen(_content(path, name), name, path, size))
+        seen.look(_content(path, name), name)
+    seen.check()
 
     def read(rows: np.ndarray) -> np.ndarray:
-        return np.stack([_decoded(_content(path, names[row]), names[row], path, size, first) for row in rows.tolist()])
+        images = [seen.decoded(_content(path, names[row]), names[row]) for row in rows.tolist()]
+        seen.check()
+        return np.stack(images)  # type: ignore[arg-type]
 
-    source = Source(path.name, item, read, np.arange(len(names)))
-    return _Images(path, names, source, first[0].mode, len(found) - len(names), described)
+    source = Source(path.name, seen.item or (), read, np.arange(len(names)))
+    return _Images(path, names, source, seen.mode, len(found) - len(names), described)
 
 
-def _from_archive(path: Path, size: int | None, in_memory: int) -> _Images:
+def _from_archive(path: Path, size: int | None, in_memory: int, convert: str | None) -> _Images:
     if not path.is_file():
         raise ValueError(f"{path.name}: no such file or folder; a folder of images or an archive ({' '.join(archives.ENDINGS)}) is needed")
     images: dict[str, np.ndarray] = {}
-    first: list[_Seen] = []
+    seen = Together(path, size, convert)
     described: dict[str, bytes] = {}
     left_out = used = 0
     for name, content in members(path, lambda name: is_image(name) or _is_description(name)):
@@ -151,15 +181,18 @@ def _from_archive(path: Path, size: int | None, in_memory: int) -> _Images:
             left_out += 1
             described |= {} if content is None else {name: content}
             continue
-        image = images[name] = _decoded(content, name, path, size, first)
-        used += image.nbytes
+        image = seen.decoded(content, name)
+        if image is not None:
+            images[name] = image
+            used += image.nbytes
         if used > in_memory:
             raise ValueError(f"{path.name}: its images take more than {in_memory:,} bytes; unpack it: a folder is read batch by batch")
+    seen.check()
     if not images:
         raise _none(path, left_out)
     names = sorted(images, key=_order)
     source = array_source(np.stack([images[name] for name in names]), path.name)
-    return _Images(path, names, source, first[0].mode, left_out, described)
+    return _Images(path, names, source, seen.mode, left_out, described)
 
 
 def _finish(images: _Images, maps: Source | None, in_memory: int, options: dict[str, Any]) -> Dataset:
@@ -174,12 +207,23 @@ def _finish(images: _Images, maps: Source | None, in_memory: int, options: dict[
         train, notes = replace(whole, labels=labels), [note]
     source = images.source
     shape = source.item
-    kind = "colour" if mode == "RGB" else {"L": "grey", "I;16": "16-bit grey", "1": "black-and-white"}[mode]
+    kind = {"RGB": "colour", "RGBA": "colour-and-alpha", "L": "grey", "I;16": "16-bit grey", "1": "black-and-white"}[mode]
     notes.insert(0, f"{len(names):,} {kind} images of {shape[2]} x {shape[1]} (axes NCHW; levels 0 .. {LEVELS[mode] - 1})")
     if left_out:
         notes.append(f"{left_out} other file(s) left out: only {_ENDINGS} are read, no hidden files, no links")
     shown = (0.0, LEVELS[mode] - 1.0)
-    return assemble(path.name, train, test, levels=LEVELS[mode], value_range=shown, notes=notes, in_memory=in_memory, **options)
+    dataset = assemble(path.name, train, test, levels=LEVELS[mode], value_range=shown, notes=notes, in_memory=in_memory, **options)
+    return replace(dataset, header=_header(images))
+
+
+def _header(images: _Images) -> dict[str, Any] | None:
+    """What has to be known to write samples as these files are, where PNGs of their values are not that."""
+    endings = {PurePosixPath(name).suffix.lower() for name in images.names}
+    if endings <= {".tif", ".tiff"} and images.path.is_dir():
+        dtype = {"I;16": "uint16", "1": "bool"}.get(images.mode, "uint8")
+        letters = "NHWC" if images.mode in CHANNELS else "NHW"
+        return {"format": "tiff", "dtype": np.dtype(dtype).str, "folder": min(endings), "letters": letters, "plain": True}
+    return {"format": "images", "mode": images.mode} if images.mode == "RGBA" else None
 
 
 def _described(path: Path, names: list[str], described: dict[str, bytes]) -> tuple[np.ndarray | None, str] | None:
@@ -218,19 +262,38 @@ def _inside(paths: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
     return found
 
 
-def _parts(paths: Sequence[tuple[str, ...]], whole: Part) -> tuple[Part, Part | None, list[str]]:
-    """The split and the labels that the folders stand for."""
+@dataclass(frozen=True, eq=False)
+class Split:
+    """What folders stand for: the rows of training and of held-out items (None: no such folders), their labels, and a line about them."""
+
+    train: np.ndarray
+    labels: np.ndarray | None
+    test: np.ndarray | None = None
+    test_labels: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
+
+
+def split_and_labels(paths: Sequence[tuple[str, ...]]) -> Split:
+    """The split and the labels that the folders of files stand for; `paths`: the parts of each file's name."""
     paths = _inside(paths)
     tops = {parts[0].lower() for parts in paths if len(parts) > 1}
     split = any(top in _TRAIN for top in tops) and any(top in _TEST for top in tops) and all(len(parts) > 1 for parts in paths)
     if not split or not tops <= {*_TRAIN, *_TEST}:
         labels, notes = _labels(paths)
-        return replace(whole, labels=labels), None, notes
+        return Split(np.arange(len(paths)), labels, notes=tuple(notes))
     held = np.array([parts[0].lower() in _TEST for parts in paths])
     labels, notes = _labels([parts[1:] for parts in paths])
-    whole = replace(whole, labels=labels)
-    train, test = (whole.subset(np.flatnonzero(rows)) for rows in (~held, held))
-    return train, test, notes
+    train, test = (np.flatnonzero(rows) for rows in (~held, held))
+    of_train, of_test = (None if labels is None else labels[rows] for rows in (train, test))
+    return Split(train, of_train, test, of_test, tuple(notes))
+
+
+def _parts(paths: Sequence[tuple[str, ...]], whole: Part) -> tuple[Part, Part | None, list[str]]:
+    """The parts of a split that the folders stand for, with their labels."""
+    found = split_and_labels(paths)
+    train = replace(whole.subset(found.train), labels=found.labels)
+    test = None if found.test is None else replace(whole.subset(found.test), labels=found.test_labels)
+    return train, test, list(found.notes)
 
 
 def _labels(paths: Sequence[tuple[str, ...]]) -> tuple[np.ndarray | None, list[str]]:
@@ -238,27 +301,6 @@ def _labels(paths: Sequence[tuple[str, ...]]) -> tuple[np.ndarray | None, list[s
     if all(inside):
         return np.array([parts[0] for parts in paths]), []
     return None, ["no labels: some images lie in subfolders and some in none"] if any(inside) else []
-
-
-def _one_kind(first: list[_Seen], seen: _Seen) -> list[_Seen]:
-    """`first` with the first image seen in it; ValueError for another kind of image."""
-    if not first:
-        first.append(seen)
-    elif (seen.size, seen.mode) != (first[0].size, first[0].mode):
-        cure = "" if seen.mode != first[0].mode else ", or data.size=N (--set data.size=32) to resize all"
-        raise ValueError(f"{seen} is not like {first[0]}: one size and mode for all images is needed{cure}")
-    return first
-
-
-def _seen(content: bytes, name: str, path: Path, size: int | None) -> _Seen:
-    found, mode = describe(content, f"{path.name}/{name}")
-    return _Seen(f"{path.name}/{name}", found if size is None else (size, size), mode)
-
-
-def _decoded(content: bytes, name: str, path: Path, size: int | None, first: list[_Seen]) -> np.ndarray:
-    image, mode = decode(content, f"{path.name}/{name}", size)
-    _one_kind(first, _Seen(f"{path.name}/{name}", (image.shape[1], image.shape[2]), mode))
-    return image
 
 
 def _walk(path: Path) -> Iterator[str]:

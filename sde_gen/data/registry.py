@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sde_gen.data import archives, arrays, folders, tables
+from sde_gen.data import archives, arrays, folders, formats, tables
 from sde_gen.data.cifar import cifar10
 from sde_gen.data.dataset import Dataset, subset, validate
+from sde_gen.data.decode import MODES
 from sde_gen.data.images import digits, fashion_mnist, mnist
 from sde_gen.data.labels import remarks_of_classes
 from sde_gen.data.splits import GROUP
+from sde_gen.data.toy_measurements import spectrograms, volumes
 from sde_gen.data.toys import blobs3d, checkerboard, downscale, gaussians8, moons, regression, sines, table
 from sde_gen.data.weather import weather
 
@@ -31,11 +33,13 @@ DATASETS: dict[str, Callable[[Path | None, int], Dataset]] = {
     "regression": regression,
     "downscale": downscale,
     "weather": weather,
+    "spectrograms": spectrograms,
+    "volumes": volumes,
 }
-PATHS = f"a folder of images, {', '.join((*archives.ENDINGS, '.npy', '.npz', *tables.ENDINGS))}"
+PATHS = f"a folder of images, {', '.join((*archives.ENDINGS, '.npy', '.npz', *tables.ENDINGS, *formats.ENDINGS))}"
 """What is read beside `DATASETS`, in words."""
 _LIMIT_SEED = 0
-_ENDINGS = (*archives.ENDINGS, ".npy", ".npz", *tables.ENDINGS)
+_ENDINGS = (*archives.ENDINGS, ".npy", ".npz", *tables.ENDINGS, *formats.ENDINGS)
 
 
 def is_path(name: str) -> bool:
@@ -58,12 +62,15 @@ def load_dataset(
     group: str | int | None = None,
     window: int | None = None,
     stride: int | None = None,
+    variable: str | Sequence[str] | None = None,
+    mode: str | None = None,
 ) -> Dataset:
     """Load and check a data set of the registry, or one from files.
 
     Args:
         name: a key of `DATASETS`, or the path of a folder or archive of images (`folders.load_images`), of an .npy or .npz file
-            (`arrays.load_npy`, `arrays.load_npz`) or of a .csv, .tsv or .txt table (`tables.load_table`). A registered name comes first.
+            (`arrays.load_npy`, `arrays.load_npz`), of a .csv, .tsv or .txt table (`tables.load_table`), or of a file or folder in one of
+            `formats.FORMATS`. A registered name comes first.
         root: the directory of the files; only named sets that come from files read it.
         seed: of the toys' points, >= 0; real data and its split do not depend on it.
         limit: keep this many training items (all, if there are fewer), drawn at random, the same ones in every run; the held-out part
@@ -86,6 +93,9 @@ def load_dataset(
         window: of a series, an array (T,) or (T, C) or a table whose rows are in the order of time: the items are windows of so many
             rows, (C, window), and no window lies on both sides of the split or of a group's border (`windows.windows_of_series`).
         stride: so many rows lie between the beginnings of windows; None: `window`.
+        variable: of a NetCDF, zarr or HDF5 file, the array that is the data, or several of the same axes, which are its channels. None: the
+            one that can be.
+        mode: "grey", "rgb" or "rgba", to which images from files are converted; None: they must be of one mode.
 
     Raises:
         ValueError: unknown name, a bad seed or limit, an option that this kind of data does not take, files missing or broken, or
@@ -99,10 +109,13 @@ def load_dataset(
     for key, value in (("limit", limit), ("size", size)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"{key} {value!r}; None or a positive integer is needed")
+    if mode is not None and mode not in MODES:
+        raise ValueError(f"mode {mode!r}; {', '.join(MODES)} or None is allowed")
     if name in DATASETS:
         given: dict[str, Any] = {"size": size, "label_column": label_column, "axes": axes, "missing": missing, "split": split}
         given |= {"conditions": tuple(conditions) or None, "condition_map": condition_map}
         given |= {"group": group, "window": window, "stride": stride}
+        given |= {"variable": variable or None, "mode": mode}
         if any(value is not None for value in given.values()):
             raise ValueError(f"data {name!r} takes no {', no '.join(given)}; they are for the user's own files")
         dataset = DATASETS[name](None if root is None else Path(root), seed)
@@ -115,7 +128,9 @@ def load_dataset(
         return validate(dataset)
     told = (tuple(conditions), None if condition_map is None else Path(condition_map))
     series: dict[str, Any] = {"group": None if group is None else str(group), "window": window, "stride": stride}
-    return validate(_load_path(Path(name), size, label_column, axes, missing, *told, limit=limit, split=split, **series))
+    variables = (variable,) if isinstance(variable, str) else tuple(variable or ())
+    told_of_files = (*told, variables, mode)
+    return validate(_load_path(Path(name), size, label_column, axes, missing, *told_of_files, limit=limit, split=split, **series))
 
 
 def _load_path(
@@ -126,20 +141,26 @@ def _load_path(
     missing: float | str | None,
     conditions: tuple[str, ...],
     condition_map: Path | None,
+    variables: tuple[str, ...],
+    mode: str | None,
     group: str | None = None,
     **options: Any,
 ) -> Dataset:
     ending = path.suffix.lower()
-    images, is_table = _holds_images(path), ending in tables.ENDINGS
+    form, names = _format(path)
+    images, is_table = _holds_images(path) and form is None, ending in tables.ENDINGS
     is_array = ending in (".npy", ".npz") and not images
-    if size is not None and not images:
-        raise ValueError(f"{path.name}: size={size} is for images in a folder or archive")
+    for key, value in (("size", size), ("mode", mode)):
+        if value is not None and not images:
+            raise ValueError(f"{path.name}: {key}={value!r} is for images in a folder or archive")
     if label_column is not None and not is_table:
         raise ValueError(f"{path.name}: label_column={label_column!r} is for tables ({', '.join(tables.ENDINGS)})")
-    if axes is not None and not is_array:
-        raise ValueError(f"{path.name}: axes={axes!r} is for arrays (.npy, .npz)")
+    if axes is not None and not is_array and form is None:
+        raise ValueError(f"{path.name}: axes={axes!r} is for arrays (.npy, .npz, {', '.join(formats.ENDINGS)})")
     if missing is not None and images:
         raise ValueError(f"{path.name}: missing={missing!r} is for arrays and tables")
+    if variables and form is None:
+        raise ValueError(f"{path.name}: variable={variables!r} is for files of arrays by name ({', '.join(formats.NAMED)})")
     if conditions and (images or ending == ".npy"):
         raise ValueError(
             f"{path.name}: conditions={conditions!r} are columns of a table or arrays of an .npz file; condition_map is for images"
@@ -152,8 +173,10 @@ def _load_path(
         conditions = (*conditions, f"{GROUP}={group}")
     if images and options.get("window") is not None:
         raise ValueError(f"{path.name}: window={options['window']!r} is for series: arrays (T,) or (T, C), and tables")
+    if form is not None:
+        return formats.load(path, form, names, axes, variables, conditions, missing=missing, **options)
     if images:
-        return folders.load_images(path, size, condition_map=condition_map, **options)
+        return folders.load_images(path, size, condition_map=condition_map, mode=mode, **options)
     if is_table:
         return tables.load_table(path, label_column, missing=missing, conditions=conditions, **options)
     if ending == ".npz":
@@ -163,18 +186,36 @@ def _load_path(
     raise ValueError(f"{path.name}: {'not a known kind of file' if path.exists() else 'no such file or folder'}; {PATHS} are read")
 
 
+def _format(path: Path) -> tuple[str | None, list[str] | None]:
+    """The format of a file, or that of the files of a folder with their names; None for images, arrays and tables."""
+    form = formats.format_of(path.name)
+    if form is not None or not path.is_dir() or not _holds_images(path):
+        return form, None
+    return folders.other_files(path) or (None, None)
+
+
 def _holds_images(path: Path) -> bool:
     known = path.name.lower().endswith(_ENDINGS)
     return path.name.lower().endswith(archives.ENDINGS) or (path.is_dir() and not known)
 
 
 def item_shape(
-    name: str, size: int | None = None, axes: str | None = None, conditions: Sequence[str] = (), window: int | None = None
+    name: str,
+    size: int | None = None,
+    axes: str | None = None,
+    conditions: Sequence[str] = (),
+    window: int | None = None,
+    variables: Sequence[str] = (),
+    mode: str | None = None,
 ) -> tuple[int, ...] | None:
     """Shape of one item of the user's own files, from as little of them as tells it; vectors as (0,), windows of a table's rows as
     (1, window). None where they are broken, or where `axes` are needed to tell."""
     path = Path(name)
     try:
+        form, names = _format(path)
+        if form is not None:
+            item = formats.item_shape(path, form, names, axes, variables, window is not None)
+            return item if window is None else (item[0], window)
         if window is not None:
             table = path.suffix.lower() in tables.ENDINGS
             return (1 if table else arrays.item_shape(path, axes, conditions, series=True)[0], window)
@@ -182,6 +223,6 @@ def item_shape(
             return (0,)
         if path.suffix.lower() in (".npy", ".npz"):
             return arrays.item_shape(path, axes, conditions)
-        return folders.item_shape(path, size) if _holds_images(path) else None
+        return folders.item_shape(path, size, mode) if _holds_images(path) else None
     except ValueError:
         return None  # loading it says what is wrong

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import math
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from sde_gen.data import formats
 from sde_gen.data.dataset import Dataset
+from sde_gen.data.integers import whole_numbers
+from sde_gen.data.write_arrays import write_array, write_arrays
+from sde_gen.data.write_folders import write_folder
 from sde_gen.data.write_tables import Column, write_table
 
-FORMATS = {".npy": "npy", ".npz": "npz", ".csv": "csv", ".tsv": "tsv"}
-"""By the ending of a file; what has none is a folder of PNGs, "png"."""
+FORMATS = {".npy": "npy", ".npz": "npz", ".csv": "csv", ".tsv": "tsv"} | {
+    ending: form for form, each in formats.FORMATS.items() if each.write is not None for ending in each.endings
+}
+"""By the ending of a file; what has none is a folder of PNGs, "png", or of the files that the data came in, "files"."""
+_FAMILIES = {"nifti_gz": "nifti"} | dict.fromkeys(formats.NAMED, "arrays by name")
+"""Formats that can write one another's headers."""
+FOLDERS = ("png", "files", *(form for form, each in formats.FORMATS.items() if each.is_folder))
+"""Forms that are a folder."""
 _AXES = {1: "NC", 2: "NCL", 3: "NCHW", 4: "NCDHW"}
-_ROWS = 65_536  # at a time, so that no second copy of the data is made
-_BYTES = 1 << 26
 _EXACT = 2.0**53  # whole numbers up to here are exact in float64, and far from the end of int64
-_CERTAIN = 2.0**23  # float32 numbers beyond are whole whatever was measured
 _BYTE, _WORD = 256, 65_536
 
 MEMBERS = ("x", "label", "guidance", "rule")
@@ -46,6 +51,7 @@ class DataDescription:
     label_counts: training items of each class, or None.
     missing: of data with a mask, what marks entries that are no data in their files, a number or "nan"; else None.
     cond_columns: of each condition that was a column of the table, its own name, and name and place of the column as in `label_column`.
+    header: as in `Dataset`.
     """
 
     name: str
@@ -60,6 +66,7 @@ class DataDescription:
     label_counts: tuple[int, ...] | None = None
     cond_columns: tuple[tuple[str, str | None, int], ...] = ()
     missing: float | str | None = None
+    header: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, data: Dataset) -> DataDescription:
@@ -72,7 +79,7 @@ class DataDescription:
             data.shape,
             "float64" if data.train.dtype == torch.float64 else "float32",
             data.levels,
-            _whole(data.train) if data.levels is None else (True,) * (data.shape[0] if len(data.shape) == 1 else 1),
+            whole_numbers(data.train) if data.levels is None else (True,) * (data.shape[0] if len(data.shape) == 1 else 1),
             (float(low), float(high)),
             data.columns,
             data.label_column,
@@ -80,6 +87,7 @@ class DataDescription:
             None if labels is None or classes is None else tuple(torch.bincount(labels, minlength=classes).tolist()),
             tuple((name, *column) for name, column in data.cond_columns.items()),
             None if data.missing is None else "nan" if math.isnan(data.missing) else data.missing,
+            None if data.header is None else dict(data.header),
         )
 
     def to_config(self) -> dict[str, Any]:
@@ -112,7 +120,7 @@ class DataDescription:
                 and all(0 <= place < wide + beside for place in found.places_beside)
                 and len(set(found.places_beside)) == beside
             )
-        except (AttributeError, TypeError, ValueError, IndexError):
+        except (AttributeError, TypeError, ValueError, LookupError):
             right = False
         if not right:
             raise ValueError(f"{str(config)[:80]!r} describes no data; what DataDescription.to_config gives is needed")
@@ -128,6 +136,23 @@ class DataDescription:
         """A letter for each axis of a batch: N items, C columns or channels, L, H and W or D, H and W space."""
         return _AXES[len(self.shape)]
 
+    def axes_of(self, form: str) -> str:
+        """A letter for each axis of what is written in this form."""
+        return str(self._header(form).get("letters") or self.axes)
+
+    def form(self, out: str) -> str:
+        """The form that a path asks for: "npy", "npz", "csv", "tsv", a key of `formats.FORMATS`, or of a folder "files" where the data were
+        a folder of files in one of these, else "png". ValueError for any other ending, and where the package for it is not installed."""
+        form = form_of(out)
+        header = self.header or {}
+        if form == "png" and header.get("folder"):
+            form = "files"
+            if header.get("plain") and not _installed(header["format"]):
+                return "png"  # which such files, that were read without it, can be as well
+        if form in formats.FORMATS or form == "files":
+            formats.FORMATS[header["format"] if form == "files" else form].require(out)
+        return form
+
     def check(self, form: str) -> None:
         """ValueError where data of this shape have no such form: a table of anything but vectors, PNGs of anything but images."""
         shape = "x".join(map(str, self.shape))
@@ -135,14 +160,42 @@ class DataDescription:
             raise ValueError(
                 f"items of shape {shape} are no rows of a table; .npy or .npz{', or a folder of PNGs,' * (len(self.shape) == 3)} holds them"
             )
+        chosen = self._format(form)
+        if chosen is not None and chosen.check is not None:
+            chosen.check(self.shape, self.file_dtype(form), self._header(form))
         if form != "png":
             return
         if len(self.shape) != 3:
             others = ".npy, .npz, .csv or .tsv" if len(self.shape) == 1 else ".npy or .npz"
             raise ValueError(f"items of shape {shape} are no images, which a folder of PNGs holds; a file that ends in {others} holds them")
-        if self.shape[0] not in (1, 3) or (self.shape[0] == 3 and self._depth > _BYTE):
+        channels = (1, 3, 4) if (self.header or {}).get("mode") == "RGBA" else (1, 3)
+        if self.shape[0] not in channels or (self.shape[0] > 1 and self._depth > _BYTE):
             deep = " of 16 bits" * (self._depth > _BYTE)
             raise ValueError(f"PNG has 1 or 3 channels (3 of 8 bits), these images have {self.shape[0]}{deep}; .npy or .npz holds them")
+
+    def _format(self, form: str) -> formats.Format | None:
+        """Of a form in one of `formats.FORMATS`, that format."""
+        key = (self.header or {}).get("format") if form == "files" else form
+        return formats.FORMATS.get(str(key))
+
+    def _header(self, form: str) -> dict[str, Any]:
+        """The data's header, where they came in the format of this form; else nothing."""
+        header = dict(self.header or {})
+        of_data, asked = (_FAMILIES.get(str(key), key) for key in (header.get("format"), form))
+        return header if form == "files" or of_data == asked else {}
+
+    def _limits(self, form: str) -> tuple[float, float] | None:
+        """The smallest and largest value of this form, where it or the data have such."""
+        if self.levels is not None:
+            return 0.0, self.levels - 1.0
+        if form == "png":
+            return 0.0, _BYTE - 1.0
+        dtype = self.file_dtype(form)
+        if dtype.kind in "iu":
+            within = np.iinfo(dtype)
+            return max(float(within.min), -_EXACT), min(float(within.max), _EXACT)
+        ends = self._header(form).get("range")
+        return None if ends is None else (float(ends[0]), float(ends[1]))
 
     @property
     def _depth(self) -> int:
@@ -177,16 +230,13 @@ class DataDescription:
             low, high = self.value_range
             values = (values - low) * (top / ((high - low) or 1.0)) if mapped else values
         columns = np.array(self.whole) if len(self.whole) == values.shape[-1] and values.ndim == 2 else np.array(self.whole[0])
-        if top is not None:
+        if top is not None or self.file_dtype(form).kind in "iu":
             columns = np.array(True)
         rounded = np.where(columns, np.rint(values), values)
         touched = [int(np.count_nonzero(rounded != values)), 0]
-        if top is not None:
-            kept = rounded.clip(0, top)
-            touched[1] = int(np.count_nonzero(kept != rounded))
-            rounded = kept
-        elif self.file_dtype(form) == np.int64:  # a sample may have gone astray further than an int64 reaches
-            kept = rounded.clip(-_EXACT, _EXACT)
+        limits = self._limits(form)
+        if limits is not None:  # a sample may have gone astray further than the type reaches
+            kept = rounded.clip(*limits)
             touched[1] = int(np.count_nonzero(kept != rounded))
             rounded = kept
         if form == "png" and self.levels is not None and self._depth > 2:
@@ -207,6 +257,9 @@ class DataDescription:
         """The type of the numbers that `finish` gives."""
         if form == "png":
             return np.dtype({2: "bool", _BYTE: "uint8", _WORD: "uint16"}[self._depth])
+        own = self._header(form).get("dtype")
+        if own is not None and (self.missing != "nan" or np.dtype(own).kind == "f"):
+            return np.dtype(own)
         if self.missing == "nan":
             return np.dtype(self.dtype)  # which has a NaN
         if self.levels is not None and self.levels <= _WORD:
@@ -227,42 +280,44 @@ class DataDescription:
         if self.levels is not None or form == "png":
             top = (self.levels or _BYTE) - 1
             return f"rounded to whole numbers, as the data are ({shares[0]}), and clipped to 0 .. {top} ({shares[1]}){mapped}"
+        limits = self._limits(form)
+        ends = "" if limits is None else "+-2^53" if limits == (-_EXACT, _EXACT) else f"{limits[0]:.7g} .. {limits[1]:.7g}"
+        clipped = f"clipped to {ends} ({shares[1]})" if touched[1] else ""
+        if self.file_dtype(form).kind in "iu" and not all(self.whole):
+            return f"rounded to whole numbers, which the file holds ({shares[0]})" + f", and {clipped}" * bool(clipped)
         if not any(self.whole):
-            return ""
+            return clipped
         which = "whole numbers, as the data are"
         if not all(self.whole):
             places = [place for place, whole in enumerate(self.whole) if whole]
             named = [str(place) if self.columns is None else self.columns[place] for place in places]
             which = f"whole numbers in the columns that hold such: {', '.join(named[:8])}{', ...' * (len(named) > 8)}"
-        return f"rounded to {which} ({shares[0]})" + (f", and clipped to +-2^53 ({shares[1]})" if touched[1] else "")
+        return f"rounded to {which} ({shares[0]})" + f", and {clipped}" * bool(clipped)
 
     def labels_of(self, classes: np.ndarray) -> np.ndarray:
         """The data's own labels (B,), whole numbers or words, of class indices (B,)."""
         return np.array(self.label_names)[classes] if self.label_names is not None else classes
 
 
-def _whole(train: Tensor) -> tuple[bool, ...]:
-    """Whether items are whole numbers: (D,) for vectors, else one answer. Large float32 numbers that could not be anything else do
-    not count."""
-    vectors = train.ndim == 2
-    yes = torch.ones(train.shape[1] if vectors else 1, dtype=torch.bool)
-    least = torch.full((len(yes),), math.inf, dtype=torch.float64)
-    for first in range(0, len(train), _ROWS):
-        rows = train[first : first + _ROWS].cpu()
-        rows = rows if vectors else rows.reshape(-1, 1)
-        yes &= (rows == rows.round()).all(0)
-        least = torch.minimum(least, rows.abs().amin(0).double())
-        if not bool(yes.any()):
-            break
-    certain = (least < _CERTAIN) | torch.tensor(train.dtype == torch.float64)
-    return tuple((yes & certain).tolist())
+def _installed(form: str) -> bool:
+    try:
+        formats.FORMATS[form].require("")
+    except ValueError:
+        return False
+    return True
 
 
 def form_of(out: str) -> str:
-    """The form that a path asks for: "npy", "npz", "csv", "tsv", or "png" for a folder. ValueError for any other ending."""
-    ending = Path(out).suffix.lower()
+    """The form that a path asks for: "npy", "npz", "csv", "tsv", a key of `formats.FORMATS`, or "png" for a folder. ValueError for any
+    other ending."""
+    known, ending = formats.format_of(out), Path(out).suffix.lower()
+    if known in FORMATS.values():
+        return str(known)
     if out.endswith("/") or not ending:
         return "png"
+    if known is not None:
+        name = formats.FORMATS[known].name
+        raise ValueError(f"a {ending} file holds one item; give a folder (no ending), which a run on {name} files fills with such")
     if ending not in FORMATS:
         raise ValueError(f"cannot write {ending} files; {', '.join(FORMATS)}, or a folder (no ending) for PNGs, are allowed")
     return FORMATS[ending]
@@ -309,59 +364,24 @@ def write_samples(
     npy: the values alone. npz: arrays x and, where `labelled`, label with the data's own labels; those of the conditions `beside`, and
     the single values `facts`. csv, tsv: the training table's header
     and order of columns, the labels in their place or, where the data had no such column, last; conditions that were columns in theirs,
-    with empty cells where they are not `beside`. png: a folder of PNGs, named by number, in a subfolder for each label where `labelled`.
+    with empty cells where they are not `beside`. png, files: a folder of PNGs, or of files as the data were, named by number, in a
+    subfolder for each label where `labelled`. Other formats: as their writers say, with the data's own header.
     """
-    beside = beside or {}
+    beside, chosen = beside or {}, about._format(form)
+
+    def named() -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        for values, classes in parts():
+            yield values, about.labels_of(classes) if labelled and classes is not None else None
+
+    items = formats.Items(count, about.shape, about.file_dtype(form), named, about._header(form), labelled, beside)
     if form == "npy":
-        with path.open("wb") as file:
-            _write_array(file, (count, *about.shape), about.file_dtype(form), (values for values, _ in parts()))
+        write_array(path, items)
     elif form == "npz":
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-            with archive.open("x.npy", "w", force_zip64=True) as member:
-                _write_array(member, (count, *about.shape), about.file_dtype(form), (values for values, _ in parts()))  # type: ignore[arg-type]
-            if labelled:
-                dtype = about.labels_of(np.zeros(1, dtype=np.int64)).dtype
-                with archive.open("label.npy", "w", force_zip64=True) as member:
-                    labels = (about.labels_of(classes) for _, classes in parts() if classes is not None)
-                    _write_array(member, (count,), dtype, labels)  # type: ignore[arg-type]
-            for name, column in beside.items():
-                like = column(0, 1)
-                step = max(1, min(_ROWS, _BYTES // max(1, like.nbytes)))
-                rows = (column(first, min(first + step, count)) for first in range(0, count, step))
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    _write_array(member, (count, *like.shape[1:]), like.dtype, rows)  # type: ignore[arg-type]
-            for name, fact in (facts or {}).items():
-                with archive.open(f"{name}.npy", "w") as member:
-                    np.lib.format.write_array(member, np.array(fact), allow_pickle=False)
+        write_arrays(path, items, facts or {})
     elif form in ("csv", "tsv"):
         with path.open("w", encoding="utf-8", newline="") as text:
             write_table(text, "," if form == "csv" else "\t", about, parts(), labelled, beside)
+    elif chosen is not None and form != "files" and chosen.write is not None:
+        chosen.write(path, items)
     else:
-        _write_pictures(path, about, count, parts(), labelled)
-
-
-def _write_array(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype, parts: Iterable[np.ndarray]) -> None:
-    """The .npy format, of rows that come part by part."""
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)
-    for part in parts:
-        file.write(np.ascontiguousarray(part, dtype=dtype).tobytes())
-
-
-def _write_pictures(
-    folder: Path, about: DataDescription, count: int, parts: Iterable[tuple[np.ndarray, np.ndarray | None]], labelled: bool
-) -> None:
-    digits, number = max(6, len(str(count - 1))), 0
-    folder.mkdir()
-    for values, classes in parts:
-        names = about.labels_of(classes).tolist() if labelled and classes is not None else [None] * len(values)
-        for picture, label in zip(values, names, strict=True):
-            place = folder if label is None else folder / _folder_name(str(label))
-            place.mkdir(exist_ok=True)
-            Image.fromarray(picture[0] if len(picture) == 1 else np.moveaxis(picture, 0, -1)).save(place / f"{number:0{digits}d}.png")
-            number += 1
-
-
-def _folder_name(label: str) -> str:
-    """A label as the name of a folder: what cannot be one becomes _."""
-    return "".join("_" if letter in '/\\:*?"<>|' or ord(letter) < 32 else letter for letter in label).lstrip(".") or "_"
+        write_folder(path, items, None if chosen is None else chosen.write_one)

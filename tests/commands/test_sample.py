@@ -98,7 +98,7 @@ def test_pictures_and_the_samples_of_a_run(sde_gen_command: Command, tmp_path: P
     with np.load("runs/faces-vp/solvers/ddim/samples.npz") as arrays:
         assert arrays["x"].dtype == np.uint8 and list(arrays) == ["x"]
         np.testing.assert_array_equal(np.stack(pictures).transpose(0, 3, 1, 2), arrays["x"])
-    for name, message in (("new", "not empty"), ("a.csv", "no rows of a table"), ("a.h5", "cannot write .h5")):
+    for name, message in (("new", "not empty"), ("a.csv", "no rows of a table"), ("a.xyz", "cannot write .xyz"), ("a.nii", "no volumes")):
         code, out, err = sde_gen_command(*arguments, name)
         assert code == 2 and len(err) == 1 and message in err[0], err
 

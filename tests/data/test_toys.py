@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sde_gen.data import load_dataset
+from sde_gen.data.toy_measurements import chirp_spectrogram, volume_spectrum
 from sde_gen.data.toys import block_means, fine_law, response_law
 
 
@@ -66,3 +67,43 @@ def test_a_limit_takes_the_conditions_along(name: str) -> None:
     row = int((whole.train == part.train[7]).flatten(1).all(1).nonzero()[0])
     for key, value in part.cond.items():
         assert len(value) == 50 and torch.equal(value[7], whole.cond[key][row])
+
+
+def test_spectrograms_are_what_a_gaussian_window_gives_of_chirps() -> None:
+    """Against a short-time Fourier transform of the sound itself: a chirp and its overtone, both far from the ends."""
+    begin, end, decay = (torch.tensor([value], dtype=torch.float64) for value in (20.0, 44.0, 18.0))
+    shown = chirp_spectrogram(begin, end, decay)[0, 0]
+    # 256 frames, 64 samples apart, of 128 bins of 1/512 cycles a sample: a bin is 1/512, and a window e^{-t^2/(2 s^2)} gives power
+    # e^{-(2 pi s f)^2} at the frequency f off the line, so that w bins are 1/(2 pi s) cycles a sample; the chirp is slow beside it.
+    width = 512 / (2 * math.pi * 3)
+    hop, frames = 64, 256
+    t = torch.arange(hop * (frames - 1) + 1, dtype=torch.float64)
+    rate = (end - begin) / 512 / (hop * (frames - 1))
+    phase = 2 * math.pi * (begin / 512 * t + rate * t**2 / 2)
+    level = 10 ** (-decay * t / t[-1] / 20)
+    sound = level * (phase.cos() + 10 ** (-15 / 20) * (2 * phase).cos())
+    offsets = torch.arange(-256, 256, dtype=torch.float64)
+    window = torch.exp(-(offsets**2) / (2 * width**2))
+    for frame in (40, 128, 220):
+        piece = sound[frame * hop - 256 : frame * hop + 256] * window
+        power = torch.fft.rfft(piece).abs()[:128] ** 2 / (window.sum() / 2) ** 2
+        found = 10 * power.clamp_min(1e-8).log10()
+        near = shown[:, frame] > -40
+        assert float((found - shown[:, frame])[near].abs().max()) < 1.0, frame
+    assert float(shown.min()) == -80 and float(shown.max()) < 0.1
+    data = load_dataset("spectrograms")
+    assert data.shape == (1, 128, 256) and data.test is not None and len(data.test) == 200
+
+
+def test_volumes_have_the_spectrum_that_they_say() -> None:
+    data = load_dataset("volumes", seed=3)
+    assert data.shape == (1, 16, 16, 16)
+    centred = data.train[:, 0].double() - 1000
+    power = torch.fft.fftn(centred, dim=(-3, -2, -1), norm="ortho").abs().square().mean(0)
+    spectrum = volume_spectrum()
+    assert float(spectrum.mean()) == pytest.approx(150**2) and float(centred.square().mean().sqrt()) == pytest.approx(150, rel=0.01)
+    large = spectrum > 1e-3 * spectrum.max()
+    ratio = (power / spectrum)[large]
+    assert float((ratio - 1).abs().max()) < 6 * math.sqrt(2 / len(centred)) and int(large.sum()) > 50
+    along = (centred * centred.roll(2, -1)).mean() / centred.square().mean()  # e^{-r^2/(2 l^2)} with l = 2 voxels
+    assert float(along) == pytest.approx(math.exp(-(2**2) / (2 * 2**2)), abs=0.02)
