@@ -74,10 +74,10 @@ def p_values(likeness: Tensor, held_out: Tensor) -> tuple[Tensor, Tensor]:
     likeness: (N,), larger for what is more likely. held_out: (n,) the same of held-out data; NaN is left out.
     Raises ValueError where no held-out item has a value. Vovk et al. 2005; Bates et al. 2023, arXiv:2104.08279.
     """
-    known = held_out[~torch.isnan(held_out)].double().sort().values
+    known = held_out[~torch.isnan(held_out)].double().sort().values.contiguous()
     if not len(known):
         raise ValueError("p-values need held-out items with a value, got none")
-    items = likeness.double()
+    items = likeness.double().contiguous()
     below = torch.searchsorted(known, items, right=True).double()
     above = len(known) - torch.searchsorted(known, items, right=False).double()
     low, high = ((1 + count) / (len(known) + 1) for count in (below, above))
