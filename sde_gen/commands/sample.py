@@ -460,7 +460,8 @@ def _result_lines(job: _Job, touched: list[int]) -> Iterator[str]:
         yield f"warning   training.drop left out {', '.join(never)} of no sample: what the network answers without is not what it learned"
     if job.labelled and job.given.get("label") is None:
         yield f"labels    {len(about.label_names or ())} classes in the shares of the training data"
-    if job.form in ("npy", "tiff", "nifti", "nifti_gz") and job.labelled:
+    wordless = job.form in ("tensors", "safetensors") and any(isinstance(name, str) for name in about.label_names or ())
+    if job.labelled and (wordless or job.form in ("npy", "tiff", "nifti", "nifti_gz")):
         yield f"labels    are not in {'an .npy' if job.form == 'npy' else 'such a'} file; .npz keeps them"
     columns = {name for name, _, _ in about.cond_columns} if job.form in ("csv", "tsv") else set()
     lost = [name for name in job.beside if name not in columns] if job.form not in ("npz", *formats.NAMED) else []

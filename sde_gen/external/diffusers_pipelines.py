@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from ..networks import DiffusersNetwork, Network
 from ..sdes import SDE, make_sde
+from ..tensor_files import MOST_JSON, read
 from .diffusers_unet import Unlike, options_of, read_unet
 from .facts import Facts
 from .imported import ExternalModel, Imported, checked_range, external_model, tensors
-from .reader import MOST_JSON, read
 
 FACTS = ("size", "schedule", "steps", "beta_start", "beta_end", "prediction", "sigma_min", "sigma_max", "sigma_data", "length")
 LICENCE = "diffusers is under the Apache License 2.0; the weights are under what their own page says"

@@ -15,11 +15,11 @@ from ..errors import CheckpointError
 from ..networks.adm import ADMUNet
 from ..networks.resampled_blocks import Attention, Stage
 from ..networks.song import SongUNet
+from ..pickles import Record
 from ..sdes import SDE, make_sde
+from ..tensor_files import state_of
 from .facts import Facts
 from .imported import Imported, mapping, tensors
-from .pickles import Record
-from .reader import state_of
 from .weights import Filler, Weights, parts, stripped
 
 FACTS = (

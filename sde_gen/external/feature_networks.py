@@ -10,7 +10,7 @@ from ..errors import CheckpointError
 from ..metrics.image_features import ImageFeatures
 from ..metrics.imagenet import ImageNet
 from ..metrics.inception import Inception, PytorchFidInception
-from .reader import read
+from ..tensor_files import read
 
 LABELS = "labels"
 """The classifier of the data's own labels, which is no network of images in general."""

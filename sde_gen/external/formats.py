@@ -9,12 +9,12 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import CheckpointError
+from ..pickles import PickleError, Record
+from ..tensor_files import read
 from . import adm, edm, lucid, score_sde
 from .diffusers_pipelines import from_diffusers
 from .imported import ExternalModel, Imported, checked_range, external_model
-from .pickles import PickleError, Record
 from .presets import PRESETS
-from .reader import read
 
 FORMATS: dict[str, ModuleType] = {"score_sde": score_sde, "edm": edm, "adm": adm, "lucid": lucid}
 """Each with `recognise(tree)` and `load(tree, facts given, weights)`."""

@@ -12,9 +12,9 @@ from torch import Tensor
 from ..data import Normalizer
 from ..models.score import ScoreModel
 from ..networks import Network
+from ..pickles import Record
 from ..sdes import SDE
 from .facts import Facts
-from .pickles import Record
 
 
 @dataclass

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save
 
 from sde_gen import CheckpointError
-from sde_gen.external.reader import read
+from sde_gen.tensor_files import read
 
 CANARY = "executed"
 MANY = 10**11
@@ -289,7 +289,7 @@ def test_what_is_sound_is_read(old: bool, tmp_path: Path) -> None:
 
 
 def test_a_pickled_network_is_read_without_its_classes(tmp_path: Path) -> None:
-    from sde_gen.external.reader import state_of
+    from sde_gen.tensor_files import state_of
 
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Sequential(torch.nn.Linear(4, 2, bias=False)))

@@ -19,6 +19,7 @@ from sde_gen.data.formats.base import Asked, Contents, Format, FormatError, Item
 from sde_gen.data.formats.hdf5 import HDF5
 from sde_gen.data.formats.netcdf import NETCDF
 from sde_gen.data.formats.nifti import NIFTI, NIFTI_GZ
+from sde_gen.data.formats.tensors import SAFETENSORS, TENSORS
 from sde_gen.data.formats.tiff import TIFF
 from sde_gen.data.formats.zarr_stores import ZARR
 
@@ -32,6 +33,8 @@ FORMATS: dict[str, Format] = {
     "nifti_gz": NIFTI_GZ,
     "audio": AUDIO,
     "tiff": TIFF,
+    "tensors": TENSORS,
+    "safetensors": SAFETENSORS,
 }
 """By the name that a run keeps."""
 ENDINGS = tuple(ending for each in FORMATS.values() for ending in each.endings)
@@ -109,5 +112,5 @@ def _contents(
     return contents, kept | contents.header | {"letters": contents.header.get("letters") or layout.axes}
 
 
-NAMED = ("netcdf", "zarr", "hdf5")
+NAMED = ("netcdf", "zarr", "hdf5", "tensors", "safetensors")
 """Formats that hold arrays by name."""

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..errors import CheckpointError
+from .errors import CheckpointError
 from .inert import DTYPES, Inert, read_stream, resolved
 from .pickles import PickleError, Record
 
