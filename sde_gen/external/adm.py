@@ -1,4 +1,4 @@
-"""Checkpoints of guided-diffusion (ADM) and improved-diffusion: bare state dicts of their UNetModel (MIT)."""
+"""Checkpoints of guided-diffusion (ADM), improved-diffusion and consistency_models' EDM: bare state dicts of their UNetModel (MIT)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..conditions import Label
 from ..errors import CheckpointError
 from ..networks.adm import ADMUNet
 from ..networks.resampled_blocks import Attention, ResampledConv, Stage
-from ..sdes import make_sde
+from ..sdes import SDE, make_sde
 from .facts import Facts
 from .imported import Imported, tensors
 from .weights import Filler, Weights, parts, stripped
@@ -20,8 +20,9 @@ from .weights import Filler, Weights, parts, stripped
 FACTS = (
     *("size", "schedule", "steps", "prediction", "heads", "head_channels", "attention_order", "rescale_timesteps", "dropout"),
     *("width", "multipliers", "blocks", "attention_sizes", "classes", "channels", "learn_sigma", "scale_shift", "resblock_updown"),
+    *("sigma_data", "sigma_min", "sigma_max", "training_mode"),
 )
-LICENCE = "guided-diffusion and improved-diffusion and their published weights are under the MIT licence"
+LICENCE = "guided-diffusion, improved-diffusion and consistency_models and their published weights are under the MIT licence"
 BLOCK = ("in_layers.0", "in_layers.2", "emb_layers.1", "out_layers.0", "out_layers.3", "skip_connection")
 FLAGS = {
     "image_size": "size",
@@ -40,14 +41,26 @@ FLAGS = {
     "in_channels": "channels",
     "num_classes": "classes",
     "channel_mult": "multipliers",
+    "sigma_min": "sigma_min",
+    "sigma_max": "sigma_max",
+    "training_mode": "training_mode",
 }
 """The library's own flags and arguments that are facts; `predict_xstart`, `use_new_attention_order` and num_head_channels -1 say more."""
-OTHERS = {"attention_resolutions", "out_channels", "class_cond", "use_fp16", "parameters", "timestep_respacing", "use_kl"}
+OTHERS = {
+    "attention_resolutions",
+    "out_channels",
+    "class_cond",
+    "use_fp16",
+    "parameters",
+    "timestep_respacing",
+    "use_kl",
+    "weight_schedule",
+}
 
 
 def recognise(tree: Any) -> bool:
     found = tensors(tree)
-    return found is not None and {"time_embed.0.weight", "input_blocks.0.0.weight"} <= set(stripped(found, "module."))
+    return found is not None and {"time_embed.0.weight", "input_blocks.0.0.weight", "out.2.weight"} <= set(stripped(found, "module."))
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,6 +71,8 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
             found["attention_order"] = "new" if value else "legacy"
         elif name == "predict_xstart":
             found["prediction"] = "data" if value else "noise"
+        elif name == "training_mode" and value == "edm":
+            found |= {"prediction": "edm", "attention_order": "new"}  # whose attention has no other
         elif name == "num_head_channels" and value == -1:
             continue
         elif name in FLAGS:
@@ -72,16 +87,11 @@ def load(tree: Any, given: Mapping[str, Any], weights: str) -> Imported:
     named = stripped(tensors(tree) or {}, "module.")
     options = _structure(named, facts)
     heads = "head_channels" if facts.know("head_channels") else "heads"
-    facts.need("size", "schedule", "steps", "prediction", heads, "attention_order", "rescale_timesteps")
-    order = facts.choose("attention_order", ("legacy", "new"))
-    schedule, steps, size = facts.choose("schedule", ("linear", "cosine")), facts.whole("steps"), facts.whole("size")
-    # the library's linear betas keep the noise of the chain's end whatever the number of steps
-    ends = {"beta_start": 0.1 / steps, "beta_end": 20.0 / steps} if schedule == "linear" else {}
-    sde = make_sde("ddpm", betas=schedule, steps=steps, **ends)
+    facts.need("size", "prediction", heads, "attention_order")
+    order, size = facts.choose("attention_order", ("legacy", "new")), facts.whole("size")
     channels, out = facts["channels"], named["out.2.weight"].shape[0]
-    scale = 1000.0 / steps if facts.choose("rescale_timesteps", (True, False)) else 1.0
-    options |= {"clock_scale": scale, "clock_shift": 0.0, "dropout": float(facts.get("dropout", 0.0)), heads: facts.whole(heads)}
-    settings = {"prediction": facts.choose("prediction", ("noise", "data")), "clock": "index"}
+    sde, settings, clock = _meaning(facts)
+    options |= clock | {"dropout": float(facts.get("dropout", 0.0)), heads: facts.whole(heads)}
     if facts["learn_sigma"]:
         settings["variance"] = "learned_range"
     facts.found.pop("attention_sizes", None)
@@ -89,6 +99,28 @@ def load(tree: Any, given: Mapping[str, Any], weights: str) -> Imported:
     filler = Filler("adm", (channels, size, size), facts["classes"], out, options, named)
     _fill(filler, order)
     return Imported(filler.finish(), sde, settings, facts, "only", LICENCE)
+
+
+def _meaning(facts: Facts) -> tuple[SDE, dict[str, Any], dict[str, float]]:
+    """The process, what the output means, and the network's clock."""
+    if facts.know("training_mode"):
+        raise ValueError(
+            f"config says training_mode = {facts['training_mode']!r}: of consistency_models only 'edm' is read; a consistency model gives "
+            "the start of the flow that leads to a state and not the mean of the data, of which no score, likelihood or guidance follows"
+        )
+    prediction = facts.choose("prediction", ("noise", "data", "edm"))
+    if prediction == "edm":  # consistency_models' teachers: EDM's form on this network, which is told 250 log sigma
+        facts.need("sigma_data", "sigma_min", "sigma_max")
+        sde = make_sde("ve", sigma_min=facts.number("sigma_min"), sigma_max=facts.number("sigma_max"))
+        settings = {"prediction": "edm", "clock": "c_noise", "data_std": facts.number("sigma_data")}
+        return sde, settings, {"clock_scale": 1000.0, "clock_shift": 0.0}
+    facts.need("schedule", "steps", "rescale_timesteps")
+    schedule, steps = facts.choose("schedule", ("linear", "cosine")), facts.whole("steps")
+    # the library's linear betas keep the noise of the chain's end whatever the number of steps
+    ends = {"beta_start": 0.1 / steps, "beta_end": 20.0 / steps} if schedule == "linear" else {}
+    scale = 1000.0 / steps if facts.choose("rescale_timesteps", (True, False)) else 1.0
+    chain = make_sde("ddpm", betas=schedule, steps=steps, **ends)
+    return chain, {"prediction": prediction, "clock": "index"}, {"clock_scale": scale, "clock_shift": 0.0}
 
 
 def _structure(named: Weights, facts: Facts) -> dict[str, Any]:

@@ -19,7 +19,7 @@ MEANINGS = {
     "sigma_max": "the largest noise, in units of the data's own range",
     "steps": "the number of steps of the chain",
     "schedule": "linear or cosine",
-    "prediction": "what the output is: noise or data",
+    "prediction": "what the output is: noise or data, or edm",
     "heads": "the number of attention heads; or head_channels, the channels of each",
     "head_channels": "the channels of each attention head",
     "attention_order": "legacy (heads first, then queries, keys and values) or new (queries, keys and values first)",

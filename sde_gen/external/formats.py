@@ -14,6 +14,7 @@ from ..tensor_files import read
 from . import adm, edm, lucid, score_sde
 from .diffusers_pipelines import from_diffusers
 from .imported import ExternalModel, Imported, checked_range, external_model
+from .others import known_other
 from .presets import PRESETS
 
 FORMATS: dict[str, ModuleType] = {"score_sde": score_sde, "edm": edm, "adm": adm, "lucid": lucid}
@@ -74,6 +75,8 @@ def recognise(tree: Any, path: str | os.PathLike[str]) -> str:
     for name, form in FORMATS.items():
         if form.recognise(tree):
             return name
+    if (said := known_other(tree)) is not None:
+        raise CheckpointError(f"{path} cannot be read: {said}")
     keys = ", ".join(repr(str(key)[:40]) for key in list(tree)[:5]) if isinstance(tree, dict) else type(tree).__name__
     keys = f"an object {tree.name[:60]!r}" if isinstance(tree, Record) else keys
     raise CheckpointError(f"{path} is a file, but this knows no such checkpoint: it holds {keys or 'nothing'}; known: {', '.join(FORMATS)}")

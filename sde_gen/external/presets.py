@@ -93,7 +93,15 @@ def _adm() -> dict[str, dict[str, Any]]:
         **{"size": 256, "blocks": 2, "heads": 1, "scale_shift": False, "steps": 1000, "schedule": "linear", "rescale_timesteps": False},
         "classes": None,
     }
+    teacher: dict[str, Any] = {
+        **{"prediction": "edm", "sigma_data": 0.5, "sigma_min": 0.002, "sigma_max": 80.0, "attention_order": "new", "head_channels": 64},
+        **{"learn_sigma": False, "resblock_updown": True, "channels": 3, "dropout": 0.1},
+    }
+    lsun_teacher = teacher | {"size": 256, "width": 256, "blocks": 2, "scale_shift": False, "classes": None}
     return {
+        "edm_imagenet64_ema": teacher | {"size": 64, "width": 192, "blocks": 3, "scale_shift": True, "classes": 1000},
+        "edm_bedroom256_ema": lsun_teacher,
+        "edm_cat256_ema": lsun_teacher,
         "64x64_diffusion": guided
         | {"size": 64, "width": 192, "blocks": 3, "head_channels": 64, "attention_order": "new", "schedule": "cosine", "classes": 1000}
         | {"dropout": 0.1},
@@ -122,5 +130,5 @@ def _lucid() -> dict[str, dict[str, Any]]:
 
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {"score_sde": _score_sde(), "edm": _edm(), "adm": _adm(), "lucid": _lucid()}
-"""By format and name: score_sde_pytorch's configurations (configs/), EDM's files, those of guided-diffusion and improved-diffusion, and
-what the classes of denoising-diffusion-pytorch take unless told, which published none."""
+"""By format and name: score_sde_pytorch's configurations (configs/), EDM's files, those of guided-diffusion, improved-diffusion and
+consistency_models' teachers, and what the classes of denoising-diffusion-pytorch take unless told, which published none."""
