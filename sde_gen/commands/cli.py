@@ -18,9 +18,12 @@ from ..training import CheckpointError, Interrupted, TrainingError
 from . import flags
 from .compare import CompareSettings, check_compare, compare_run
 from .config import ConfigError, RunConfig, parse_seconds, registered_solver, resolve
+from .distance import EXAMPLES as DISTANCE_EXAMPLES
+from .distance import add_distance_flags, distance_run
 from .doctor import doctor_run
 from .evaluation import report_lines, sample_run
 from .external import CHECK_EXAMPLES, IMPORT_EXAMPLES, add_check_flags, add_import_flags, check_run, import_run
+from .image_scores import check_settings as check_settings_of_images
 from .likelihood import LikelihoodSettings, check_settings, likelihood_run
 from .noise_ends import resolve_ends, warnings_of_ends
 from .report import write_report
@@ -75,6 +78,7 @@ def _run(arguments: argparse.Namespace, config: RunConfig, device: torch.device)
         config, evidence = resolve_ends(config, data)
         model = check(config, data)
         check_world(config)
+        check_settings_of_images(config.sampling.features, config.sampling.reference, data)
         directory = arguments.out or default_directory(config)
         say(f"# {directory} on {device}")
         for line in (*evidence, *warnings_of_ends(config, data)):
@@ -131,12 +135,18 @@ def compare(arguments: argparse.Namespace) -> None:
     except ValueError:
         raise ConfigError(f"--calls takes whole numbers separated by commas, got {arguments.calls!r}") from None
     solvers = tuple(registered_solver(name.strip()) for name in arguments.solvers.split(","))
-    settings = CompareSettings(solvers, calls, arguments.samples, arguments.seed, arguments.batch)
+    of_images = (arguments.features, arguments.reference)
+    settings = CompareSettings(solvers, calls, arguments.samples, arguments.seed, arguments.batch, *of_images)
     check_compare(settings)
     with parallel.processes(_device(arguments)) as device, contextlib.ExitStack() as hold:
         opened = _named_run(arguments, device, hold)
         compare_run(opened, settings, say)
         _report(opened.directory)
+
+
+def distance(arguments: argparse.Namespace) -> None:
+    """FID and its kin of a set of images, without a run."""
+    distance_run(arguments, choose_device(arguments.device), say)
 
 
 def restore(arguments: argparse.Namespace) -> None:
@@ -239,6 +249,13 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], Sequence[F
         "solvers against one another on a run's network",
         "DDPM ancestral sampling against the flow and the rest on one trained network: the same seeds, distance against calls.",
         flags.COMPARE_EXAMPLES,
+    ),
+    "distance": (
+        distance,
+        (add_distance_flags,),
+        "FID, KID and Inception Score of images of your own",
+        "Compare a set of images with another, or with published moments, in features that are the same for everybody.",
+        DISTANCE_EXAMPLES,
     ),
     "restore": (
         restore,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import parallel, report
 from ..data import rows_drawn
+from ..external.feature_networks import LABELS, features_named
 from ..randomness import check_seed
 from ..registry import lookup
 from ..report.files import write_text
@@ -21,6 +22,7 @@ from ..solvers import SOLVERS, make_solver
 from ..unknown_numbers import shown_estimate, to_json
 from .config import ConfigError
 from .evaluation import COLUMN_UNITS, SampleMetrics
+from .image_scores import ImageScores, check_settings
 from .runs import TrainedRun, conditions_for
 
 CALLS = (5, 10, 20, 50, 100)
@@ -34,13 +36,16 @@ SHOWN = 10
 
 @dataclass(frozen=True)
 class CompareSettings:
-    """solvers: names; calls: network calls for each sample to compare them at; samples: of each; seed: the same for all."""
+    """solvers: names; calls: network calls for each sample to compare them at; samples: of each; seed: the same for all; features: what
+    images are compared in, None for the run's own setting; reference: an .npz of moments of them to compare with."""
 
     solvers: tuple[str, ...] = ("ancestral", "ddim", "ode", "pc", "dpm", "angle")
     calls: tuple[int, ...] | None = None
     samples: int = 200
     seed: int = 0
     batch: int = 100
+    features: str | None = None
+    reference: str | None = None
 
 
 def check_compare(settings: CompareSettings) -> None:
@@ -54,6 +59,8 @@ def check_compare(settings: CompareSettings) -> None:
             if value < least:
                 raise ValueError(f"{label} must be a whole number of at least {least}, got {value!r}")
         check_seed(settings.seed)
+        if settings.features is not None:
+            features_named(settings.features)
         if settings.calls is not None and (not settings.calls or min(settings.calls) < 2):
             raise ValueError(f"calls must be whole numbers of at least 2, got {','.join(map(str, settings.calls))!r}")
     except ValueError as error:
@@ -66,28 +73,29 @@ def compare_run(run: TrainedRun, settings: CompareSettings, say: Callable[[str],
 
     Under torchrun all processes call this and share out the samples, their features and nearest neighbours; the rest and the files are
     the first one's alone, and the others get an empty dictionary."""
-    if not run.data.classifiable and len(run.data.shape) > 1:
+    image_scores = _image_scores(run, settings)
+    if image_scores is None and not run.data.classifiable and len(run.data.shape) > 1:
         lack = "no labels" if run.data.train_labels is None else "training items of one class alone"
-        raise ConfigError(f"data {run.data.name!r} has {lack}, and so no features to measure distances with")
+        raise ConfigError(f"data {run.data.name!r} has {lack}, and so no features to measure distances with; --features has others")
     place = run.directory / "compare"
     place.mkdir(parents=True, exist_ok=True)
-    key = "sliced_wasserstein" if len(run.data.shape) == 1 else "frechet_distance"
-    sample_metrics = SampleMetrics(run.data, run.directory, settings.seed)
+    measured = _Measured(SampleMetrics(run.data, run.directory, settings.seed), image_scores)
+    sample_metrics, key = measured.sample_metrics, measured.key
     size = sample_metrics.common_size(settings.samples) or settings.samples
     rows: list[dict[str, Any]] = []
     shown: dict[str, tuple[int, Tensor]] = {}
-    header = HEADER.format("Frechet" if key == "frechet_distance" else "sliced Wasserstein")
+    header = HEADER.format(measured.called)
     say(header)
     for name in settings.solvers:
         for options in budgets(name, settings.calls):
-            row, x = _point(run, settings, name, options, sample_metrics, key, size)
+            row, x = _point(run, settings, name, options, measured, size)
             rows.append(row)
             if parallel.rank() == 0:
                 say(_line(row))
             # A row of the picture is at the budget that the question asks about, or the nearest there is.
             if name not in shown or abs(row["calls"] - ASKED) < abs(shown[name][0] - ASKED):
                 shown[name] = (row["calls"], x[:SHOWN])
-    real = _real(run, settings, sample_metrics, key, size)
+    real = _real(run, settings, measured, size)
     if parallel.rank() > 0:
         return {}
     if real is not None:
@@ -98,6 +106,9 @@ def compare_run(run: TrainedRun, settings: CompareSettings, say: Callable[[str],
     table = [header, *lines, "", f"{settings.samples} samples of each; distances at {size} items{units}. {COLUMNS}", "", answer_line]
     write_text(place / "table.md", "\n".join(table) + "\n")
     found: dict[str, Any] = {"settings": vars(settings), "distance": key, "rows": rows, "held_out": real, "answer": answer_line}
+    if image_scores is not None:
+        found["image_scores"] = image_scores.about | {"reference": image_scores.reference.what}
+        say(f"features  {image_scores.network.source}; to {image_scores.reference.what}")
     found |= {"distance_size": size} | ({"distance_unit": COLUMN_UNITS} if units else {})
     found["data"] = run.data.signature()
     if real is None:
@@ -130,7 +141,7 @@ def budgets(name: str, calls: Sequence[int] | None) -> list[dict[str, Any]]:
 
 
 def _point(
-    run: TrainedRun, settings: CompareSettings, name: str, options: dict[str, Any], sample_metrics: SampleMetrics, key: str, size: int
+    run: TrainedRun, settings: CompareSettings, name: str, options: dict[str, Any], measured: _Measured, size: int
 ) -> tuple[dict[str, Any], Tensor]:
     """One solver at one budget: its row of the table and its samples."""
     shape = (settings.samples, *run.data.shape)
@@ -147,32 +158,66 @@ def _point(
     good = x[~out.failed.cpu()]
     row["failed"] = len(x) - len(good)
     if len(good) >= max(20, len(x) // 2):
-        row |= _scores(sample_metrics(good, size), key)
+        row |= measured(good, size)
     else:
         row["reason"] = f"not measured: {row['failed']} of {len(x)} samples are not finite"
     return row, x
 
 
-def _real(run: TrainedRun, settings: CompareSettings, sample_metrics: SampleMetrics, key: str, size: int) -> dict[str, Any] | None:
+def _real(run: TrainedRun, settings: CompareSettings, measured: _Measured, size: int) -> dict[str, Any] | None:
     """The row of `size` held-out items: what a perfect solver of a perfect network would score. Precision and recall, which depend on
     the number too, are left out where there are fewer of them than samples."""
     held = run.data.test
     if held is None or len(held) < size:
         return None
-    scores = _scores(sample_metrics(held[rows_drawn(len(held), size, settings.seed)]), key)
+    scores = measured(held[rows_drawn(len(held), size, settings.seed)])
     if size < settings.samples:
         scores = {name: value for name, value in scores.items() if name not in ("precision", "recall")}
     return {"solver": "held-out data", "calls": 0, "seconds": 0.0, "failed": 0} | scores
 
 
-def _scores(scores: dict[str, Any], key: str) -> dict[str, Any]:
-    names = ("precision", "recall", "memorised_fraction", "neighbour_ratio")
-    if not scores:
-        return {}
-    return {"distance": scores[key]} | {name: scores[name] for name in names if name in scores}
+def _image_scores(run: TrainedRun, settings: CompareSettings) -> ImageScores | None:
+    """What scores images by features that others have, where the settings or the run's ask for it."""
+    own = run.config.sampling
+    features = own.features if settings.features is None else settings.features
+    reference = settings.reference or (own.reference if settings.features is None else None)
+    check_settings(features, reference, run.data)
+    if features == LABELS:
+        return None
+    device = next(run.model.parameters()).device
+    return ImageScores(run.data, run.directory, features, reference, device, settings.seed)
 
 
-HEADER = "| solver | calls | seconds | {} distance | precision | recall | memorised | neighbour ratio |\n|---|---|---|---|---|---|---|---|"
+@dataclass(frozen=True)
+class _Measured:
+    """What a row says of its samples: the distance that solvers are compared by, and the rest."""
+
+    sample_metrics: SampleMetrics
+    image_scores: ImageScores | None
+
+    @property
+    def key(self) -> str:
+        if self.image_scores is not None:
+            return self.image_scores.key
+        return "sliced_wasserstein" if len(self.sample_metrics.data.shape) == 1 else "frechet_distance"
+
+    @property
+    def called(self) -> str:
+        """As the head of a column."""
+        of_images = None if self.image_scores is None else self.image_scores.network.distance
+        return of_images or {"frechet_distance": "Frechet distance", "sliced_wasserstein": "sliced Wasserstein distance"}[self.key]
+
+    def __call__(self, x: Tensor, size: int | None = None) -> dict[str, Any]:
+        scores = self.sample_metrics(x, size)
+        of_images = None if self.image_scores is None else self.image_scores(x, None if size is None or size >= len(x) else size)
+        if parallel.rank() > 0:
+            return {}
+        distance = scores[self.key] if of_images is None else of_images["distance"]
+        names = ("precision", "recall", "memorised_fraction", "neighbour_ratio")
+        return {"distance": distance} | {name: scores[name] for name in names if name in scores}
+
+
+HEADER = "| solver | calls | seconds | {} | precision | recall | memorised | neighbour ratio |\n|---|---|---|---|---|---|---|---|"
 QUALITIES_ARE = (
     "Memorised: the share of samples nearer to a training item than 95 % of held-out data are (new data: 0.05, copies: 1). Neighbour "
     "ratio: mean distance to the nearest training item over that of held-out data (new data: 1, copies: 0)."

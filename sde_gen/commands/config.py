@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..data import DATASETS, PATHS, is_path, item_shape
+from ..external.feature_networks import LABELS, features_named
 from ..networks import affordable_options, make_network
 from ..solvers import SOLVERS
 from ..training import TrainSettings
@@ -111,7 +112,9 @@ class ModelConfig(_Section):
 
 class SamplingConfig(_Section):
     """solver: a registered solver with its options; steps and grid: None for the solver's defaults; samples: how many are
-    drawn and measured; batch: how many at a time; seed: of their noise."""
+    drawn and measured; batch: how many at a time; seed: of their noise; features: what images are measured in beside the classifier of
+    their own labels, `external.feature_networks.FEATURES`; reference: an .npz of moments of such features to compare with, None for the
+    training data. Paths are kept whole."""
 
     solver: str = "pc"
     options: dict[str, Any] = {}
@@ -120,6 +123,19 @@ class SamplingConfig(_Section):
     samples: int = Field(default=1000, ge=16)
     batch: int = Field(default=500, ge=1)
     seed: int = Field(default=0, ge=0)
+    features: str = LABELS
+    reference: str | None = None
+
+    @field_validator("features")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        kind, path = features_named(value)
+        return kind if path is None else f"{kind}:{os.path.abspath(path)}"
+
+    @field_validator("reference")
+    @classmethod
+    def _whole(cls, value: str | None) -> str | None:
+        return None if value is None else os.path.abspath(value)
 
 
 class RunConfig(_Section):

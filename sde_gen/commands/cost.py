@@ -10,6 +10,7 @@ import torch
 
 from .. import metrics, parallel
 from ..data import Dataset
+from ..external.feature_networks import LABELS
 from ..metrics import features
 from ..models.score import ScoreModel
 from ..solvers import make_solver
@@ -17,6 +18,7 @@ from ..training import TrainSettings
 from ..training.trainer import Trainer
 from ..training.validation import LEVELS, MOST_SAMPLES
 from .config import RunConfig, SamplingConfig
+from .image_scores import ImageScores
 
 STEPS, SECONDS = 5, 3.0
 """Training steps that a dry run takes after a first one; it takes no more where they have lasted so long."""
@@ -82,7 +84,9 @@ def training_cost(training: TrainSettings, data: Dataset, behind: int, per_step:
     return f"{left} {more}steps of {training.batch} in about {about(seconds)} {how}"
 
 
-def sampling_cost(sampling: SamplingConfig, data: Dataset, per_call: float, film: int, directory: Path) -> str:
+def sampling_cost(
+    sampling: SamplingConfig, data: Dataset, per_call: float, film: int, directory: Path, device: torch.device | str = "cpu"
+) -> str:
     """ "sampling 1000 with pc: 201 calls each, about 60 s; metrics about 5 s"; `film`: samples that are drawn once more, to be shown."""
     solver = make_solver(sampling.solver, **sampling.options)
     steps = solver.default_steps if sampling.steps is None else sampling.steps
@@ -93,7 +97,10 @@ def sampling_cost(sampling: SamplingConfig, data: Dataset, per_call: float, film
         calls = solver.calls * steps + 1
         cost = f"{calls} calls each, about {about(calls * (sampling.samples / parallel.world() + film) * per_call)}"
     fit = " after fitting the grid" if sampling.grid == "fitted" else ""
-    return f"{what} {cost}{fit}; metrics about {about(metrics_seconds(data, sampling.samples, directory))}"
+    seconds = metrics_seconds(data, sampling.samples, directory)
+    if sampling.features != LABELS:
+        seconds += ImageScores(data, directory, sampling.features, sampling.reference, device).seconds(sampling.samples)
+    return f"{what} {cost}{fit}; metrics about {about(seconds)}"
 
 
 def metrics_seconds(data: Dataset, samples: int, directory: Path) -> float:

@@ -18,6 +18,7 @@ from .. import metrics, parallel, report
 from .. import progress as progress_bars
 from ..data import Dataset, rows_drawn
 from ..data.write import DataDescription, in_words, write_npz
+from ..external.feature_networks import LABELS
 from ..models.score import ScoreModel
 from ..report.files import atomic_path, write_text
 from ..sampling.failures import SolverError
@@ -28,6 +29,7 @@ from ..training import save_fitted
 from ..training.loss_summary import summarise_losses
 from ..unknown_numbers import from_json, shown_estimate, shown_number, to_json, with_nan
 from .by_condition import PICTURE, class_lines, information_lines, information_of_run, keep_information, picture_run, titled
+from .image_scores import ImageScores, lines_of
 from .runs import TrainedRun, conditions_for, film_count, pictured
 from .training_files import environment, history_of, metrics_of, shown_state
 
@@ -80,6 +82,9 @@ def sample_run(run: TrainedRun, device: torch.device | str = "cpu", progress: bo
     seconds = time.monotonic() - began - drawing
     x = out.x.cpu()
     scores = measure(run.data, x, run.directory, settings.seed, progress, (cond or {}).get("label"))
+    if settings.features != LABELS:
+        image_scores = ImageScores(run.data, run.directory, settings.features, settings.reference, device, settings.seed)
+        scores["image_scores"] = image_scores.beside_held_out(x)
     if parallel.rank() > 0:
         return {}
     place.mkdir(parents=True, exist_ok=True)
@@ -409,6 +414,8 @@ def report_lines(run: TrainedRun, scores: dict[str, Any]) -> Sequence[str]:
             "(1: like new data, 0: copies)"
         )
         lines += [f"          (not known: {reason})" for reason in dict.fromkeys(_reasons(scores, "memorised_fraction", "neighbour_ratio"))]
+    if "image_scores" in scores:
+        lines += titled("images", lines_of(scores["image_scores"]))
     lines += titled("classes", class_lines(scores))
     lines += titled("condition", information_lines(scores.get("information", {})))
     lines += _learned(run, scores)

@@ -15,6 +15,7 @@ from ..data.assemble import SPLITS
 from ..data.decode import MODES
 from ..data.formats import NAMED
 from ..data.write import FORMATS
+from ..external.feature_networks import FEATURES
 from ..guidance import GUIDANCE
 from ..inverse import METHODS
 from ..likelihood.bits_per_dim import DEQUANTISATIONS
@@ -81,6 +82,8 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "steps": ("sampling", "steps"),
     "grid": ("sampling", "grid"),
     "samples": ("sampling", "samples"),
+    "features": ("sampling", "features"),
+    "reference": ("sampling", "reference"),
 }
 
 
@@ -147,6 +150,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--steps", metavar="N", type=int, help="solver steps (ode: the most that a sample may take)")
     what.add_argument("--grid", metavar="NAME", help=f"time grid: {', '.join(names['grid'])}, or fitted (default: the solver's)")
     what.add_argument("--samples", metavar="N", type=int, help="how many samples are drawn and measured")
+    add_features_flags(what)
     what.add_argument("--seed", metavar="N", type=int, help="of weights, data order and noise in training, and of sampling")
     what.add_argument("--sample-seed", metavar="N", type=int, help="of sampling alone: other samples of the same network")
     what.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="any key, as sde.settings.beta_max=15 (repeatable)")
@@ -168,6 +172,12 @@ def add_machine_flags(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--dry-run", action="store_true", help="check everything, print what it costs and the resolved configuration, and stop"
     )
+
+
+def add_features_flags(parser: argparse._ActionsContainer) -> None:
+    """Which network's features images are compared in, and with what."""
+    parser.add_argument("--features", metavar="NAME", help=f"compare images in features of: {FEATURES} (FID: inception:FILE of weights)")
+    parser.add_argument("--reference", metavar="FILE", help=".npz of moments (mu, sigma) to compare with instead of the training data")
 
 
 def add_threads_flag(parser: argparse._ActionsContainer) -> None:
@@ -321,6 +331,7 @@ COMPARE_EXAMPLES = """examples:
   %(prog)s                                        the default run's network (trained now if there is none)
   %(prog)s --run runs/digits-ve --solvers ancestral,ddim,dpm_sde --calls 10,50
   %(prog)s --samples 1000                         smaller error bars, in proportion longer
+  %(prog)s --run runs/cifar10-vp --features inception:pt_inception-2015-12-05-6726825d.pth     by FID
 
 compare/ in the run directory gets table.md, compare.json, distance.png and samples.png."""
 
@@ -333,6 +344,7 @@ def add_compare_flags(parser: argparse.ArgumentParser) -> None:
     calls = f"network calls, separated by commas (default {','.join(map(str, CALLS))}; for ancestral 200 and 1000 too)"
     parser.add_argument("--calls", metavar="NUMBERS", help=calls)
     parser.add_argument("--samples", metavar="N", type=int, default=default.samples, help="of each solver at each budget (%(default)s)")
+    add_features_flags(parser)
     parser.add_argument("--seed", metavar="N", type=int, default=default.seed, help="the same for every solver (%(default)s)")
     parser.add_argument("--batch", metavar="N", type=int, default=default.batch, help="samples at a time (%(default)s)")
 

@@ -24,15 +24,17 @@ from ..unknown_numbers import number, shown_estimate, shown_number, to_json
 from .by_condition import PICTURE, information_lines
 from .compare import COLUMNS, QUALITIES_ARE
 from .config import ConfigError
+from .image_scores import CALLED, lines_of
 from .restore import COLUMNS as RESTORE_COLUMNS
 from .restore import TRUTHS, shown_coverage
-from .saved_run import CHANCE, DISTANCES, SavedRun, read_run, warnings
+from .saved_run import CHANCE, DISTANCES, OF_IMAGES, SavedRun, read_run, warnings
 
 MOST_BYTES = 5_000_000
 FOR_TEXT = 80_000
 """Of them, kept for each run's tables, texts and settings; the rest is shared out evenly for its pictures."""
 QUALITIES = {"precision": "precision", "recall": "recall", "memorised_fraction": "memorised", "neighbour_ratio": "neighbour ratio"}
 SIZE = "at N items"
+IMAGE_COLUMNS = (*OF_IMAGES.values(), "without bias", "KID", "Inception Score", "at N images")
 UNREADABLE = (KeyError, TypeError, ValueError, IndexError, AttributeError, OSError)
 """What reading a file that no command wrote so can raise."""
 
@@ -115,6 +117,7 @@ def _summary(runs: Sequence[SavedRun]) -> Table:
     names = [*DISTANCES.values(), "held-out bits/dim", "held-out nats/dim", *QUALITIES.values()]
     columns = ["run", "data", "SDE", "solver", "network calls", *names, "samples", "s a sample"]
     columns.insert(columns.index(names[0]) + len(DISTANCES), SIZE)
+    columns += IMAGE_COLUMNS
     rows = []
     for run in runs:
         likelihood = _held_out_likelihood(run)
@@ -123,11 +126,21 @@ def _summary(runs: Sequence[SavedRun]) -> Table:
             distances, qualities = ([_estimate(scores.get(key)) for key in keys] for keys in (DISTANCES, QUALITIES))
             which = [Cell(run.name), Cell(run.config.data.name), Cell(run.config.sde.name), Cell(name), _count(scores.get("network_calls"))]
             size = _count(scores.get("distance_size"))
-            rows.append([*which, *distances, size, *likelihood, *qualities, _count(scores.get("samples")), _number(rate, 3)])
+            of_images = _of_images(scores.get("image_scores", {}))
+            rows.append([*which, *distances, size, *likelihood, *qualities, _count(scores.get("samples")), _number(rate, 3), *of_images])
     notes = f"Distances depend on the number of items, {SIZE!r}: compare those of one number. {QUALITIES_ARE}"
     if len(runs) == 1:
         return Table("Every solver that sampled this network", columns[3:], [row[3:] for row in rows], notes).filled()
     return Table("Every solver of every run", columns, rows, notes).filled()
+
+
+def _of_images(scores: Mapping[str, Any]) -> list[Cell]:
+    """The cells of `IMAGE_COLUMNS`."""
+    distances = [_estimate(scores.get("distance")) if scores.get("called") == name else Cell("") for name in CALLED]
+    free = scores.get("unbiased")
+    unbiased = Cell("") if free is None or "reason" in free else _estimate(free)
+    kernel = _estimate(scores.get("kernel"), 5) if scores.get("called") == "FID" else Cell("")
+    return [*distances, unbiased, kernel, _estimate(scores.get("score", {}).get("value")), _count(scores.get("size"))]
 
 
 def _summarised(run: SavedRun) -> bool:
@@ -160,6 +173,8 @@ def _samples(run: SavedRun, embedder: Embedder) -> list[Block]:
         picture = embedder.picture(place / "samples.png")
         if picture is not None:
             blocks.append(Picture(picture, f"Samples drawn with {name}", f"{name}: {calls}{distance}"))
+        if "image_scores" in scores:
+            blocks += [_sentence(f"{name}: {line}") for line in lines_of(scores["image_scores"])]
         frames = embedder.film(place / "denoising.gif")
         if frames:
             blocks.append(Film(frames, f"Denoising with {name}", f"{name}, from noise to data: every state is shown at unit variance"))
@@ -253,7 +268,7 @@ def _comparison(run: SavedRun, embedder: Embedder) -> list[Block]:
     if not run.comparison:
         return []
     rows, held_out, key = run.comparison["rows"], run.comparison["held_out"], run.comparison["distance"]
-    label = DISTANCES[key]
+    label = (DISTANCES | OF_IMAGES)[key]
     blocks: list[Block] = [_sentence(run.comparison["answer"].removeprefix("answer").strip())]
     beyond = None if held_out is None else held_out["distance"]
     if any(math.isfinite(number(row["distance"]["value"])) for row in rows if "distance" in row):
@@ -360,15 +375,19 @@ def _again(run: SavedRun, embedder: Embedder) -> list[Block]:
     for name, scores in run.solvers.items():
         chosen = scores.get("settings", {})
         keys = {"steps": "--steps", "grid": "--grid", "samples": "--samples", "seed": "--sample-seed"}
+        own = run.config.sampling
+        others = ["reference"] if own.reference is not None else []
+        keys |= {key: f"--{key}" for key in ("features", "reference") if chosen.get(key) != getattr(own, key)}
         flags = [f"{flag} {shlex.quote(str(chosen[key]))}" for key, flag in keys.items() if chosen.get(key) is not None]
         # The solver's own are said too: config.yaml has those of the last run.
-        flags += [f"--set sampling.{key}=null" for key in ("steps", "grid") if key in chosen and chosen[key] is None]
+        flags += [f"--set sampling.{key}=null" for key in ("steps", "grid", *others) if key in chosen and chosen[key] is None]
         flags += [f"--set {shlex.quote(f'sampling.options.{key}={to_json(value)}')}" for key, value in chosen.get("options", {}).items()]
         again = f"python experiments/run.py --config {shlex.quote(str(run.directory / 'config.yaml'))} --out {place}"
         lines.append(" ".join([again, f"--solver {shlex.quote(name)}", *flags]))
     if run.comparison:
         chosen = run.comparison["settings"]
         flags = [f"--{key} {shlex.quote(str(chosen[key]))}" for key in ("samples", "seed", "batch")]
+        flags += [f"--{key} {shlex.quote(str(chosen[key]))}" for key in ("features", "reference") if chosen.get(key) is not None]
         if chosen["calls"] is not None:
             flags.append("--calls " + ",".join(map(str, chosen["calls"])))
         lines.append(f"python experiments/compare.py --run {place} --solvers {shlex.quote(','.join(chosen['solvers']))} {' '.join(flags)}")

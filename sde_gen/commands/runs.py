@@ -35,6 +35,7 @@ from ..training.checkpoint import describe
 from ..unknown_numbers import to_json
 from .config import ConfigError, RunConfig, read_config, recipe_note, resolve
 from .cost import SNAPSHOT_CALLS, sampling_cost, seconds_per_call, seconds_per_step, snapshot_count, training_cost
+from .image_scores import check_settings
 from .noise_ends import resolve_ends, warnings_of_ends
 from .reuse import Earlier, going_on, read_earlier
 from .training_files import TRAINING_FILES, category_names, conditions_of, environment, make_missing_files, missing_files
@@ -215,6 +216,8 @@ def open_run(
     for line in evidence:
         say(f"noise     {line}")
     model = check(config, data)
+    if sampled:
+        check_settings(config.sampling.features, config.sampling.reference, data)
     if not directory.exists():  # before anything is written
         _check_training(config, tensorboard)
     with contextlib.ExitStack() as until_returned:
@@ -285,7 +288,7 @@ def _sampling_cost(model: ScoreModel, run: TrainedRun, per_call: float | None = 
     sampling = run.config.sampling
     if per_call is None:
         per_call = seconds_per_call(model, run.data.shape, min(run.config.training.batch, sampling.samples))
-    return sampling_cost(sampling, run.data, per_call, film_count(run), run.directory)
+    return sampling_cost(sampling, run.data, per_call, film_count(run), run.directory, next(model.parameters()).device)
 
 
 def pictured(data: Dataset) -> Tensor:

@@ -25,6 +25,8 @@ LEAST_CONFIRMED = 0.8
 LARGE = 0.1
 """Of a likelihood: the solver's own estimate of its error beyond which the number says little."""
 DISTANCES = {"frechet_distance": "Fréchet distance", "sliced_wasserstein": "sliced Wasserstein distance"}
+OF_IMAGES = {"fid": "FID", "imagenet_distance": "Fréchet distance in ImageNet features"}
+"""Distances in features that are the same for everybody."""
 
 
 @dataclass

@@ -119,7 +119,7 @@ class Frechet:
     size: int
 
 
-def frechet_to(features: Tensor, reference: Moments | Tensor, splits: int = 2, seed: int = 0) -> Frechet:
+def frechet_to(features: Tensor, reference: Moments | Tensor, splits: int = 2, seed: int = 0, drawn: Tensor | None = None) -> Frechet:
     """Frechet distance of features to a reference's moments, with the error and the bias of so few items.
 
         d(S) = |mu - mu_r|^2 + tr(S + S_r - 2 (S_r^(1/2) S S_r^(1/2))^(1/2))
@@ -142,13 +142,15 @@ def frechet_to(features: Tensor, reference: Moments | Tensor, splits: int = 2, s
         reference: its moments, taken as exact; or its own features (M, D), whose error is then added.
         splits: number of random splits into halves, at least 1.
         seed: of the splits.
+        drawn: where the reference is moments of a sample of known `count`: features (M, D) of some of its items, which tell its error.
 
     Raises:
         ValueError: fewer than four items, other widths, or values that are not finite.
     """
     check_count("splits", splits, 1)
     x = matrix("features", features, least=4)
-    theirs = None if isinstance(reference, Moments) else matrix("reference", reference, least=4)
+    theirs = drawn if isinstance(reference, Moments) else reference
+    theirs = None if theirs is None else matrix("reference", theirs, least=4)
     moments = reference if isinstance(reference, Moments) else Moments.of(reference)
     n, width = x.shape
     if width != moments.width:
@@ -215,7 +217,7 @@ def _with_variance(centred: Tensor, gap: Tensor, projected: Tensor, moments: Mom
         white = (y @ basis[:, solid] / values[solid]) @ basis[:, solid].T
         pulled = ((white @ directions).square() @ roots) / math.sqrt(n - 1)
         influence = -2 * (y @ gap) + y.square().sum(1) - pulled
-        variance += float(influence.var()) / len(theirs)
+        variance += float(influence.var()) / (moments.count or len(theirs))
     return value, variance
 
 

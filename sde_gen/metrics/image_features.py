@@ -65,6 +65,10 @@ class ImageFeatures(nn.Module):
         """(B, width) of images (B, 3, H, W) in 0 .. 255, of the type of the weights."""
         raise NotImplementedError
 
+    def logits(self, features: Tensor) -> Tensor | None:
+        """(N, classes) of features, for the Inception Score; None of a network for which none is defined."""
+        return None
+
     @property
     def source(self) -> str:
         """Network and weights in words."""

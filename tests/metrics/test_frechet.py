@@ -85,6 +85,10 @@ def test_the_error_where_both_covariances_are_diagonal():
     assert found.value == pytest.approx(float(((s - 1).square() * b.var(0)).sum()), rel=1e-6)
     assert frechet_to(a, Moments.of(b)).value.std_error == pytest.approx(expected[0], rel=1e-6)
     assert found.std_error == pytest.approx(math.hypot(*expected), rel=1e-6)
+    assert frechet_to(a, Moments.of(b), drawn=b[1:]).value.std_error == pytest.approx(found.std_error, rel=0.1)
+    many = Moments(Moments.of(b).mean, Moments.of(b).covariance, 600)
+    error = frechet_to(a, many, drawn=b).value.std_error
+    assert error == pytest.approx(math.hypot(expected[0], expected[1] / math.sqrt(10)), rel=1e-6)
 
 
 @pytest.mark.parametrize(("stretch", "shift"), [(0.0, 0.0), (0.3, 0.8)])
