@@ -34,8 +34,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import sde_gen
-from sde_gen.exact.mixtures import MixtureData, column, marginal
 from sde_gen.data import Normalizer
+from sde_gen.exact.mixtures import MixtureData, column, marginal
 from sde_gen.inverse import MEASURED, METHODS, Gaussian, Matrix
 from sde_gen.models.moments import Moments
 from sde_gen.unknown_numbers import to_json
