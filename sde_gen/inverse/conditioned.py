@@ -41,7 +41,7 @@ class Observed:
         self.variance = torch.where(self.seen, self.measurement.noise.variance(self.y), 1).to(x.dtype)
         self.variance_of_seen = torch.where(self.seen, self.variance, 0)
         self.scale = self._scale(x)
-        self._iterations: dict[float, int] = {}
+        self.plans: dict[Any, Any] = {}  # what methods work out of it once a run
 
     def _scale(self, x: Tensor) -> Tensor:
         one = torch.ones(1, *self.shape, dtype=torch.float64, device=x.device)
@@ -90,13 +90,13 @@ class Observed:
         def product(v: Tensor) -> Tensor:
             return noise * self.variance_of_seen * v + wide * self.forward(self.adjoint(v))
 
-        if noise not in self._iterations:
+        if ("iterations", noise) not in self.plans:
             # Planned at the first call of a run, where the spread is largest and the system worst, on numbers that are always the same.
             generator = torch.Generator().manual_seed(0)
             probe = torch.randn(u.shape[1:], generator=generator, dtype=torch.float64).to(u).expand_as(u)
             needed = iterations_needed(product, torch.where(self._rows(u), probe, 0), min(self.entries, MOST_ITERATIONS), TOLERANCE)
-            self._iterations[noise] = min(self.entries, MOST_ITERATIONS, needed + needed // 4 + 1)
-        return conjugate_gradients(product, u, self._iterations[noise], TOLERANCE)
+            self.plans["iterations", noise] = min(self.entries, MOST_ITERATIONS, needed + needed // 4 + 1)
+        return conjugate_gradients(product, u, self.plans["iterations", noise], TOLERANCE)
 
     def pulled(self, z: Tensor, spread: Tensor | float, noise: float = 1.0) -> Tensor:
         """spread H^T (noise Sigma_y + spread H H^T)^-1 (y - A(decode(z))): how far data N(z, spread I) move towards y; noise 0 moves them

@@ -73,5 +73,5 @@ class _Projector:
         x = x + observed.adjoint(observed.solve(noised, 1.0, noise=0.0))
         return x, model.predict(x, t, **cond), history
 
-    def moved(self, update: Update, z: Tensor, seen: tuple[Tensor, ...]) -> None:
+    def moved(self, update: Update, z: Tensor) -> None:
         return None

@@ -11,74 +11,37 @@ from torch import Tensor
 from ..models.denoiser import Denoiser, Prediction
 from ..models.weighed import Weighed, Weighing
 from ..sampling.sample import sample
+from .average import averaged
 from .conditioned import Conditioned, Observed
 from .measurement import MEASURED, Measurement
 from .moment_matched import MomentMatched, moment_matched
 from .request import Posterior, Request, repeated
+from .towards import Towards
 
-
-class Towards:
-    """The reverse step towards a measurement, with the covariance that p(x_0 | x_t) gives it along the measured directions.
-
-        p(x_s | x_t) = N(a x + b D, c^2 I + b^2 G^T G),   q = N(a x + b (D + shift), c^2 I + b^2 G^T (I + mu)^-1 G)
-
-    where x_s given x_t and x_0 is N(a x + b x_0, c^2 I), and N(D, V) stands for p(x_0 | x_t): V = G^T G along what is measured, and what
-    a network says nothing of is left out. For Gaussian data both are exact there, and the weights are all alike.
-    """
-
-    def __init__(self, columns: Tensor, aim: Tensor, narrowed: Tensor) -> None:
-        self.columns, self.aim, self.narrowed = columns, aim, narrowed
-
-    @classmethod
-    def of(cls, found: MomentMatched) -> Towards:
-        total = found.noise + found.mu
-        return cls(found.columns.flatten(2), found.mu.sqrt() / total * found.rest, (found.noise / total).sqrt())
-
-    def taken(self, order: Tensor) -> Towards:
-        return Towards(self.columns[order], self.aim[order], self.narrowed[order])
-
-    def move(self, b: float, c: float, z: Tensor, bend: Tensor) -> tuple[Tensor, Tensor]:
-        """What is added to a x + b D + bend + c z for it to be a draw of q, of z's shape, and log p/q of that draw, (B,).
-
-        A multistep solver's bend stands for the same covariance, and stays where nothing is measured.
-        """
-        g, flat, ratio = self.columns, z.flatten(1), b / c
-        narrow = g * self.narrowed[..., None]
-        values, vectors = torch.linalg.eigh(narrow @ narrow.mT)
-        values = values.clamp_min(0)
-        # The root of I + ratio^2 narrow^T narrow, less I, on z.
-        root = ratio**2 / (1 + torch.sqrt(1 + ratio**2 * values))
-        along = ((narrow @ flat[..., None])[..., 0][:, None] @ vectors)[:, 0]
-        widened = (((root * along)[:, None] @ vectors.mT) @ narrow)[:, 0]
-        extra = ratio * (self.aim[:, None] @ g)[:, 0] + widened
-        wide = flat + extra
-        # By eigenvectors, for columns that are nearly parallel leave no Cholesky factor in float32.
-        wide_values, wide_vectors = torch.linalg.eigh(g @ g.mT)
-        wide_values = wide_values.clamp_min(0)
-        seen = ((g @ wide[..., None])[..., 0][:, None] @ wide_vectors)[:, 0] / torch.sqrt(wide_values + 1 / ratio**2)
-        quadratic = (extra * (wide + flat)).double().sum(1) - seen.double().square().sum(1)
-        gained = 0.5 * ((torch.log1p(ratio**2 * values) - torch.log1p(ratio**2 * wide_values)).double().sum(1) - quadratic)
-        # The bend, off the columns' span.
-        inside = ((g @ bend.flatten(1)[..., None])[..., 0][:, None] @ wide_vectors)[:, 0]
-        real = wide_values > 1e-6 * wide_values[:, -1:]
-        inside = torch.where(real, inside / torch.where(real, wide_values, 1), 0)
-        measured = ((inside[:, None] @ wide_vectors.mT) @ g)[:, 0]
-        return (c * extra - measured).reshape(z.shape), gained
+DIFFERENTIATED = 8
+"""Measured entries up to which V is the network's own Jacobian, one vector-Jacobian product for each entry; above it is that of Gaussian
+data with the model's moments, which is as good for images and costs nothing."""
+PLANNED = 1024
+"""Measured entries above which that covariance is not decomposed, and V is looked at along some directions."""
+REACH = 4.0
+"""sigma/alpha in units of the data's largest standard deviation above which states say next to nothing of the data."""
 
 
 class Twisted(Conditioned, Weighed):
-    """K weighted particles for each sample, moved by MMPS and weighted with its own evidence as twist.
+    """K weighted particles for each sample, moved towards the measurement and weighted with its evidence as twist.
 
-        psi(x_t) = N(y; A(D), Sigma_y + H V H^T),   V = (sigma^2/alpha) dD/dx
+        psi(x_t) = N(y; A(D), Sigma_y + H V H^T)
         w_s = w_t p(x_s | x_t) psi(x_s)/(q(x_s | x_t) psi(x_t))
 
-    p is the model's own reverse step, q that with the prediction shifted as `MMPS` says; at the end psi is the likelihood itself where
-    the noise is not Gaussian. Groups of few effective particles are resampled on their way.
+    p is the solver's own step, q that tilted by psi (see `Towards`), V stands for Cov[x_0 | x_t]: up to 8 measured entries it is the
+    network's own Jacobian, (sigma^2/alpha) dD/dx, which tells modes apart; above, that of Gaussian data with the model's moments. At the
+    end psi is the likelihood itself where the noise is not Gaussian. Groups of few effective particles are resampled on their way.
 
-    Exact as the number of particles grows, for any operator and any noise with a density, up to the solver's steps: its weighted samples
-    are those of the posterior, and the mean weight is the evidence.
+    Exact as the number of particles grows, for any operator, any noise with a density and any V: its weighted samples are those of the
+    law that the solver draws from by its steps, given y, and the mean weight is the evidence.
 
-    directions: see `MMPS`.
+    directions: along which V is looked at where neither holds: a linear operator of more than 1,024 entries, or one that is not linear
+        of more than 48, as `MMPS` does it.
     resample_below: the share of effective particles below which a group is resampled. A twist that errs prunes what would have counted, and
         errs most while the data's modes part.
 
@@ -93,9 +56,12 @@ class Twisted(Conditioned, Weighed):
         if not 0 <= resample_below <= 1:
             raise ValueError(f"resample_below must be in [0, 1], got {resample_below!r}")
         self.resample_below = resample_below
+        self.widest = math.inf if model.moments is None else float(model.moments.along.max())
+        if model.moments is not None and self.widest > 0:
+            self.resample_from = -math.log(REACH * math.sqrt(self.widest))
 
     def correct(self, x: Tensor, t: Tensor | float, observed: Observed, cond: dict[str, Tensor]) -> Prediction:
-        return self._shifted(self._matched(x, t, observed, cond))
+        return self._shifted(self._differentiated(x, t, observed, cond))
 
     def weigh(self, x: Tensor, t: float, **cond: Tensor) -> Weighing:
         observed = self.observed(x, t, cond.pop(MEASURED))
@@ -109,9 +75,22 @@ class Twisted(Conditioned, Weighed):
         observed = Observed(self, cond[MEASURED], x)
         return replace(last, twist=observed.log_prob(last.prediction.denoised).double())
 
-    def _matched(self, x: Tensor, t: Tensor | float, observed: Observed, cond: dict[str, Tensor]) -> MomentMatched:
+    def _matched(self, x: Tensor, t: float, observed: Observed, cond: dict[str, Tensor]) -> MomentMatched:
+        moments, entries = self.model.moments, observed.entries
+        # Where states say nothing of the data a network's Jacobian is noise, and data look Gaussian.
+        early = float(self.sde.half_log_snr(float(t))) < self.resample_from
+        if moments is None or not observed.linear or entries > PLANNED or (entries <= DIFFERENTIATED and not early):
+            return self._differentiated(x, t, observed, cond)
+        alpha, sigma = (float(value) for value in self.sde.marginal(torch.tensor(float(t), dtype=torch.float64)))
+        return averaged(self.model.predict(x, t, **cond), observed, moments, alpha, sigma)
+
+    def _differentiated(self, x: Tensor, t: Tensor | float, observed: Observed, cond: dict[str, Tensor]) -> MomentMatched:
         alpha, sigma = self.levels(x, t)
-        return moment_matched(self.model, x, t, observed, cond, sigma**2 / alpha, self.directions, evidence=True)
+        found = moment_matched(self.model, x, t, observed, cond, sigma**2 / alpha, self.directions, evidence=True)
+        # A Jacobian that is not symmetric gives columns of any length to directions of small variance.
+        length = found.columns.flatten(2).square().sum(2)
+        held = torch.sqrt(self.widest / length.clamp_min(torch.finfo(x.dtype).tiny)).clamp_max(1)
+        return replace(found, columns=found.columns * held.reshape(*held.shape, *[1] * (x.ndim - 1)))
 
     @staticmethod
     def _shifted(found: MomentMatched) -> Prediction:

@@ -114,9 +114,9 @@ class Moments(nn.Module):
 
         It is the best linear denoiser of any data with these moments. `alpha`, `sigma` scalars; shape of `x`.
         """
-        variances = self._variances()
+        variances = self.along
         gain = alpha * variances / (alpha**2 * variances + sigma**2)
-        return (self.mean + self._product(gain, x - alpha * self.mean)).to(x.dtype)
+        return (self.mean + self.product(gain, x - alpha * self.mean)).to(x.dtype)
 
     def posterior_covariance(self, v: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Cov[x_0 | x_t] v of Gaussian data with these moments, sigma^2 C (alpha^2 C + sigma^2)^-1 v; alpha, sigma () or (B,), v and the
@@ -129,9 +129,9 @@ class Moments(nn.Module):
         """The probability flow of Gaussian data with these moments, exactly, from alpha[0], sigma[0] to alpha[1], sigma[1]:
         alpha m + ((alpha^2 C + sigma^2)/(alpha_t^2 C + sigma_t^2))^(1/2) (x - alpha_t m); shape of `x`."""
         alpha, sigma = alpha.to(self.mean), sigma.to(self.mean)
-        variances = self._variances()
+        variances = self.along
         before, after = ((alpha[i] ** 2 * variances + sigma[i] ** 2) for i in (0, 1))
-        return (alpha[1] * self.mean + self._product(torch.sqrt(after / before), x - alpha[0] * self.mean)).to(x.dtype)
+        return (alpha[1] * self.mean + self.product(torch.sqrt(after / before), x - alpha[0] * self.mean)).to(x.dtype)
 
     def continued(self, x: Tensor, denoised: Tensor, alpha: Tensor, sigma: Tensor, ratios: Tensor) -> list[Tensor]:
         """E[x_0 | x] of such Gaussian data along the flow through x, at alpha/sigma = each of `ratios`, shifted by a constant
@@ -141,12 +141,12 @@ class Moments(nn.Module):
         goes on smoothly through u = 0 (pure noise) to negative u.
         """
         alpha, sigma, ratios = (value.to(self.mean) for value in (alpha, sigma, ratios))
-        variances = self._variances()
+        variances = self.along
         here = alpha * variances / (alpha**2 * variances + sigma**2)
         constant = 1 / torch.sqrt(alpha**2 * variances + sigma**2)
         gains = [variances * u / torch.sqrt(1 + variances * u**2) * constant - here for u in ratios]
         centred = x - alpha * self.mean
-        return [denoised + self._product(gain, centred).to(x.dtype) for gain in gains]
+        return [denoised + self.product(gain, centred).to(x.dtype) for gain in gains]
 
     def axes(self, shape: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Mean (D,), variances along the principal axes (D,) and these axes as columns (D, D), None where they are the elements',
@@ -155,11 +155,12 @@ class Moments(nn.Module):
         variances = self.eigenvalues if self.eigenvectors is not None else self.eigenvalues.expand(shape).flatten()
         return mean, variances, self.eigenvectors
 
-    def _variances(self) -> Tensor:
-        """What `_product` takes a gain for: the variances along the axes that are known, and beyond the largest of them."""
+    @property
+    def along(self) -> Tensor:
+        """What `product` takes a gain for: the variances along the axes that are known, and beyond the largest of them."""
         return self.eigenvalues if self.axis_values is None else self.axis_values
 
-    def _product(self, gain: Tensor, centred: Tensor) -> Tensor:
+    def product(self, gain: Tensor, centred: Tensor) -> Tensor:
         """The matrix with these eigenvalues times `centred` (B, *), float64."""
         if self.axis_vectors is not None:
             flat = centred.double().flatten(1)
@@ -177,7 +178,7 @@ class Moments(nn.Module):
     def spread(self) -> tuple[float, float]:
         """sqrt(sum s^4/sum s^2) and the root mean square of the standard deviations s along the principal axes: the spread
         of the directions that hold most of the variance, and of all."""
-        variances, weights = self._variances(), None
+        variances, weights = self.along, None
         if self.axis_vectors is not None:
             dim, known = self.axis_vectors.shape
             weights = torch.cat((variances.new_ones(known), variances.new_tensor([dim - known]))) / dim

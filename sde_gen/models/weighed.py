@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,9 +18,9 @@ class Proposal(Protocol):
     def taken(self, order: Tensor) -> Proposal:
         """That of the states that come from these rows, (B,)."""
 
-    def move(self, b: float, c: float, z: Tensor, bend: Tensor) -> tuple[Tensor, Tensor]:
-        """What is added to the step a x + b D + bend + c z of states x (B, *), and the log-ratio of the law's own step to the one taken,
-        (B,). bend: what a multistep solver makes of earlier predictions."""
+    def move(self, b: float, c: float, z: Tensor) -> tuple[Tensor, Tensor]:
+        """What is added to a step of states x (B, *) with the noise c z, in which predictions have the weight b, and the log-ratio of the
+        law's own step to the one taken, (B,)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,8 @@ class Weighed(Wrapper):
     same_law = False
     resample_below: float | None = None
     """Share of effective particles below which a group is resampled; None: the solver's own choice."""
+    resample_from: float = -math.inf
+    """Half log-SNR below which no group is: where states say next to nothing of the data, neither do their weights."""
 
     @abstractmethod
     def weigh(self, x: Tensor, t: float, **cond: Tensor) -> Weighing:

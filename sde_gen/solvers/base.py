@@ -201,7 +201,7 @@ def run_updates(run: Run, x: Tensor, updates: list[Update], history: tuple[Tenso
         if update.c_most is not None or update.c:
             z = run.noise.draw()
             terms.append((update.c, z) if update.c_most is None else (1.0, z * learned_std(fraction, update.c, update.c_most)))
-            kick = None if run.population is None else run.population.moved(update, z, seen)
+            kick = None if run.population is None else run.population.moved(update, z)
             if kick is not None:
                 terms.append((1.0, kick))
         if update.a != 1.0:

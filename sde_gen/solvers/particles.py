@@ -43,7 +43,7 @@ class Population:
         predictions before it in the order that this leaves."""
         weighing = model.weigh(x, t, **cond)
         self._weigh(weighing, float(model.sde.half_log_snr(float(t))))
-        order = self._order()
+        order = self._order(self.level >= model.resample_from)
         self.ancestors = self.ancestors.flatten()[order].reshape(self.ancestors.shape)
         self.rate, self.twist = (None if value is None else value[order] for value in (self.rate, self.twist))
         self.proposal = None if weighing.proposal is None else weighing.proposal.taken(order)
@@ -51,16 +51,13 @@ class Population:
         fraction = None if found.variance_fraction is None else found.variance_fraction[order]
         return x[order], Prediction(found.denoised[order], fraction), tuple(value[order] for value in history)
 
-    def moved(self, update: Update, z: Tensor, seen: tuple[Tensor, ...]) -> Tensor | None:
-        """What a proposal adds to a step with the noise z and the predictions `seen`, the latest first, after the weights of that step."""
+    def moved(self, update: Update, z: Tensor) -> Tensor | None:
+        """What a proposal adds to a step with the noise z, after the weights of that step."""
         if self.proposal is None:
             return None
         if update.c_most is not None or update.view is not None:
             raise ValueError("particles with a proposal need a solver in data prediction, such as dpm_sde, and no learned variance")
-        bend = torch.zeros_like(z)
-        for weight, earlier in zip(update.b[1:], seen[1:], strict=False):
-            bend = bend + weight * (earlier - seen[0])
-        kick, gained = self.proposal.move(sum(update.b), update.c, z, bend)
+        kick, gained = self.proposal.move(sum(update.b), update.c, z)
         self.log_weights = self.log_weights + gained.reshape(self.log_weights.shape)
         return kick
 
@@ -77,9 +74,11 @@ class Population:
             self.log_weights = self.log_weights + gained.reshape(self.log_weights.shape)
         self.rate, self.twist, self.level = found.rate, found.twist, level
 
-    def _order(self) -> Tensor:
+    def _order(self, open_to_it: bool) -> Tensor:
         """Systematic resampling of the groups below the threshold: which row each row takes its state from. Nothing waits for a device."""
         uniform = torch.special.ndtr(self.uniforms.draw().reshape(-1, 1))  # drawn every time, whether it is used or not
+        if not open_to_it:
+            return self.own
         weights = self.log_weights.softmax(1)
         few = 1 / weights.square().sum(1) < self.threshold * self.size
         places = (uniform + torch.arange(self.size, device=weights.device)) / self.size

@@ -29,6 +29,7 @@ from sde_gen.inverse import (
     Poisson,
     Quantised,
     moment_matched,
+    twisted,
 )
 from sde_gen.inverse.gibbs import narrowed
 from sde_gen.models.moments import Moments
@@ -204,7 +205,7 @@ def test_the_posterior_of_gaussian_data(method: str) -> None:
         truth = data.log_evidence(matrix, rest, variance)
         torch.testing.assert_close(found.log_evidence, truth, rtol=0, atol=0.01)
         assert found.log_evidence_error is not None and float(found.log_evidence_error.max()) < 0.02
-        assert float(found.ess.min()) > 0.97 * count, "the twist and the steps are exact there, and the weights are all alike"
+        assert float(found.ess.min()) > 0.9 * count, "the twist is exact there, and the weights are alike up to the steps"
 
 
 def test_twisted_particles_reach_a_mixture_that_mmps_misses() -> None:
@@ -500,22 +501,92 @@ def test_the_noise_of_a_gibbs_sweep_has_its_covariance() -> None:
     )
 
 
-def test_a_step_of_particles_is_weighed_by_its_two_densities() -> None:
+@pytest.mark.parametrize("differentiated", [8, 0], ids=["jacobian", "average"])
+def test_a_step_of_particles_is_weighed_by_its_two_densities(differentiated: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(twisted, "DIFFERENTIATED", differentiated)
     data, measurement = law(3), MEASUREMENTS["matrix"]
     model = model_of(data)
     y, x, z = measured(measurement, data, model), states(model, data, 0.6), numbers(3, *SHAPE, seed=12)
     step = METHODS["twisted"](model, measurement).weigh(x, 0.6, **{MEASURED: y}).proposal  # type: ignore[attr-defined]
     b, c = 0.3, 0.7
-    kick, gained = step.move(b, c, z, torch.zeros_like(z))
-    moved, wide = (c * z + kick).flatten(1), step.columns
-    narrow = wide * step.narrowed[..., None]
+    kick, gained = step.move(b, c, z)
+    moved = (c * z + kick).flatten(1)
+    steep = (b / c**2 * step.slopes[..., None] * step.columns).expand(3, -1, -1)
+    spread = torch.linalg.inv(torch.eye(DIM, dtype=torch.float64) / c**2 + steep.mT @ steep)
     normal = torch.distributions.MultivariateNormal
-    own = normal(torch.zeros(DIM, dtype=torch.float64), c**2 * torch.eye(DIM) + b**2 * wide.mT @ wide)
-    taken = normal(b * (step.aim[:, None] @ wide)[:, 0], c**2 * torch.eye(DIM) + b**2 * narrow.mT @ narrow)
+    own = normal(torch.zeros(DIM, dtype=torch.float64), c**2 * torch.eye(DIM, dtype=torch.float64))
+    taken = normal((spread @ steep.mT @ step.aim[..., None])[..., 0], spread)
     torch.testing.assert_close(gained, own.log_prob(moved) - taken.log_prob(moved), rtol=1e-7, atol=1e-7)
+    # A draw of it: as far from its mean, in its own units, as the noise was long.
     white = torch.linalg.solve(torch.linalg.cholesky(taken.covariance_matrix), (moved - taken.mean)[..., None])[..., 0]
     torch.testing.assert_close(white.square().sum(1), z.flatten(1).square().sum(1), rtol=1e-7, atol=1e-7)
     order = torch.tensor([2, 0, 0])
-    again = step.taken(order).move(b, c, z[order], torch.zeros_like(z))
+    again = step.taken(order).move(b, c, z[order])
     torch.testing.assert_close(again[0], kick[order])
     torch.testing.assert_close(again[1], gained[order])
+
+
+def test_the_average_covariance_is_the_jacobian_for_gaussian_data_whatever_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, measurement = law(), Measurement(Mask(), Gaussian(torch.linspace(0.4, 1.5, DIM).reshape(SHAPE)))
+    model = model_of(data)
+    y = measured(measurement, data, model)
+    y[1, 0, 0, 2] = y[2, 1] = math.nan  # other gaps in each sample
+    x, found = states(model, data, 0.4), []
+    for most in (DIM, 0):
+        monkeypatch.setattr(twisted, "DIFFERENTIATED", most)
+        found.append(METHODS["twisted"](model, measurement).weigh(x, 0.4, **{MEASURED: y}))  # type: ignore[attr-defined]
+    torch.testing.assert_close(found[0].twist, found[1].twist, rtol=0, atol=1e-5)
+    kicks = [one.proposal.move(0.3, 0.7, numbers(3, *SHAPE, seed=12)) for one in found]
+    for first, second in zip(*kicks, strict=True):
+        torch.testing.assert_close(first, second, rtol=0, atol=1e-4)
+    for plain in (Gaussian(0.8), Gaussian(0.0)):
+        same = Measurement(Mask(), plain)
+        whole = [METHODS["twisted"](model, same).weigh(x, 0.4, **{MEASURED: measured(same, data, model)}) for _ in (0,)]  # type: ignore[attr-defined]
+        assert len(whole[0].proposal.columns) == 1, "states with the same gaps share one decomposition"
+
+
+def test_a_network_whose_jacobian_is_no_covariance_leaves_the_law_as_it_is() -> None:
+    """Weights are those of the solver's own steps: the evidence is that of the chain, which a rotation in the Jacobian does not change."""
+
+    class Twirled(sde_gen.Wrapper):
+        same_law = True
+
+        def predict(self, x: Tensor, t: Any, **cond: Tensor) -> sde_gen.Prediction:
+            found = self.model.denoise(x, t).flatten(1)
+            turn = torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+            # The same values, with a derivative that is not symmetric.
+            wrong = x.flatten(1) - x.flatten(1).detach()
+            return sde_gen.Prediction((found + 0.05 * wrong @ (turn - turn.T)).reshape(x.shape))
+
+    data, measurement = law(2), SPLIT
+    model = model_of(data)
+    y = measured(measurement, data, model, 2)
+    runs = [sde_gen.posterior(one, measurement, y, 2000, steps=40, progress=False) for one in (model, Twirled(model))]
+    evidence = [run.log_evidence for run in runs]
+    assert evidence[0] is not None and evidence[1] is not None
+    assert float((evidence[0] - evidence[1]).abs().max()) < 0.12
+    errors = [run.log_evidence_error for run in runs]
+    assert errors[0] is not None and errors[1] is not None and float(errors[1].min()) > float(errors[0].max()), "worse, and it says so"
+
+
+def test_a_measurement_is_planned_once_a_run_and_no_solve_asks_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, asked = [], []
+
+    class Counted(Observed):
+        def __init__(self, *given: Any) -> None:
+            made.append(1)
+            super().__init__(*given)
+
+    monkeypatch.setattr("sde_gen.inverse.conditioned.Observed", Counted)
+    truth = Tensor.__bool__
+    monkeypatch.setattr(Tensor, "__bool__", lambda value: (asked.append(1), truth(value))[1])  # type: ignore[func-returns-value]
+    counts = []
+    for steps in (4, 12):
+        made.clear()
+        asked.clear()
+        data = GaussianData(torch.zeros(1, 4, 4), 0.5 * torch.eye(16) + 0.5)
+        sde_gen.posterior(
+            data.model(VE), Measurement(Downsample(2), Gaussian(0.3)), numbers(2, 1, 2, 2), 3, "diffpir", steps=steps, progress=False
+        )
+        counts.append((len(made), len(asked)))
+    assert counts[0] == counts[1] and counts[0][0] <= 2, "what is asked does not depend on the number of steps"

@@ -1,0 +1,52 @@
+"""A step of the reverse SDE towards a measurement."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .moment_matched import MomentMatched
+
+
+class Towards:
+    """The solver's step p(x_s | x_t) = N(m, c^2 I) tilted by what the twist at s will be, as far as it is known at t.
+
+        psi(x_s) = N(rest; J (x_s - m), noise + mu),   J = (b/c^2) diag(mu)^(1/2) G:   q = N(m + Q J^T (noise + mu)^-1 rest, Q)
+        Q = (I/c^2 + J^T (noise + mu)^-1 J)^-1
+
+    since D moves by (b/c^2) V (x_s - m), with V = G^T G along what is measured; see `MomentMatched` for G, mu and rest. The weights
+    p/q are those of the solver's own steps, whatever V is: it makes them even, not right.
+
+    columns: G, (B, k, D), or (1, k, D) where all states share it; slopes: (mu/(noise + mu))^(1/2), likewise; aim: rest/(noise + mu)^(1/2),
+    (B, k).
+    """
+
+    def __init__(self, columns: Tensor, slopes: Tensor, aim: Tensor) -> None:
+        self.columns, self.slopes, self.aim = columns, slopes, aim
+
+    @classmethod
+    def of(cls, found: MomentMatched) -> Towards:
+        total = found.noise + found.mu
+        return cls(found.columns.flatten(2), (found.mu / total).sqrt(), found.rest / total.sqrt())
+
+    def taken(self, order: Tensor) -> Towards:
+        shared = len(self.columns) == 1
+        columns, slopes = (value if shared else value[order] for value in (self.columns, self.slopes))
+        return Towards(columns, slopes, self.aim[order])
+
+    def move(self, b: float, c: float, z: Tensor) -> tuple[Tensor, Tensor]:
+        """What is added to m + c z for it to be a draw of q, of z's shape, and log p/q of that draw, (B,)."""
+        steep, flat = b / c * self.slopes[..., None] * self.columns, z.flatten(1)
+        values, vectors = torch.linalg.eigh(steep @ steep.mT)
+        values = values.clamp_min(0)  # of J^T (noise + mu)^-1 J in units of 1/c^2
+        along, aim = _rows(vectors.mT, _rows(steep, flat)), _rows(vectors.mT, self.aim)
+        root = torch.sqrt(1 + values)
+        weights = aim / (1 + values) - along / (root * (1 + root))
+        extra = _rows(steep.mT, _rows(vectors, weights))
+        gained = (weights * (2 * along + values * weights) + torch.log1p(values)).double().sum(1)
+        return (c * extra).reshape(z.shape), -0.5 * gained
+
+
+def _rows(matrix: Tensor, vector: Tensor) -> Tensor:
+    """The products of (B, m, n), or of one matrix (1, m, n), with vectors (B, n): (B, m)."""
+    return vector @ matrix[0].mT if len(matrix) == 1 else (matrix @ vector[..., None])[..., 0]
