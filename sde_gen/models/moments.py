@@ -121,9 +121,9 @@ class Moments(nn.Module):
     def posterior_covariance(self, v: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Cov[x_0 | x_t] v of Gaussian data with these moments, sigma^2 C (alpha^2 C + sigma^2)^-1 v; alpha, sigma () or (B,), v and the
         result (B, *)."""
-        variances = self._variances()
+        variances = self.along
         alpha, sigma = (value.to(self.mean).reshape(*value.shape, *[1] * variances.ndim) for value in (alpha, sigma))
-        return self._product(sigma**2 * variances / (alpha**2 * variances + sigma**2), v).to(v.dtype)
+        return self.product(sigma**2 * variances / (alpha**2 * variances + sigma**2), v).to(v.dtype)
 
     def flow(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """The probability flow of Gaussian data with these moments, exactly, from alpha[0], sigma[0] to alpha[1], sigma[1]:
@@ -172,7 +172,7 @@ class Moments(nn.Module):
 
     def extremes(self) -> tuple[Tensor, Tensor]:
         """The least and the largest variance along the principal axes, (), where the mean's device is."""
-        variances = self._variances()
+        variances = self.along
         return variances.min(), variances.max()
 
     def spread(self) -> tuple[float, float]:
