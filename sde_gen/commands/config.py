@@ -37,9 +37,9 @@ class DataConfig(_Section):
     held out whole; window, stride: of a series, so many rows are an item, so many rows apart; conditions: what the network is told of each
     item, columns of a table or arrays of an .npz file, each COLUMN or NAME=COLUMN; condition_map: a folder or archive of images that are
     the condition "map" of the images of the same names; variable: of a NetCDF, zarr or HDF5 file, the array that is the data, or several
-    that are its channels; mode: "grey", "rgb" or "rgba", to which images from files are converted; relative_to: the directory that
-    relative paths in name, root and condition_map start from (None: where the command is called), which a run directory's config.yaml
-    keeps."""
+    that are its channels; mode: "grey", "rgb" or "rgba", to which images from files are converted; columns: of a table,
+    what its columns are, "infer" or {COLUMN: KIND or {kind: KIND, ...}}; relative_to: the directory that relative paths in name, root and
+    condition_map start from (None: where the command is called), which a run directory's config.yaml keeps."""
 
     name: str = "digits"
     root: str | None = None
@@ -57,6 +57,7 @@ class DataConfig(_Section):
     condition_map: str | None = None
     variable: tuple[str, ...] = ()
     mode: str | None = None
+    columns: str | dict[str, Any] | None = None
     relative_to: str | None = None
 
     @field_validator("missing", mode="before")
@@ -181,6 +182,7 @@ VECTORS: dict[str, Any] = {
     "training": {"steps": 4000, "batch": 512, "lr": 2e-3},
     "sampling": {"samples": 10000, "batch": 10000},
 }
+TABLES: dict[str, Any] = VECTORS
 MNIST: dict[str, Any] = {
     "model": {"network": "unet", "options": {"patch": 2, "width": 32, "multipliers": [1, 2], "attention": [1]}},
     "training": {"steps": 40000, "max_seconds": 3300.0, "batch": 64, "lr": 3e-3, "warmup": 200, "bfloat16": True},
@@ -247,6 +249,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "checkerboard": VECTORS,
     "sines": SHORT_SIGNALS,
     "table": VECTORS,
+    "rain": TABLES,
+    "adult": TABLES,
     "blobs3d": BLOBS,
     "regression": VECTORS,
     "downscale": FIELDS,

@@ -63,6 +63,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "condition_map": ("data", "condition_map"),
     "variable": ("data", "variable"),
     "mode": ("data", "mode"),
+    "columns": ("data", "columns"),
     "sde": ("sde", "name"),
     "sigma_min": ("sde", "settings", "sigma_min"),
     "sigma_max": ("sde", "settings", "sigma_max"),
@@ -123,6 +124,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         help=f"of {', '.join(NAMED)}: the array that is the data (repeatable: channels)",
     )
     what.add_argument("--mode", metavar="NAME", help=f"convert images from files: {', '.join(MODES)} (default: all must be of one mode)")
+    what.add_argument("--columns", metavar="FILE", help="of a table: a YAML file of what its columns are, {COLUMN: KIND}, or infer")
     what.add_argument("--sde", metavar="NAME", help=f"forward process: {', '.join(names['sde'])} (default vp)")
     what.add_argument("--sigma-min", metavar="X", type=_number_or_auto, help="smallest noise of VE, in normalised units, or auto")
     what.add_argument("--sigma-max", metavar="X", type=_number_or_auto, help="largest noise of VE, or auto: chosen from the data")
@@ -200,6 +202,8 @@ def layers(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     asked: dict[str, Any] = {}
     for flag, (*sections, key) in FLAGS.items():
         value = getattr(arguments, flag)
+        if flag == "columns" and value not in (None, "infer"):
+            value = read_config(value)  # a run directory keeps what it says
         if value is not None:
             inner = asked
             for section in sections:

@@ -228,6 +228,7 @@ _ENDS = {"first": ("sigma_min", "lambda_max"), "last": ("sigma_max", "beta_max",
 
 def _normalised(config: RunConfig, data: Dataset) -> Tensor:
     try:
-        return Normalizer.fit(data.train, config.model.normalizer).encode(_spaced(data.train, MOST_ITEMS))
+        chains, breaks = (None, None) if data.codec is None else (data.codec.chains, data.codec.breaks)
+        return Normalizer.fit(data.train, config.model.normalizer, chains, breaks).encode(_spaced(data.train, MOST_ITEMS))
     except ValueError as error:
         raise ConfigError(str(error)) from error

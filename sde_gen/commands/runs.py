@@ -128,7 +128,7 @@ def load_data(config: RunConfig) -> Dataset:
         reading = (chosen.limit, chosen.size, column, chosen.axes, chosen.missing, chosen.split)
         conditions = (chosen.conditions, chosen.map_location, chosen.group, chosen.window, chosen.stride)
         files = (chosen.variable, chosen.mode)
-        data = load_dataset(chosen.location, chosen.root_location, config.training.seed, *reading, *conditions, *files)
+        data = load_dataset(chosen.location, chosen.root_location, config.training.seed, *reading, *conditions, *files, chosen.columns)
         taken = next((name for name in data.cond if name in RESERVED or name in MEMBERS), None)
         if taken is not None:
             raise ValueError(f"a condition cannot be called {taken!r}; --condition NAME={taken} gives it another name")
@@ -167,6 +167,7 @@ def check(config: RunConfig, data: Dataset) -> ScoreModel:
             config.model.variance,
             data.valid,
             next((known[name] for name, spec in specs.items() if spec["kind"] == "valid"), None),
+            data.codec,
         )
         Objective(config.training, model, data.levels)
         config.training.shares_dropped(names)

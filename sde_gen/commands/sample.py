@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .. import parallel, progress
 from ..data import formats
-from ..data.write import FOLDERS, DataDescription, write_samples
+from ..data.write import FOLDERS, TABLE_FORMS, DataDescription, write_samples
 from ..guidance import guide
 from ..locks import held
 from ..models.denoiser import Denoiser
@@ -463,11 +463,11 @@ def _result_lines(job: _Job, touched: list[int]) -> Iterator[str]:
     wordless = job.form in ("tensors", "safetensors") and any(isinstance(name, str) for name in about.label_names or ())
     if job.labelled and (wordless or job.form in ("npy", "tiff", "nifti", "nifti_gz")):
         yield f"labels    are not in {'an .npy' if job.form == 'npy' else 'such a'} file; .npz keeps them"
-    columns = {name for name, _, _ in about.cond_columns} if job.form in ("csv", "tsv") else set()
+    columns = {name for name, _, _ in about.cond_columns} if job.form in TABLE_FORMS else set()
     lost = [name for name in job.beside if name not in columns] if job.form not in ("npz", *formats.NAMED) else []
     if lost:
         yield f"condition {', '.join(lost)}: {job.form} has no place for {'them' if len(lost) > 1 else 'it'}; an .npz file keeps all"
-    if job.form in ("csv", "tsv") and not job.labelled and about.label_column is not None:
+    if job.form in TABLE_FORMS and not job.labelled and about.label_column is not None:
         name = about.label_column[0] or about.label_column[1]
         why = "no label is given" if "label" in job.model.encoders else "the network was trained without labels (sde-gen run --labels)"
         yield f"labels    column {name} is left out: {why}"

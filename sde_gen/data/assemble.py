@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sde_gen.data import conditions
 from sde_gen.data.anomalies import remarks
+from sde_gen.data.columns.codec import Codec
 from sde_gen.data.dataset import Dataset
 from sde_gen.data.labels import class_indices, missing_labels, remarks_of_classes
 from sde_gen.data.masks import mask_mark, masked
@@ -40,6 +41,7 @@ def assemble(
     window: int | None = None,
     stride: int | None = None,
     whole: bool = False,
+    codec: Codec | None = None,
 ) -> Dataset:
     """The data set of a user's own files.
 
@@ -59,7 +61,8 @@ def assemble(
         missing: the number that marks a missing cell, or "nan". Items with such a cell or label, or a masked cell, are left out and
             counted in the notes; of a condition such a value is not known. "mask", for NaN and masked cells, or "mask=VALUE": of fields,
             such entries are kept out of everything instead (`masks.masked`). None: a masked or NaN cell is an error, but for conditions.
-        columns, label_column, cond_columns: of a table, as in `Dataset`.
+        columns, label_column, cond_columns, codec: of a table, as in `Dataset`. Features of a codec stay
+            float64, as their cells have sharp edges.
         window, stride: the items are the rows of a series, and the data set is of windows of so many (`windows.windows_of_series`).
         whole: nothing is held out, and the items stay in the file's order.
 
@@ -116,10 +119,10 @@ def assemble(
             f"{len(train.source):,} training items are {train.nbytes / 2**30:.1f} GiB and are read batch by batch; "
             f"normalisation, pictures and metrics but nearest neighbours use {len(shown.source):,} of them, drawn at random"
         )
-    values = _values(shown.source)
-    if values.dtype == torch.float64:
+    values = _values(shown.source) if codec is None else dataclasses.replace(shown.source, dtype=torch.float64).tensor()
+    if values.dtype == torch.float64 and codec is None:
         notes.append("kept in float64 until normalised: float32 would round these values too much")
-    if levels is None:
+    if levels is None and codec is None:
         notes += remarks(values, columns)
     as_read = dataclasses.replace(train.source, dtype=values.dtype)
     cond = {key: conditions.tensor(value) for key, value in shown.cond.items()}
@@ -147,6 +150,7 @@ def assemble(
         missing=None if of_mask is None else mark,
         cond_names=cond_names,
         cond_columns=dict(cond_columns or {}),
+        codec=codec,
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_gen.data.columns.codec import Codec
 from sde_gen.data.labels import check_labels, rows_in_turn
 from sde_gen.data.source import Source
 
@@ -39,7 +40,7 @@ class Dataset:
             them, drawn at random, for whatever needs a tensor. None where `train` is everything.
         source_labels: (N,) int64, the labels of `source`, or None.
         notes: how the files were read, with axes and types, and what is odd about them, a line each.
-        columns: names of the D columns of a table with a header, or None.
+        columns: names of the D columns of a table with a header, or None; where there is a `codec`, of its features.
         label_column: name (None without a header) and place among all columns of a table's column of labels, or None.
         label_names: the files' own labels, whole numbers or words, in the order of their classes; None: they are 0 .. classes - 1.
         cond: what else is known of each training item and a network can be told, by name: (N, *) beside `train`. NaN is not known.
@@ -51,6 +52,8 @@ class Dataset:
             as the condition "valid" says of each item. What lies at other entries of `train` means nothing.
         missing: of data with such entries, the number that marks them in files, NaN included; else None.
         header: of the user's own files, what has to be known to write samples as they are (`formats`), ready for JSON, or None.
+        codec: of a table whose columns are of kinds of their own (words, counts, gaps, angles): `train` and `test` hold the features,
+            float64, that it makes of them, and `codec.decode` gives the columns again.
     """
 
     name: str
@@ -76,6 +79,7 @@ class Dataset:
     valid: Tensor | None = None
     missing: float | None = None
     header: Mapping[str, Any] | None = None
+    codec: Codec | None = None
 
     @property
     def training(self) -> tuple[Tensor | Source, Tensor | None]:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sde_gen.data import archives, arrays, folders, formats, tables
 from sde_gen.data.cifar import cifar10
+from sde_gen.data.columns import frames
 from sde_gen.data.dataset import Dataset, subset, validate
 from sde_gen.data.decode import MODES
 from sde_gen.data.images import digits, fashion_mnist, mnist
 from sde_gen.data.labels import remarks_of_classes
 from sde_gen.data.splits import GROUP
 from sde_gen.data.toy_measurements import spectrograms, volumes
+from sde_gen.data.toy_tables import adult, rain
 from sde_gen.data.toys import blobs3d, checkerboard, downscale, gaussians8, moons, regression, sines, table
 from sde_gen.data.weather import weather
 
@@ -29,6 +31,8 @@ DATASETS: dict[str, Callable[[Path | None, int], Dataset]] = {
     "checkerboard": checkerboard,
     "sines": sines,
     "table": table,
+    "rain": rain,
+    "adult": adult,
     "blobs3d": blobs3d,
     "regression": regression,
     "downscale": downscale,
@@ -48,7 +52,7 @@ def is_path(name: str) -> bool:
 
 
 def load_dataset(
-    name: str | os.PathLike[str],
+    name: str | os.PathLike[str] | Mapping[str, Any] | Any,
     root: str | os.PathLike[str] | None = None,
     seed: int = 0,
     limit: int | None = None,
@@ -64,13 +68,15 @@ def load_dataset(
     stride: int | None = None,
     variable: str | Sequence[str] | None = None,
     mode: str | None = None,
+    columns: str | os.PathLike[str] | Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """Load and check a data set of the registry, or one from files.
+    """Load and check a data set of the registry, one from files, or a table in memory.
 
     Args:
         name: a key of `DATASETS`, or the path of a folder or archive of images (`folders.load_images`), of an .npy or .npz file
             (`arrays.load_npy`, `arrays.load_npz`), of a .csv, .tsv or .txt table (`tables.load_table`), or of a file or folder in one of
             `formats.FORMATS`. A registered name comes first.
+            A pandas frame, or a dict of columns (N,) by name, is a table whose columns' kinds are inferred (`columns.frames.load_frame`).
         root: the directory of the files; only named sets that come from files read it.
         seed: of the toys' points, >= 0; real data and its split do not depend on it.
         limit: keep this many training items (all, if there are fewer), drawn at random, the same ones in every run; the held-out part
@@ -96,11 +102,19 @@ def load_dataset(
         variable: of a NetCDF, zarr or HDF5 file, the array that is the data, or several of the same axes, which are its channels. None: the
             one that can be.
         mode: "grey", "rgb" or "rgba", to which images from files are converted; None: they must be of one mode.
+        columns: of a table, what its columns are: "infer", a dict {COLUMN: KIND or {"kind": KIND, ...}}, or a YAML file of one
+            (`tables.load_table`; docs/data.md lists the kinds). None: numbers as they are; kinds where it has words or gaps.
 
     Raises:
         ValueError: unknown name, a bad seed or limit, an option that this kind of data does not take, files missing or broken, or
             data that cannot be trained on (see `validate`). One line that names the file.
     """
+    if not isinstance(name, str | os.PathLike):
+        given_of_files = {"root": root, "size": size, "axes": axes, "condition_map": condition_map}
+        odd = [key for key, value in given_of_files.items() if value is not None]
+        if odd:
+            raise ValueError(f"a table in memory takes no {', no '.join(odd)}; they are for files")
+        return validate(frames.load_frame(name, label_column, missing, conditions, columns, limit=limit, split=split))
     name = os.fspath(name)
     if name not in DATASETS and not is_path(name):
         raise ValueError(f"data {name!r} is unknown; allowed: {', '.join(sorted(DATASETS))}, or a path: {PATHS}")
@@ -116,6 +130,7 @@ def load_dataset(
         given |= {"conditions": tuple(conditions) or None, "condition_map": condition_map}
         given |= {"group": group, "window": window, "stride": stride}
         given |= {"variable": variable or None, "mode": mode}
+        given |= {"columns": columns}
         if any(value is not None for value in given.values()):
             raise ValueError(f"data {name!r} takes no {', no '.join(given)}; they are for the user's own files")
         dataset = DATASETS[name](None if root is None else Path(root), seed)
@@ -129,7 +144,7 @@ def load_dataset(
     told = (tuple(conditions), None if condition_map is None else Path(condition_map))
     series: dict[str, Any] = {"group": None if group is None else str(group), "window": window, "stride": stride}
     variables = (variable,) if isinstance(variable, str) else tuple(variable or ())
-    told_of_files = (*told, variables, mode)
+    told_of_files = (*told, variables, mode, columns)
     return validate(_load_path(Path(name), size, label_column, axes, missing, *told_of_files, limit=limit, split=split, **series))
 
 
@@ -143,6 +158,7 @@ def _load_path(
     condition_map: Path | None,
     variables: tuple[str, ...],
     mode: str | None,
+    columns: str | os.PathLike[str] | Mapping[str, Any] | None,
     group: str | None = None,
     **options: Any,
 ) -> Dataset:
@@ -157,6 +173,8 @@ def _load_path(
         raise ValueError(f"{path.name}: label_column={label_column!r} is for tables ({', '.join(tables.ENDINGS)})")
     if axes is not None and not is_array and form is None:
         raise ValueError(f"{path.name}: axes={axes!r} is for arrays (.npy, .npz, {', '.join(formats.ENDINGS)})")
+    if columns is not None and not is_table:
+        raise ValueError(f"{path.name}: columns={columns!r} is for tables ({', '.join(tables.ENDINGS)})")
     if missing is not None and images:
         raise ValueError(f"{path.name}: missing={missing!r} is for arrays and tables")
     if variables and form is None:
@@ -178,7 +196,8 @@ def _load_path(
     if images:
         return folders.load_images(path, size, condition_map=condition_map, mode=mode, **options)
     if is_table:
-        return tables.load_table(path, label_column, missing=missing, conditions=conditions, **options)
+        load = frames.load_parquet if ending in frames.ENDINGS else tables.load_table
+        return load(path, label_column, missing, conditions, columns, **options)
     if ending == ".npz":
         return arrays.load_npz(path, axes, conditions, missing=missing, **options)
     if is_array:

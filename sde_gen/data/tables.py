@@ -1,11 +1,12 @@
-"""Tables of numbers in text files."""
+"""Tables in text files: of numbers, or of columns of kinds of their own."""
 
 from __future__ import annotations
 
 import csv
 import math
+import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,16 +16,21 @@ import numpy as np
 from sde_gen.data import conditions as of_items
 from sde_gen.data.assemble import Part, assemble
 from sde_gen.data.cell_text import NOT_THERE, number_of, rows_of
+from sde_gen.data.columns import frames
+from sde_gen.data.columns.codec import DROP
+from sde_gen.data.columns.text import Told, columns_of, told
 from sde_gen.data.dataset import Dataset
 from sde_gen.data.errors import one_line
 from sde_gen.data.masks import mask_mark
 from sde_gen.data.source import array_source
 from sde_gen.data.splits import GROUP
 
-ENDINGS = (".csv", ".tsv", ".txt")
+ENDINGS = (".csv", ".tsv", ".txt", *frames.ENDINGS)
 MOST_BYTES = 4 << 30
 """A larger table should be an .npy file, which need not be read whole."""
 _SHOWN = 8
+LEAST_LINES = 20
+"""Of a table with words or gaps of which nothing is said, so that its columns' kinds are inferred."""
 _LIKELY_LABELS = ("label", "labels", "class", "classes", "target", "category", "species")
 
 
@@ -33,6 +39,7 @@ def load_table(
     label_column: str | None = None,
     missing: float | str | None = None,
     conditions: Sequence[str] = (),
+    columns: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Dataset:
     """A data set (N, D) from a text table, one item a line; `options` go to `assemble`.
@@ -49,6 +56,9 @@ def load_table(
             cell, the label included, are left out and counted in the notes; in a column of `conditions` it says that one is not known.
         conditions: columns that are conditions and leave the data, each "COLUMN" or "NAME=COLUMN", by name or number as `label_column`.
             A column of numbers is one number an item, any other a category. Cells of nothing, NaN, NA, N/A, null and None are not known.
+        columns: "infer", or what columns are by their names ({COLUMN: KIND}, see `columns.codec.read_asked`), the others inferred: the
+            items are then the features of `Dataset.codec`, and a missing cell is a value. None: numbers as they are; a table with words or
+            gaps, which cannot be read so, is inferred, and the notes say so.
         options: of `assemble`.
 
     Raises:
@@ -67,11 +77,27 @@ def load_table(
         mark = None  # a number is read as any other and found in the array
     elif mark is not None:
         missing = "nan" if of_mask is None else "mask"  # as what such cells are read
+    asked = of_items.asked(path.name, conditions)
+    kinds = None if columns is None else told(path.name, columns)
+    strange: _StrangeCell | None = None
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            table = _parse(path, file, label_column, mark, of_items.asked(path.name, conditions))
+            try:
+                table = _parse(path, file, label_column, mark, asked, kinds is not None)
+            except _StrangeCell as error:
+                if of_mask is not None or options.get("window") is not None:
+                    raise
+                file.seek(0)
+                table, strange, kinds = _parse(path, file, label_column, mark, asked, True), error, told(path.name, "infer")
+                if len(table.lines) < LEAST_LINES:
+                    raise strange from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path.name}: cannot be read as a text table ({one_line(error)}); UTF-8 text is needed") from error
+    if kinds is not None:
+        if options.get("window") is not None:
+            raise ValueError(f"{path.name}: columns of kinds are no series; window={options['window']!r} takes tables of numbers")
+        gap = str(missing).strip() if missing is not None and missing != "nan" else None
+        return _of_kinds(path, table, kinds, mark if gap is None or mark is not None else gap, strange, options)
     notes, count = [], table.values.shape[1]
     names = table.names
     listed = "" if names is None else ": " + ", ".join(names[:_SHOWN]) + (", ..." if count > _SHOWN else "")
@@ -81,20 +107,53 @@ def load_table(
     likely = next((name for name in names or () if name.lower() in _LIKELY_LABELS), None)
     if label_column is None and likely is not None:
         notes.append(f"column {likely!r} is read as a number; label_column={likely!r} (--label-column {likely}) makes it the label")
+    found = _conditions_of(path, table, mark, notes)
+    train = Part(array_source(table.values, path.name), None if table.labels is None else _as_labels(table.labels), found)
+    told_of: dict[str, Any] = {"columns": names, "label_column": table.label_column, "cond_columns": table.cond_columns}
+    return assemble(path.name, train, notes=notes, missing=missing, **told_of, **options)
+
+
+def _conditions_of(path: Path, table: _Table, mark: str | None, notes: list[str]) -> dict[str, of_items.Values]:
     found: dict[str, of_items.Values] = {}
     for name, cells in table.cond.items():
         found[name], odd = _condition(path, name, cells, mark)
         if odd is not None:
             notes.append(f"condition {name!r} is read as classes though most of its cells are numbers: it holds {odd!r}")
-    train = Part(array_source(table.values, path.name), None if table.labels is None else _as_labels(table.labels), found)
-    columns: dict[str, Any] = {"columns": names, "label_column": table.label_column, "cond_columns": table.cond_columns}
-    return assemble(path.name, train, notes=notes, missing=missing, **columns, **options)
+    return found
+
+
+def _of_kinds(path: Path, table: _Table, kinds: Told, mark: str | None, strange: _StrangeCell | None, options: dict[str, Any]) -> Dataset:
+    """The data set of a table of kinds. strange: what kept it from being read as numbers where nothing was asked."""
+    names = table.names or [str(i) for i in range(len(table.texts))]
+    wanted = kinds(names)
+    kept = [k for k, name in enumerate(names) if wanted.get(name, {}).get("kind") != DROP]
+    found = columns_of(path.name, [names[k] for k in kept], [table.texts[k] for k in kept], table.lines, mark, wanted, strange)
+    notes = []
+    if strange is not None:
+        notes.append(f"no table of numbers alone ({strange.where}): the kinds of its columns are inferred; --columns FILE.yaml says them")
+    if table.index is not None:
+        notes.append(f"the first column ({table.index}) is left out: it has no name and only tells the lines apart")
+    likely = next((name for name in names if name.lower() in _LIKELY_LABELS), None)
+    if table.labels is None and likely is not None:
+        notes.append(f"column {likely!r} is part of the data; label_column={likely!r} (--label-column {likely}) makes it the label")
+    cond = _conditions_of(path, table, mark, notes)
+    labels = None if table.labels is None else _as_labels(table.labels)
+    left = [place for k, place in enumerate(table.places) if k not in kept]
+
+    def moved(column: tuple[str | None, int]) -> tuple[str | None, int]:
+        return column[0], column[1] - sum(place < column[1] for place in left)  # without the columns that are dropped
+
+    label = None if table.label_column is None else moved(table.label_column)
+    of_cond = {name: moved(column) for name, column in table.cond_columns.items()}
+    told_of: dict[str, Any] = {"label_column": label, "cond_columns": of_cond, "missing": None if mark is None else "nan", **options}
+    return frames.of_columns(path.name, found, wanted, notes, labels, cond, **told_of)
 
 
 @dataclass
 class _Table:
     """Numbers (N, D) float64, the labels as they stand, the names of the D columns, what the left-out index is called, and the name of
-    the column of labels with its place among the columns but the index; of conditions by name the cells (line, text) and the same."""
+    the column of labels with its place among the columns but the index; of conditions by name the cells (line, text) and the same. Where
+    the cells are asked for as text, `texts` holds those of the D columns, `lines` the number of each line, and values are empty."""
 
     values: np.ndarray
     labels: list[str] | None
@@ -103,10 +162,31 @@ class _Table:
     label_column: tuple[str | None, int] | None = None
     cond: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     cond_columns: dict[str, tuple[str | None, int]] = field(default_factory=dict)
+    texts: list[list[str]] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
+
+    @property
+    def places(self) -> list[int]:
+        """Of the D columns, where each stands among all columns but the index."""
+        beside = {place for _, place in (*self.cond_columns.values(), *([self.label_column] if self.label_column else []))}
+        return [place for place in range(len(self.texts) + len(beside)) if place not in beside]
+
+
+class _StrangeCell(ValueError):
+    """A cell that is no number, in a column of numbers; where: the line, the column and the cell."""
+
+    def __init__(self, message: str, where: str) -> None:
+        super().__init__(message)
+        self.where = where
 
 
 def _parse(
-    path: Path, file: TextIO, label_column: str | None, missing: str | None, conditions: Sequence[tuple[str | None, str]] = ()
+    path: Path,
+    file: TextIO,
+    label_column: str | None,
+    missing: str | None,
+    conditions: Sequence[tuple[str | None, str]] = (),
+    as_text: bool = False,
 ) -> _Table:
     lines = rows_of(path, file)
     first_line, first = next(lines, (0, []))
@@ -122,6 +202,8 @@ def _parse(
         raise ValueError(f"{path.name}: column {names[column]!r} is asked for as the labels and as a condition; one of them is needed")
     nameless = header and column != 0 and 0 not in told and len(first) > 1 and first[0] in ("", "Unnamed: 0")
     cells, labels, index = array("d"), [], []
+    texts: list[list[str]] = []
+    line_numbers: list[int] = []
     cond: dict[str, list[tuple[int, str]]] = {name: [] for name in told.values()}
     for number, row in lines if header else _chain((first_line, first), lines):
         if len(row) != len(first):
@@ -129,6 +211,11 @@ def _parse(
                 f"{path.name}: line {number} has {len(row)} cells, line {first_line} has {len(first)}; equal lengths are needed"
             )
         hole = False
+        if as_text:
+            if column is not None and _absent(row[column], missing):
+                continue  # a line without a label is left out
+            texts.append([cell for i, cell in enumerate(row) if i != column and i not in told and not (i == 0 and nameless)])
+            line_numbers.append(number)
         for i, cell in enumerate(row):
             if i == column:
                 labels.append(cell)
@@ -142,27 +229,30 @@ def _parse(
                 cond[told[i]].append((number, cell))
             elif i == 0 and nameless:
                 index.append(cell)
-            else:
+            elif not as_text:
                 cells.append(_cell(path, number, names[i], cell, missing, column is not None))
         if hole and len(cells):
             cells[-1] = math.nan  # a line without a label is left out like any other with a hole
     width = len(first) - (column is not None) - len(told) - nameless
-    if not len(cells):
+    if not len(cells) and not (as_text and texts and width):
         beside = "labels and conditions" if told else "labels"
         raise ValueError(f"{path.name}: a header but no numbers" if width else f"{path.name}: no column beside the {beside}")
     values = np.frombuffer(cells, dtype=np.float64).reshape(-1, width)
+    by_column = [list(column_cells) for column_cells in zip(*texts, strict=True)]
     shown = [name for i, name in enumerate(names) if i != column and i not in told] if header else None
     left = bool(nameless and shown is not None and _tells_apart(index))
     about = None if column is None else (names[column] if header else None, column - left)
     of_cond = {name: (names[i] if header else None, i - left) for i, name in told.items()}
     words = labels if column is not None else None
+    if nameless and not left and as_text:
+        return _Table(values, words, shown, None, about, cond, of_cond, [index, *by_column], line_numbers)
     if nameless and not left:  # a column of data after all
         extra = [_cell(path, number, names[0], cell, missing, column is not None) for number, cell in enumerate(index, first_line + 1)]
         values = np.column_stack((extra, values))
     elif left and shown is not None:
         left_out = f"{index[0]}, {index[1]}, ..." if len(index) > 1 else index[0]
-        return _Table(values, words, shown[1:], left_out, about, cond, of_cond)
-    return _Table(values, words, shown, None, about, cond, of_cond)
+        return _Table(values, words, shown[1:], left_out, about, cond, of_cond, by_column, line_numbers)
+    return _Table(values, words, shown, None, about, cond, of_cond, by_column, line_numbers)
 
 
 def _place(path: Path, names: list[str], column: str, what: str) -> int:
@@ -225,7 +315,8 @@ def _cell(path: Path, line: int, name: str, cell: str, missing: str | None, labe
         cure = "; missing='nan' (--missing nan) leaves such lines out"
     elif value is None and not labelled:
         cure = " (words are allowed in columns of labels and conditions alone: --label-column, --condition)"
-    raise ValueError(f"{path.name}: line {line}, column {name!r} holds {found}; finite numbers are needed{cure}")
+    where = f"line {line}, column {name!r} holds {found}"
+    raise _StrangeCell(f"{path.name}: {where}; finite numbers are needed{cure}", where)
 
 
 def _absent(cell: str, missing: str | None) -> bool:

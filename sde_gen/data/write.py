@@ -13,16 +13,18 @@ import torch
 from torch import Tensor
 
 from sde_gen.data import formats
+from sde_gen.data.columns.codec import Codec
 from sde_gen.data.dataset import Dataset
 from sde_gen.data.integers import whole_numbers
 from sde_gen.data.write_arrays import write_array, write_arrays
 from sde_gen.data.write_folders import write_folder
-from sde_gen.data.write_tables import Column, write_table
+from sde_gen.data.write_tables import Column, write_parquet, write_table
 
-FORMATS = {".npy": "npy", ".npz": "npz", ".csv": "csv", ".tsv": "tsv"} | {
+FORMATS = {".npy": "npy", ".npz": "npz", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"} | {
     ending: form for form, each in formats.FORMATS.items() if each.write is not None for ending in each.endings
 }
 """By the ending of a file; what has none is a folder of PNGs, "png", or of the files that the data came in, "files"."""
+TABLE_FORMS = ("csv", "tsv", "parquet")
 _FAMILIES = {"nifti_gz": "nifti"} | dict.fromkeys(formats.NAMED, "arrays by name")
 """Formats that can write one another's headers."""
 FOLDERS = ("png", "files", *(form for form, each in formats.FORMATS.items() if each.is_folder))
@@ -52,6 +54,7 @@ class DataDescription:
     missing: of data with a mask, what marks entries that are no data in their files, a number or "nan"; else None.
     cond_columns: of each condition that was a column of the table, its own name, and name and place of the column as in `label_column`.
     header: as in `Dataset`.
+    codec: the configuration of `Dataset.codec`, or None.
     """
 
     name: str
@@ -67,6 +70,7 @@ class DataDescription:
     cond_columns: tuple[tuple[str, str | None, int], ...] = ()
     missing: float | str | None = None
     header: Mapping[str, Any] | None = None
+    codec: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, data: Dataset) -> DataDescription:
@@ -88,6 +92,7 @@ class DataDescription:
             tuple((name, *column) for name, column in data.cond_columns.items()),
             None if data.missing is None else "nan" if math.isnan(data.missing) else data.missing,
             None if data.header is None else dict(data.header),
+            None if data.codec is None else data.codec.to_config(),
         )
 
     def to_config(self) -> dict[str, Any]:
@@ -104,6 +109,7 @@ class DataDescription:
             found = replace(found, cond_columns=columns)
             beside = len(columns) + (found.label_column is not None)
             wide = found.shape[0] if len(found.shape) == 1 else 1
+            table = wide if found.codec is None else len(Codec.from_config(found.codec).names)
             names, counts = found.label_names, found.label_counts
             right = (
                 all(type(size) is int and size > 0 for size in found.shape)
@@ -117,7 +123,7 @@ class DataDescription:
                 and (names is None) == (counts is None)
                 and (counts is None or names is None or (len(names) == len(counts) and min(counts) >= 0 and sum(counts) > 0))
                 and (found.label_column is None or len(found.label_column) == 2)
-                and all(0 <= place < wide + beside for place in found.places_beside)
+                and all(0 <= place < table + beside for place in found.places_beside)
                 and len(set(found.places_beside)) == beside
             )
         except (AttributeError, TypeError, ValueError, LookupError):
@@ -156,7 +162,7 @@ class DataDescription:
     def check(self, form: str) -> None:
         """ValueError where data of this shape have no such form: a table of anything but vectors, PNGs of anything but images."""
         shape = "x".join(map(str, self.shape))
-        if form in ("csv", "tsv") and len(self.shape) != 1:
+        if form in TABLE_FORMS and len(self.shape) != 1:
             raise ValueError(
                 f"items of shape {shape} are no rows of a table; .npy or .npz{', or a folder of PNGs,' * (len(self.shape) == 3)} holds them"
             )
@@ -224,6 +230,8 @@ class DataDescription:
         """
         values = x.detach().cpu().numpy() if isinstance(x, Tensor) else x
         values = np.ascontiguousarray(values, dtype=self.dtype)
+        if self.codec is not None:  # features, which the codec turns into the table's columns
+            return values, np.zeros(2, dtype=np.int64)
         top = None if self.levels is None else self.levels - 1
         if top is None and form == "png":
             top, mapped = _BYTE - 1, not self._bytes
@@ -257,6 +265,8 @@ class DataDescription:
         """The type of the numbers that `finish` gives."""
         if form == "png":
             return np.dtype({2: "bool", _BYTE: "uint8", _WORD: "uint16"}[self._depth])
+        if self.codec is not None:
+            return np.dtype(self.dtype)
         own = self._header(form).get("dtype")
         if own is not None and (self.missing != "nan" or np.dtype(own).kind == "f"):
             return np.dtype(own)
@@ -269,6 +279,9 @@ class DataDescription:
 
     def touched_line(self, touched: Sequence[int], count: int, form: str = "npz") -> str:
         """What `finish` did to `count` samples, with the share of values that it touched; "" for nothing."""
+        if self.codec is not None:
+            hold = ", ".join(f".{name}" for name in TABLE_FORMS)
+            return "" if form in TABLE_FORMS else f"are the features of the table's columns; {hold} hold the table"
         total = count * math.prod(self.shape)
         shares = [f"{100 * number / total:.3g} % of the values" for number in touched]
         if form == "png" and self.levels is None and not self._bytes:
@@ -308,8 +321,8 @@ def _installed(form: str) -> bool:
 
 
 def form_of(out: str) -> str:
-    """The form that a path asks for: "npy", "npz", "csv", "tsv", a key of `formats.FORMATS`, or "png" for a folder. ValueError for any
-    other ending."""
+    """The form that a path asks for: "npy", "npz", "csv", "tsv", "parquet", a key of `formats.FORMATS`, or "png" for a folder.
+    ValueError for any other ending."""
     known, ending = formats.format_of(out), Path(out).suffix.lower()
     if known in FORMATS.values():
         return str(known)
@@ -378,6 +391,8 @@ def write_samples(
         write_array(path, items)
     elif form == "npz":
         write_arrays(path, items, facts or {})
+    elif form == "parquet":
+        write_parquet(path, about, parts(), labelled, beside)
     elif form in ("csv", "tsv"):
         with path.open("w", encoding="utf-8", newline="") as text:
             write_table(text, "," if form == "csv" else "\t", about, parts(), labelled, beside)

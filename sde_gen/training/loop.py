@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .. import parallel
 from ..conditions import fit_condition
 from ..data import Dataset, Normalizer, Source, as_items, check_labels
+from ..data.columns import Codec
 from ..data.masks import VALID, split_masked
 from ..devices import find_device
 from ..models.denoiser import mean_valid, only_valid
@@ -57,6 +58,7 @@ def build_model(
     variance: str | None = None,
     mask: Tensor | None = None,
     valid: Tensor | None = None,
+    codec: Codec | None = None,
 ) -> ScoreModel:
     """A score model for training data (N, *) in its own units, not trained yet.
 
@@ -64,6 +66,7 @@ def build_model(
     input at unit variance (but for one that says `scales_input = False`), so that one network serves every SDE. `mask`: of entries
     that are data in no item (see `ScoreModel`), and `valid` (N, 1 or C, *) of entries that are data in each item, the values of their
     condition of kind "valid": statistics are of valid entries alone. `conditions`: specs by name (see `make_network`).
+    `codec`: that of the data's table, whose columns say by which transforms the normaliser begins.
     `variance`: None or "learned_range", for which a network given by name gets twice the channels at its output.
     `network_options`: of a network given by name. Where they leave its patches, levels and attention open and its defaults would attend
     over more positions than pays, the nearest ones that do not are taken (`affordable_options`).
@@ -72,7 +75,8 @@ def build_model(
     if not float(process.half_log_snr(process.t_min)) > float(process.half_log_snr(process.t_max)):
         raise ValueError(f"{process!r} runs backwards: log(alpha/sigma) must fall from t = 0, the data, to t = 1, the noise")
     there = mask if valid is None else valid.bool() if mask is None else mask & valid.bool()
-    units = Normalizer.fit(data, normalizer, valid=there)
+    chains, breaks = (None, None) if codec is None else (codec.chains, codec.breaks)
+    units = Normalizer.fit(data, normalizer, chains, breaks, valid=there)
     z = only_valid(units.encode(data), there)
     if isinstance(network, str):
         with torch.random.fork_rng(devices=[]):

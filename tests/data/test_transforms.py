@@ -114,7 +114,7 @@ def test_checkpoints_give_the_same_bits(tmp_path) -> None:  # type: ignore[no-un
 
 @pytest.mark.parametrize("config", [{"chains": [["odd"]]}, {"chains": 3}, {}, {"chains": [["quantile"]], "knots": {"0-quantile": -1}}])
 def test_bad_configurations_are_refused(config: dict) -> None:
-    with pytest.raises(ValueError, match="transform|knots"):
+    with pytest.raises(ValueError, match=r"transform|knots"):
         Transforms.from_config(config)
 
 

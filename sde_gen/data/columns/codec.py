@@ -1,0 +1,226 @@
+"""A table's columns as real features and back: what each column is taken for, by itself or as the user says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from sde_gen.data.cell_text import text_of
+from sde_gen.data.columns.gaps import Gaps, kind_from
+from sde_gen.data.columns.infer import as_asked
+from sde_gen.data.columns.kinds import KINDS, Category, Kind
+from sde_gen.data.transforms import TRANSFORMS, Chain
+
+DROP = "drop"
+_SEED = 0
+_OPTIONS = ("kind", "transform")
+Asked = Mapping[str, Mapping[str, Any]]
+"""Of columns by name what the user says of them: {"kind": ..., "transform": ..., options of the kind}."""
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """A column as it was read.
+
+    values: (N,) float64, or words. missing: Boolean (N,); a number is then NaN and a word "".
+    dtype: of a frame's column, the name of its type, to which samples are brought back; None for text.
+    gap: what stands in a text table where a value is missing.
+    """
+
+    name: str
+    values: np.ndarray
+    missing: np.ndarray
+    dtype: str | None = None
+    gap: str = ""
+
+    def subset(self, rows: np.ndarray) -> Column:
+        """The column of these rows alone."""
+        return replace(self, values=self.values[rows], missing=self.missing[rows])
+
+
+@dataclass(frozen=True)
+class Codec:
+    """What the columns of a table are, and how they are real features (N, D) and columns again.
+
+    names: of the columns in their order. kinds: of each. transforms: of each, the chain that the user asks for in the place of its kind's
+    own, or None. dtypes, gaps: as `Column.dtype` and `Column.gap`.
+    """
+
+    names: tuple[str, ...]
+    kinds: tuple[Kind, ...]
+    transforms: tuple[Chain | None, ...] = ()
+    dtypes: tuple[str | None, ...] = ()
+    gaps: tuple[str, ...] = ()
+
+    @classmethod
+    def fit(cls, columns: Sequence[Column], asked: Asked | None = None) -> tuple[Codec, list[str]]:
+        """The codec of a table, and a line for each column: what it is taken for, and why.
+
+        asked: see `read_asked`; columns that it does not name are inferred. Those with {"kind": "drop"} must be left out before.
+
+        Raises ValueError for a column of which nothing is known or that its kind cannot hold.
+        """
+        asked, kinds, lines, transforms = asked or {}, [], [], []
+        rng = np.random.default_rng(_SEED)
+        for column in columns:
+            known = column.values[~column.missing]
+            if not len(known):
+                raise ValueError(f"column {column.name!r}: no value is known; {{{column.name}: drop}} in columns leaves it out")
+            wanted = asked.get(column.name, {})
+            words = column.values.dtype.kind != "f"
+            kind, why = as_asked(column.name, column.values if words else known, wanted)
+            if words and column.missing.any():
+                why += f"; {100 * column.missing.mean():.3g} % missing, a word like the others"
+            elif column.missing.any():
+                kind = Gaps.around(kind, kind.encode(known, rng))
+                why += f"; {100 * column.missing.mean():.3g} % missing, which is a value that can be sampled"
+            chain = wanted.get("transform")
+            transforms.append(None if chain is None else chain)
+            kinds.append(kind)
+            inner = kind.inner if isinstance(kind, Gaps) else kind
+            shown = chain if chain is not None else inner.chains[0]
+            form = f" ({inner.form.replace('_', '-')})" if isinstance(inner, Category) else ""
+            lines.append(f"column    {column.name}: {inner.name}{form}, {' + '.join(shown) or 'standard'}: {why}")
+        names, dtypes, gaps = (tuple(values) for values in zip(*((c.name, c.dtype, c.gap) for c in columns), strict=True))
+        return cls(names, tuple(kinds), tuple(transforms), dtypes, gaps), lines
+
+    @property
+    def width(self) -> int:
+        """How many features."""
+        return sum(kind.width for kind in self.kinds)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The features' names."""
+        return tuple(label for name, kind in zip(self.names, self.kinds, strict=True) for label in kind.labels(name))
+
+    @property
+    def chains(self) -> list[Chain]:
+        """The transforms of each feature."""
+        found: list[Chain] = []
+        for kind, chain in zip(self.kinds, self.transforms or (None,) * len(self.kinds), strict=True):
+            own = kind.chains
+            if chain is not None:
+                first = 1 if isinstance(kind, Gaps) else 0
+                own = own[:first] + [chain] * (kind.width - first)
+            found += own
+        return found
+
+    @property
+    def breaks(self) -> list[list[float]]:
+        """Where the density of each feature may jump."""
+        return [places for kind in self.kinds for places in kind.breaks]
+
+    def encode(self, columns: Sequence[Column], seed: int = _SEED) -> np.ndarray:
+        """Features (N, D), float64, with the draws in cells that `seed` gives.
+
+        Raises ValueError for values that the columns' kinds cannot hold.
+        """
+        rng = np.random.default_rng([seed, 1])
+        parts = []
+        for column, kind in zip(columns, self.kinds, strict=True):
+            known = column.values if column.values.dtype.kind != "f" else column.values[~column.missing]
+            bad = kind.strange(known)
+            if bad.any():
+                raise ValueError(f"column {column.name!r} holds {known[bad][0]!s}, which is no {kind.settings()['kind']} of this table")
+            if isinstance(kind, Gaps):
+                parts.append(kind.encode_gaps(column.values, column.missing, rng))
+            elif column.missing.any() and column.values.dtype.kind == "f":
+                raise ValueError(f"column {column.name!r} has missing values, of which the table that it was learned from has none")
+            else:
+                parts.append(kind.encode(column.values, rng))
+        return np.concatenate(parts, 1)
+
+    def decode(self, features: np.ndarray) -> list[Column]:
+        """The columns of any features (N, D)."""
+        found = []
+        for name, kind, place, dtype, gap in zip(self.names, self.kinds, self.places, self.dtypes, self.gaps, strict=True):
+            part = features[:, place].astype(np.float64)
+            values = kind.decode(part)
+            missing = values == "" if values.dtype.kind == "U" else np.zeros(len(part), bool)
+            missing = kind.missing(part) if isinstance(kind, Gaps) else missing
+            found.append(Column(name, values, missing, dtype, gap))
+        return found
+
+    @property
+    def places(self) -> list[slice]:
+        """The features of each column."""
+        ends = np.cumsum([kind.width for kind in self.kinds]).tolist()
+        return [slice(end - kind.width, end) for end, kind in zip(ends, self.kinds, strict=True)]
+
+    def log_q(self, features: np.ndarray) -> np.ndarray:
+        """log density of the draws that made features (N, D), (N,) nats: log p(features) less this bounds log P(row) from below.
+
+        Of real numbers P is a density in the column's own units, of all else a probability.
+        """
+        parts = [kind.log_q(features[:, place].astype(np.float64)) for kind, place in zip(self.kinds, self.places, strict=True)]
+        return np.sum(parts, axis=0)
+
+    def cells(self, features: np.ndarray) -> list[list[str]]:
+        """The columns of features (N, D) as the cells of a text table."""
+        found = []
+        for column in self.decode(features):
+            texts = text_of(column.values, True) if column.values.dtype.kind == "i" else [str(value) for value in column.values.tolist()]
+            found.append([column.gap if gone else text for text, gone in zip(texts, column.missing.tolist(), strict=True)])
+        return found
+
+    def to_config(self) -> dict[str, Any]:
+        """What `from_config` needs, ready for JSON."""
+        return {
+            "names": list(self.names),
+            "kinds": [kind.settings() for kind in self.kinds],
+            "transforms": [None if chain is None else list(chain) for chain in self.transforms],
+            "dtypes": list(self.dtypes),
+            "gaps": list(self.gaps),
+        }
+
+    @classmethod
+    def from_config(cls, config: Any) -> Codec:
+        """The codec of `to_config`. ValueError for anything else."""
+        try:
+            names, kinds = tuple(map(str, config["names"])), tuple(kind_from(settings) for settings in config["kinds"])
+            transforms = tuple(None if chain is None else tuple(map(str, chain)) for chain in config["transforms"])
+            dtypes = tuple(None if dtype is None else str(dtype) for dtype in config["dtypes"])
+            gaps = tuple(map(str, config["gaps"]))
+            if not len(names) == len(kinds) == len(transforms) == len(dtypes) == len(gaps) or not names:
+                raise ValueError("as many names, kinds, transforms, dtypes and gaps, at least one each, are needed")
+            return cls(names, kinds, transforms, dtypes, gaps)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{str(config)[:80]!r} is no codec of a table; what Codec.to_config gives is needed") from error
+
+
+def read_asked(name: str, asked: Any, columns: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What a YAML file or a dict says of columns, checked: {COLUMN: KIND} or {COLUMN: {"kind": KIND, "transform": NAMES, options}}.
+
+    name: of the table, for messages. columns: those of the table.
+
+    Raises ValueError for anything else, an unknown column, kind or transform, in one line.
+    """
+    if not isinstance(asked, Mapping):
+        raise ValueError(f"{name}: columns are {{COLUMN: KIND}} or {{COLUMN: {{kind: KIND, ...}}}}, got {type(asked).__name__}")
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in asked.items():
+        column = str(key)
+        if column not in columns:
+            listed = ", ".join(columns[:8]) + (", ..." if len(columns) > 8 else "")
+            raise ValueError(f"{name}: columns names {column!r}, which the table does not have; its columns are {listed}")
+        given = {"kind": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else None
+        if given is None:
+            raise ValueError(f"{name}: column {column!r}: {value!r}; a kind ({', '.join((*KINDS, DROP))}) or {{kind: ...}} is needed")
+        if given.get("kind") not in (None, *KINDS, DROP):
+            raise ValueError(f"{name}: column {column!r}: unknown kind {given['kind']!r}; choose from {', '.join((*KINDS, DROP))}")
+        if "transform" in given:
+            given["transform"] = _chain(name, column, given["transform"])
+        found[column] = given
+    return found
+
+
+def _chain(name: str, column: str, value: Any) -> Chain:
+    listed = [value] if isinstance(value, str) else value
+    if not isinstance(listed, list | tuple) or any(one not in (*TRANSFORMS, "standard") for one in listed):
+        allowed = ", ".join(("standard", *TRANSFORMS))
+        raise ValueError(f"{name}: column {column!r}: transform {value!r}; one or a list of {allowed} is needed")
+    return tuple(one for one in listed if one != "standard")
