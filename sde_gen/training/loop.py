@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from .. import parallel
 from ..conditions import fit_condition
-from ..data import Dataset, Normalizer, Source, as_items, check_labels
+from ..data import Dataset, Normalizer, Source, as_items, check_labels, load_dataset
 from ..data.columns import Codec
 from ..data.masks import VALID, split_masked
 from ..devices import find_device
@@ -237,9 +238,9 @@ def _deferred_interrupts() -> Iterator[list[int]]:
 
 
 def train(
-    data: Tensor | np.ndarray,
+    data: Tensor | np.ndarray | Dataset | str | os.PathLike[str] | Any,
     sde: str | SDE = "vp",
-    network: str | nn.Module = "unet",
+    network: str | nn.Module | None = None,
     steps: int = 2000,
     labels: Tensor | None = None,
     device: torch.device | str | None = None,
@@ -258,6 +259,10 @@ def train(
 ) -> ScoreModel:
     """Train a score model on data (N, *) in its own units and return it with averaged weights, ready for `sample`.
 
+    data: a tensor or array (N, *); or a `Dataset`, or what `load_dataset` makes one of (the path of a folder or file, the name of a
+        registered set, a pandas frame, a dict of columns), whose training items, conditions and levels are taken. Labels are told the
+        network only where `labels` gives them. Of a table of words or gaps the model's data are `Dataset.codec`'s features.
+    network: a name or a module; None: "mlp" for vectors, else "unet".
     conditions: what the network is told of each item, by name: tensors or arrays (N, *), NaN where a number is not known.
         Integers (N,) are labels, numbers (N,) or (N, K) numbers, (N, C, *grid) over the data's space, or a coarser grid of it, maps,
         Booleans there masks, and (N, L, K) sequences.
@@ -271,16 +276,6 @@ def train(
 
     Raises ValueError or TypeError for data, conditions or settings that cannot be trained on.
     """
-    if isinstance(data, Dataset):
-        raise TypeError("train takes the items of a data set: train(data.train, labels=data.train_labels, ...)")
-    if not isinstance(network, str | nn.Module):
-        kind = f"the class {network.__name__}: make one, {network.__name__}(...)" if isinstance(network, type) else type(network).__name__
-        raise TypeError(f"network must be a name or a torch.nn.Module, got {kind}")
-    unknown = sorted(set(settings) - {field.name for field in fields(TrainSettings)})
-    if unknown:
-        known = ", ".join(field.name for field in fields(TrainSettings) if field.name != "steps")
-        raise TypeError(f"train has no setting {', '.join(unknown)}; it takes {known}")
-    where = find_device(device)
     if np.ma.is_masked(data):
         if mask is not None or VALID in (conditions or {}):
             raise ValueError(f"data are a masked array, which says itself what is no data: leave mask and the condition {VALID!r} out")
@@ -289,29 +284,62 @@ def train(
             mask = there_of_items[0]
         else:
             conditions = dict(conditions or {}) | {VALID: there_of_items}
-    x = as_items(data)
+    loaded = None
+    if not isinstance(data, Tensor | np.ndarray | list | tuple):
+        loaded = data if isinstance(data, Dataset) else load_dataset(data)
+        levels = loaded.levels if levels is None else levels
+        conditions = {**loaded.conditions(loaded.cond, "all"), **(conditions or {})}
+        mask = loaded.valid if mask is None else mask
+    x: Tensor = as_items(data) if loaded is None else loaded.train
+    if network is None:
+        network = "mlp" if x.ndim == 2 else "unet"
+    if not isinstance(network, str | nn.Module):
+        kind = f"the class {network.__name__}: make one, {network.__name__}(...)" if isinstance(network, type) else type(network).__name__
+        raise TypeError(f"network must be a name or a torch.nn.Module, got {kind}")
+    unknown = sorted(set(settings) - {field.name for field in fields(TrainSettings)})
+    if unknown:
+        known = ", ".join(field.name for field in fields(TrainSettings) if field.name != "steps")
+        raise TypeError(f"train has no setting {', '.join(unknown)}; it takes {known}")
+    where = find_device(device)
+    total = len(x) if loaded is None else len(loaded.training[0])
     ours = isinstance(network, str | Network)  # a network of the user's own may take conditions of any kind
-    given = dict(conditions or {}) | ({} if labels is None else {"label": check_labels(labels, len(x)) if ours else labels})
+    given = dict(conditions or {}) | ({} if labels is None else {"label": check_labels(labels, total) if ours else labels})
     if labels is not None and "label" in (conditions or {}):
         raise ValueError("labels are the condition 'label', which conditions holds too: give it once")
-    cond = {name: _as_values(name, value) for name, value in given.items()}
+    cond = {name: value if isinstance(value, Source) else _as_values(name, value) for name, value in given.items()}
     for name, value in cond.items():
-        if len(value) != len(x):
+        if len(value) != total:
             what = "labels" if name == "label" else f"condition {name!r}"
-            raise ValueError(f"{what} must have one entry for each of the {len(x)} items, got {len(value)}")
+            raise ValueError(f"{what} must have one entry for each of the {total} items, got {len(value)}")
     if x.ndim < 2 or x.shape[0] < 2:
         raise ValueError(f"data must be (N, *) with at least two samples, got shape {tuple(x.shape)}")
     chosen = TrainSettings(steps=steps, **settings)
     strange = sorted(set(kinds or {}) - set(cond))
     if strange:
         raise ValueError(f"kinds names {', '.join(map(repr, strange))}; the conditions are {', '.join(map(repr, cond)) or 'none'}")
-    specs = {n: fit_condition(n, v, x.shape[2:], (kinds or {}).get(n)) for n, v in cond.items()} if isinstance(network, str) else None
+    shown: dict[str, Any] = {n: loaded.cond[n] if isinstance(v, Source) and loaded is not None else v for n, v in cond.items()}
+    specs = {n: fit_condition(n, v, x.shape[2:], (kinds or {}).get(n)) for n, v in shown.items()} if isinstance(network, str) else None
     there = None if mask is None else torch.as_tensor(mask)
-    of_items = next((cond[name] for name, spec in (specs or {}).items() if spec["kind"] == "valid"), None)
-    model = build_model(
-        x, sde, network, prediction, prior, normalizer, sde_settings, network_options, specs, chosen.seed, variance, there, of_items
+    of_items = next((shown[name] for name, spec in (specs or {}).items() if spec["kind"] == "valid"), None)
+    codec = None if loaded is None else loaded.codec
+    made = (
+        sde,
+        network,
+        prediction,
+        prior,
+        normalizer,
+        sde_settings,
+        network_options,
+        specs,
+        chosen.seed,
+        variance,
+        there,
+        of_items,
+        codec,
     )
-    return fit(model, x, chosen, cond, levels=levels, device=where, progress=progress).model
+    model = build_model(x, *made)
+    items = x if loaded is None else loaded.training[0]
+    return fit(model, items, chosen, cond, levels=levels, device=where, progress=progress).model
 
 
 def _as_values(name: str, value: Any) -> Tensor:

@@ -170,7 +170,8 @@ def test_train_names_what_it_cannot_take() -> None:
 
     x, labels = torch.randn(20, 2), torch.arange(20) % 2
     for arguments, error, message in (
-        ({"data": sde_gen.load_dataset("moons")}, TypeError, r"train\(data.train, labels=data.train_labels"),
+        ({"data": 3.5}, TypeError, "a path, a registered name, a pandas frame or a dict of columns is needed, got float"),
+        ({"data": "cats"}, ValueError, "data 'cats' is unknown"),
         ({"network": torch.nn.Linear}, TypeError, r"got the class Linear: make one, Linear\(...\)"),
         ({"labels": labels - 1}, ValueError, r"labels span -1..0"),
         ({"labels": labels[:5]}, ValueError, r"one label for each item"),
