@@ -80,8 +80,8 @@ def as_asked(name: str, values: np.ndarray, asked: Mapping[str, Any]) -> tuple[K
         found = _category(name, values, options.pop("form", None), words)[0]
     elif cls is Integer:
         step = float(options.pop("step", 1.0))
-        found = _integer(values, np.unique(values), step, decimals_of(np.array([step])) or 0, **options)
-        options = {}
+        ends = {key: float(options.pop(key)) for key in ("low", "high") if key in options}
+        found = _integer(values, np.unique(values), step, decimals_of(np.array([step])) or 0, **ends)
     elif cls is Fraction:
         low, high = float(options.pop("low", 0.0)), float(options.pop("high", 1.0))
         found = Fraction(low, high, (bool((values == low).any()), bool((values == high).any())), decimals_of(values))
