@@ -31,7 +31,7 @@ def write_mnist(root, train=5, test=3, gz=False):
 @pytest.mark.parametrize("name", sorted(set(DATASETS) - set(SOURCES)))
 def test_every_set_is_what_it_says(name):
     dataset = load_dataset(name)
-    assert dataset.name == name and dataset.train.dtype == dataset.test.dtype == torch.float32
+    assert dataset.name == name and dataset.train.dtype == dataset.test.dtype == (torch.float32 if dataset.codec is None else torch.float64)
     if dataset.levels is not None:
         assert dataset.train.min() == 0 and dataset.train.max() == dataset.levels - 1 and torch.equal(dataset.train, dataset.train.round())
     if dataset.classes is not None:
@@ -130,7 +130,7 @@ def test_limit_draws_from_a_set_that_is_sorted(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "cats"}, r"data 'cats' is unknown; allowed: blobs3d, checkerboard, .*, or a path: a folder of images, \.tar"),
+        ({"name": "cats"}, r"data 'cats' is unknown; allowed: adult, blobs3d, checkerboard, .*, or a path: a folder of images, \.tar"),
         ({"name": "digits", "limit": 1}, "1 training item"),
         ({"name": "digits", "limit": 0}, "limit 0"),
         ({"name": "moons", "seed": -1}, "seed -1"),

@@ -179,9 +179,7 @@ def _column(table: str, name: str, values: Any, missing: float | str | None) -> 
         array = array.astype(np.float64)
     if array.dtype.kind == "f":
         numbers = array.astype(np.float64)
-        if np.isinf(numbers).any():
-            raise ValueError(f"{table}: column {name!r} holds infinite values; finite numbers are needed")
-        return _numbers(name, numbers, np.isnan(numbers), missing, dtype)
+        return _numbers(table, name, numbers, np.isnan(numbers), missing, dtype)
     if array.dtype.kind not in "OU":
         raise ValueError(f"{table}: column {name!r} is of type {array.dtype}; numbers or words are needed ({{{name}: drop}} leaves it out)")
     gone = np.array([value is None or str(value) in ("<NA>", "NaT", "nan") for value in array.tolist()], dtype=bool)
@@ -189,7 +187,7 @@ def _column(table: str, name: str, values: Any, missing: float | str | None) -> 
     if known and all(isinstance(value, int | float | np.number) for value in known):
         numbers = np.full(len(array), np.nan)
         numbers[~gone] = [float(value) for value in known]
-        return _numbers(name, numbers, gone, missing, dtype if dtype and dtype[:1].isupper() else None)
+        return _numbers(table, name, numbers, gone, missing, dtype if dtype and dtype[:1].isupper() else None)
     strange = next((value for value in known if not isinstance(value, str)), None)
     if strange is not None:
         raise ValueError(f"{table}: column {name!r} holds {strange!r} beside words; numbers or words are needed")
@@ -197,7 +195,9 @@ def _column(table: str, name: str, values: Any, missing: float | str | None) -> 
     return Column(name, np.array(["" if out else value for value, out in zip(array.tolist(), gone, strict=True)], dtype=str), gone, dtype)
 
 
-def _numbers(name: str, numbers: np.ndarray, gone: np.ndarray, missing: float | str | None, dtype: str | None) -> Column:
+def _numbers(table: str, name: str, numbers: np.ndarray, gone: np.ndarray, missing: float | str | None, dtype: str | None) -> Column:
+    if np.isinf(numbers).any():
+        raise ValueError(f"{table}: column {name!r} holds infinite values; finite numbers are needed")
     if missing is not None:
         with contextlib.suppress(ValueError):  # a word marks nothing in a column of numbers
             gone = gone | (numbers == float(missing))

@@ -170,7 +170,9 @@ class Integer(Kind):
     def strange(self, values: np.ndarray) -> np.ndarray:
         ratio = values / self.step
         with np.errstate(invalid="ignore"):
-            off = ~(np.isfinite(values) & (np.abs(ratio - np.round(ratio)) < 1e-6 * np.maximum(1, np.abs(ratio))) & (np.abs(ratio) < 2.0**52))
+            off = ~(
+                np.isfinite(values) & (np.abs(ratio - np.round(ratio)) < 1e-6 * np.maximum(1, np.abs(ratio))) & (np.abs(ratio) < 2.0**52)
+            )
             return off | (False if self.low is None else values < self.low) | (False if self.high is None else values > self.high)
 
 
