@@ -88,7 +88,9 @@ def ours(table: Table, count: int, quick: bool, options: dict[str, Any]) -> tupl
     assert data.codec is not None
     model = sde_gen.train(data, network="mlp", network_options=network, **training)
     seconds = time.monotonic() - began
-    out = sde_gen.sample(model, (count, *data.shape), "heun", steps=options.get("steps", 18), batch_size=count, progress=False)
+    out = sde_gen.sample(
+        model, (count, *data.shape), "heun", steps=options.get("steps", TABLES["sampling"]["steps"]), batch_size=count, progress=False
+    )
     columns = data.codec.decode(out.x.numpy())
     facts = {"seconds": seconds, "features": data.shape[0], "network": network, "training": training}
     return {c.name: np.where(c.missing, "" if c.values.dtype.kind == "U" else np.nan, c.values) for c in columns}, facts

@@ -1,0 +1,90 @@
+"""Tables of kinds through the command line: what the columns are taken for, training, samples as they came, and bad input."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+import yaml
+from toys import TINY_RUN, Command
+
+from sde_gen.commands.config import TABLES
+
+COUNT = 80
+
+
+def write(path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [["city", "id", "rain", "wind direction", "hours", "site"]]
+    for k in range(COUNT):
+        amount, hours = round(rng.gamma(1, 5), 3) if k % 2 else 0, "" if k % 9 == 0 else str(int(rng.poisson(30)))
+        rows.append([["Bern", "Chur", "Genf"][k % 3], f"r{k}", str(amount), str(int(rng.integers(360))), hours, "ab"[k % 2]])
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+def test_a_table_of_kinds_trains_and_its_samples_are_a_table(sde_gen_command: Command, tmp_path: Path) -> None:
+    write(tmp_path / "t.csv")
+    (tmp_path / "kinds.yaml").write_text("id: drop\nhours: {kind: integer, low: 0, high: 168}\n")
+    arguments = ["run", *TINY_RUN, "--solver", "ddim", "--data", "t.csv", "--columns", "kinds.yaml", "--condition", "site"]
+    code, out, err = sde_gen_command(*arguments)
+    assert (code, err) == (0, [])
+    for said in (
+        "rain: zero_inflated, log1p + quantile: 50 % exact zeros",
+        "wind direction: angle",
+        "hours: integer, .*: as asked",
+        "id: dropped",
+    ):
+        assert any(line.startswith("data      column    ") and said.split(", .*")[0] in line for line in out), said
+    run = tmp_path / "runs" / "t.csv-vp"
+    (tmp_path / "kinds.yaml").unlink()  # the run keeps what it says
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"]["columns"]["id"] == "drop"
+    code, out, err = sde_gen_command(*arguments[: arguments.index("--columns")], "--config", str(run / "config.yaml"))
+    assert (code, err) == (0, []) and any(line.startswith("reusing") for line in out)
+    (tmp_path / "t.csv").unlink()  # and what the columns are
+    code, out, err = sde_gen_command("sample", "--run", str(run), "--samples", "50", "--cond", "site=b", "--out", "new.csv")
+    assert (code, err) == (0, []), err
+    with (tmp_path / "new.csv").open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["city", "rain", "wind direction", "hours", "site"] and len(rows) == 50
+    columns = dict(zip(header, zip(*rows, strict=True), strict=True))
+    assert set(columns["city"]) <= {"Bern", "Chur", "Genf"} and set(columns["site"]) == {"b"}
+    assert all(float(cell) >= 0 for cell in columns["rain"]) and "0.0" in columns["rain"]
+    assert all(0 <= int(cell) < 360 for cell in columns["wind direction"]) and all(0 <= int(c) <= 168 for c in columns["hours"] if c)
+    code, out, err = sde_gen_command("sample", "--run", str(run), "--samples", "20", "--out", "new.parquet")
+    assert (code, err) == (0, []) and list(pandas.read_parquet(tmp_path / "new.parquet").columns) == header[:-1]
+    code, out, err = sde_gen_command("sample", "--run", str(run), "--samples", "20", "--out", "new.npz")
+    assert code == 0 and any("features of the table's columns; .csv, .tsv, .parquet hold the table" in line for line in out)
+    assert np.load(tmp_path / "new.npz")["x"].shape == (20, 3 + 1 + 2 + 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--columns", "none.yaml"], "cannot read the configuration none.yaml"),
+        (["--columns", "list.yaml"], "the configuration list.yaml must be a mapping"),
+        (["--columns", "town.yaml"], "t.csv: columns names 'town', which the table does not have; its columns are city, id"),
+        (["--columns", "infer"], "t.csv: column 'id' holds 80 different words in 80 cells.*id: drop"),
+        (["--data", "digits", "--columns", "infer"], "data 'digits' takes no .*columns"),
+    ],
+)
+def test_bad_columns_are_one_line(arguments: list[str], message: str, sde_gen_command: Command, tmp_path: Path) -> None:
+    write(tmp_path / "t.csv")
+    (tmp_path / "list.yaml").write_text("[city]\n")
+    (tmp_path / "town.yaml").write_text("town: category\n")
+    code, _, err = sde_gen_command("run", *TINY_RUN, "--data", "t.csv", *arguments)
+    assert code == 2 and len(err) == 1
+    assert re.search(message, err[0]), err
+
+
+def test_the_recipe_of_tables(sde_gen_command: Command, tmp_path: Path) -> None:
+    write(tmp_path / "t.csv")
+    (tmp_path / "kinds.yaml").write_text("id: drop\n")
+    code, out, err = sde_gen_command("run", "--dry-run", "--data", "t.csv", "--columns", "kinds.yaml")
+    assert (code, err) == (0, [])
+    found = yaml.safe_load("\n".join(out))
+    assert found["training"]["steps"] == TABLES["training"]["steps"] and found["sampling"]["solver"] == "heun"
