@@ -294,12 +294,12 @@ class Category(Kind):
 
     @property
     def chains(self) -> list[Chain]:
-        return [("quantile",)] * self.width
+        return [()] * self.width if self.form == "one_hot" else [("quantile",)]
 
     @property
     def breaks(self) -> list[list[float]]:
         if self.form == "one_hot":
-            return [[0.0, 1.0, 2.0]] * self.width
+            return [[]] * self.width
         return [[float(k) for k in range(len(self.words) + 1)]] if len(self.words) < MOST_BREAKS else [[]]
 
     def labels(self, name: str) -> list[str]:
