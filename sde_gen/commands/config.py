@@ -233,7 +233,7 @@ WEATHER: dict[str, Any] = {
 SPECTROGRAMS: dict[str, Any] = {
     "model": {
         "network": "unet",
-        "options": {"patch": 8, "width": 48, "multipliers": [1, 2], "attention": [1]},
+        "options": {"patch": 8, "width": 32, "multipliers": [1, 2], "attention": [1]},
         "prediction": "data",
     },
     "training": {"steps": 400, "batch": 16, "lr": 2e-3, "ema_width": 0.05, "weighting": "min_snr", "evaluations": 3},

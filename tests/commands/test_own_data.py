@@ -214,6 +214,7 @@ def test_volumes_are_soft_balls() -> None:
 
 def test_the_examples_are_there() -> None:
     folder = Path(__file__).parents[2] / "experiments" / "configs"
-    for file, name, rank in (("signals", "sines", 2), ("table", "table", 1), ("blobs3d", "blobs3d", 4)):
+    examples = [("signals", "sines", 2), ("table", "table", 1), ("blobs3d", "blobs3d", 4)]
+    for file, name, rank in (*examples, ("spectrograms", "spectrograms", 3), ("volume", "volumes", 4)):
         config = resolve(read_config(folder / f"{file}.yaml"))
         assert config.data.name == name and len(sde_gen.load_dataset(name).shape) == rank

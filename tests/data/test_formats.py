@@ -2,6 +2,7 @@
 
 import ast
 import gzip
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from toys import Command
 import sde_gen
 from sde_gen.data import Dataset, item_shape, load_dataset
 from sde_gen.data.formats import FORMATS, format_of
+from sde_gen.data.formats.base import PerProcess
 from sde_gen.data.write import DataDescription, write_samples
 
 h5py, xarray, zarr = (pytest.importorskip(name) for name in ("h5py", "xarray", "zarr"))
@@ -208,8 +210,8 @@ def test_larger_than_memory_is_read_batch_by_batch(ending: str, tmp_path: Path, 
     assert form is not None
     data, whole = (formats.load(path, form, in_memory=most, axes="NCL") for most in (80 * 4 * 30, 1 << 30))
     assert data.source is not None and whole.source is None and len(data.train) == 30 and len(data.source) == 270
-    rows = torch.tensor([200, 3, 3, 17, 4])
-    assert torch.equal(data.source[rows], whole.train[rows])
+    for rows in (torch.tensor([200, 3, 3, 17, 4]), torch.tensor([200, 3, 17, 4])):  # with a repeat, and in another order than the file's
+        assert torch.equal(data.source[rows], whole.train[rows])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16", "uint8", "int64"])
@@ -620,3 +622,16 @@ def test_land_in_a_field_comes_back_as_its_fill_value(tmp_path: Path) -> None:
     raw = xarray.open_dataset(tmp_path / "o.nc", engine="h5netcdf", decode_cf=False)["t2m"]
     assert raw.dtype == np.int16 and (raw.values[:, land] == -32767).all() and (raw.values[:, ~land] != -32767).all()
     assert np.isnan(opened(tmp_path / "o.nc")["t2m"].values[:, land]).all()
+
+
+def test_a_handle_is_opened_again_in_each_process() -> None:
+    """HDF5's state, and the place in a sound file, must not be shared with a fork that reads ahead."""
+    opened_by = PerProcess(os.getpid)
+    assert opened_by() == opened_by() == os.getpid()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writer, str(opened_by()).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert int(os.read(reader, 99)) == child and opened_by() == os.getpid()
