@@ -1,4 +1,4 @@
-"""Checkpoints in the libraries' own layouts: recognised, filled in, asked about, and then models like ours."""
+"""Checkpoints in the libraries' own layouts: recognised, filled in, asked about; test_imported.py has what follows."""
 
 import math
 from pathlib import Path
@@ -9,7 +9,6 @@ import torch
 from foreign_checkpoints import adm_state, edm_pickle, edm_state, moved, randomised, score_sde_file, score_sde_state
 from safetensors.torch import save_file
 
-import sde_gen
 from sde_gen import CheckpointError
 from sde_gen.external import FORMATS, PRESETS, load_external
 from sde_gen.networks import make_network
@@ -288,57 +287,3 @@ def test_frequencies_are_not_averaged(tmp_path: Path) -> None:
     model = load_external(score_sde_file(tmp_path / "a.pth", raw, moved(raw)), config=facts_of("ncsnpp"))
     assert torch.equal(model.network.embedding.level.frequencies, raw.embedding.level.frequencies)
     assert len(score_sde_state(raw)) - 2 == len(list(raw.parameters())) + sum(4 for m in raw.modules() if type(m).__name__ == "Attention")
-
-
-# What was imported is a model like ours.
-
-
-@pytest.fixture(params=["ncsnpp", "ddpmpp", "ddpm", "adm", "edm"])
-def imported(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    kind = request.param
-    if kind == "adm":
-        network = randomised("adm", width=32, multipliers=(1, 1), classes=3, out=6, group=1, null=False, size=8)
-        torch.save(adm_state(network, "legacy"), tmp_path / "a.pt")
-        return load_external(tmp_path / "a.pt", config=ADM | {"attention_order": "legacy", "heads": 1, "size": 8})
-    if kind == "edm":
-        return load_external(edm_pickle(tmp_path / "e.pkl", randomised("song", width=16, multipliers=(1, 1), classes=3, size=8)))
-    network = song(kind, size=8)
-    return load_external(score_sde_file(tmp_path / "a.pth", network, moved(network)), config=facts_of(kind) | {"size": 8})
-
-
-def condition(model: Any, count: int) -> dict[str, torch.Tensor]:
-    return {} if model.network.classes is None else {"label": torch.arange(count) % model.network.classes}
-
-
-def test_it_is_saved_and_loaded_to_the_bit(imported: Any, tmp_path: Path) -> None:
-    again = sde_gen.load(sde_gen.save(imported, tmp_path / "checkpoint", extra={"source": imported.source}))
-    assert same(again.network, imported.network) and repr(again.sde) == repr(imported.sde) and again.settings() == imported.settings()
-    x = torch.randn(2, *imported.network.shape, generator=torch.Generator().manual_seed(0))
-    cond = condition(imported, 2)
-    assert torch.equal(again.denoise(x, 0.4, **cond), imported.denoise(x, 0.4, **cond))
-    assert torch.equal(again.normalizer.decode(x), imported.normalizer.decode(x))
-
-
-def test_it_samples_and_scores(imported: Any) -> None:
-    shape, cond = imported.network.shape, condition(imported, 2)
-    out = sde_gen.sample(imported, (2, *shape), solver="ddim", steps=3, cond=cond, seed=0)
-    assert out.x.shape == (2, *shape) and bool(torch.isfinite(out.x).all())
-    images = torch.randint(256, (2, *shape), generator=torch.Generator().manual_seed(0)).float()
-    found = sde_gen.log_likelihood(imported, images, cond=cond, steps=4, divergence="hutchinson")
-    assert bool(torch.isfinite(found.log_prob).all())
-
-
-def test_it_is_trained_on(imported: Any) -> None:
-    model = imported.requires_grad_(True).train()
-    z = torch.randn(2, *model.network.shape, generator=torch.Generator().manual_seed(0))
-    loss = sde_gen.dsm_loss(model, z, **condition(model, 2)).mean()
-    loss.backward()
-    assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in model.parameters())
-
-
-def test_it_is_guided(tmp_path: Path) -> None:
-    model = load_external(edm_pickle(tmp_path / "e.pkl", randomised("song", width=16, multipliers=(1, 1), classes=3, size=8)))
-    x, label = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 2])
-    guided = sde_gen.guide(model, strength=2.0)
-    null, told = model.denoise(x, 0.5), model.denoise(x, 0.5, label=label)
-    torch.testing.assert_close(guided.denoise(x, 0.5, label=label), null + 2 * (told - null), rtol=1e-4, atol=1e-4)
