@@ -185,6 +185,10 @@ def test_what_is_kept_is_of_this_data_and_these_weights(tmp_path: Path, monkeypa
     torch.testing.assert_close(ImageScores(data, tmp_path, NAME).reference.moments.mean, first.moments.mean)
     assert sum(Small.seen) == 1500
     Small.seen.clear()
+    others = ImageScores(data, tmp_path, NAME)
+    others.network.sha256 = "cd" * 32
+    assert others.reference.moments.count == sum(Small.seen) == 1500
+    Small.seen.clear()
     monkeypatch.setattr(Small, "name", "resized otherwise")
     assert len(ImageScores(data, tmp_path, NAME).reference.moments.mean) == 6 and sum(Small.seen) == 1500
 
