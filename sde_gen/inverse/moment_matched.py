@@ -41,6 +41,7 @@ class MomentMatched:
     columns: G, (B, k, *data shape), scaled so that V = G^T G on their span. mu, rest: (B, k).
     noise: the measurement's variance in these units: 1, or 0 where there is no noise and mu is in the measurement's own.
     log_scale: (B,) float64, log N(y; A(D), Sigma_y + H V H^T) less that of the coordinates.
+    lead: what `shift` holds that is not of the columns, of the state's shape; None: nothing.
     """
 
     prediction: Prediction
@@ -50,6 +51,7 @@ class MomentMatched:
     rest: Tensor
     noise: float
     log_scale: Tensor
+    lead: Tensor | None = None
 
     @property
     def log_evidence(self) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .average import rows
 from .moment_matched import MomentMatched
 
 
@@ -18,35 +19,31 @@ class Towards:
     p/q are those of the solver's own steps, whatever V is: it makes them even, not right.
 
     columns: G, (B, k, D), or (1, k, D) where all states share it; slopes: (mu/(noise + mu))^(1/2), likewise; aim: rest/(noise + mu)^(1/2),
-    (B, k).
+    (B, k). lead: what m moves by besides, times b, of the state's shape, or None.
     """
 
-    def __init__(self, columns: Tensor, slopes: Tensor, aim: Tensor) -> None:
-        self.columns, self.slopes, self.aim = columns, slopes, aim
+    def __init__(self, columns: Tensor, slopes: Tensor, aim: Tensor, lead: Tensor | None) -> None:
+        self.columns, self.slopes, self.aim, self.lead = columns, slopes, aim, lead
 
     @classmethod
     def of(cls, found: MomentMatched) -> Towards:
         total = found.noise + found.mu
-        return cls(found.columns.flatten(2), (found.mu / total).sqrt(), found.rest / total.sqrt())
+        return cls(found.columns.flatten(2), (found.mu / total).sqrt(), found.rest / total.sqrt(), found.lead)
 
     def taken(self, order: Tensor) -> Towards:
         shared = len(self.columns) == 1
         columns, slopes = (value if shared else value[order] for value in (self.columns, self.slopes))
-        return Towards(columns, slopes, self.aim[order])
+        return Towards(columns, slopes, self.aim[order], None if self.lead is None else self.lead[order])
 
     def move(self, b: float, c: float, z: Tensor) -> tuple[Tensor, Tensor]:
         """What is added to m + c z for it to be a draw of q, of z's shape, and log p/q of that draw, (B,)."""
         steep, flat = b / c * self.slopes[..., None] * self.columns, z.flatten(1)
         values, vectors = torch.linalg.eigh(steep @ steep.mT)
         values = values.clamp_min(0)  # of J^T (noise + mu)^-1 J in units of 1/c^2
-        along, aim = _rows(vectors.mT, _rows(steep, flat)), _rows(vectors.mT, self.aim)
+        along, aim = rows(vectors.mT, rows(steep, flat)), rows(vectors.mT, self.aim)
         root = torch.sqrt(1 + values)
-        weights = aim / (1 + values) - along / (root * (1 + root))
-        extra = _rows(steep.mT, _rows(vectors, weights))
-        gained = (weights * (2 * along + values * weights) + torch.log1p(values)).double().sum(1)
+        extra = rows(steep.mT, rows(vectors, aim / (1 + values) - along / (root * (1 + root))))
+        if self.lead is not None:
+            extra = extra + b / c * self.lead.flatten(1)
+        gained = (extra * (2 * flat + extra)).double().sum(1) + torch.log1p(values).double().sum(1)
         return (c * extra).reshape(z.shape), -0.5 * gained
-
-
-def _rows(matrix: Tensor, vector: Tensor) -> Tensor:
-    """The products of (B, m, n), or of one matrix (1, m, n), with vectors (B, n): (B, m)."""
-    return vector @ matrix[0].mT if len(matrix) == 1 else (matrix @ vector[..., None])[..., 0]

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..models.denoiser import Denoiser, Prediction
 from ..models.weighed import Weighed, Weighing
 from ..sampling.sample import sample
-from .average import averaged
+from .average import MOST_NUMBERS, PILOT, AverageCovariance, averaged, measured_average, tilted
 from .conditioned import Conditioned, Observed
 from .measurement import MEASURED, Measurement
 from .moment_matched import MomentMatched, moment_matched
@@ -19,12 +19,15 @@ from .request import Posterior, Request, repeated
 from .towards import Towards
 
 DIFFERENTIATED = 8
-"""Measured entries up to which V is the network's own Jacobian, one vector-Jacobian product for each entry; above it is that of Gaussian
-data with the model's moments, which is as good for images and costs nothing."""
+"""Measured entries up to which V is the network's own Jacobian, one vector-Jacobian product for each; above it is the model's average
+covariance, which is as good for images, and costs one product's time whatever is measured."""
 PLANNED = 1024
 """Measured entries above which that covariance is not decomposed, and V is looked at along some directions."""
-REACH = 4.0
-"""sigma/alpha in units of the data's largest standard deviation above which states say next to nothing of the data."""
+FEW_LEFT, MANY_LEFT = 0.3, 0.5
+"""Shares of effective particles below which groups are resampled, with the Jacobian and with the average covariance."""
+EARLY, LATE = 4.0, 1.25
+"""sigma/alpha in units of the data's largest standard deviation: above the one, states say next to nothing of the data; below the other,
+they are tilted."""
 
 
 class Twisted(Conditioned, Weighed):
@@ -42,26 +45,34 @@ class Twisted(Conditioned, Weighed):
 
     directions: along which V is looked at where neither holds: a linear operator of more than 1,024 entries, or one that is not linear
         of more than 48, as `MMPS` does it.
-    resample_below: the share of effective particles below which a group is resampled. A twist that errs prunes what would have counted, and
-        errs most while the data's modes part.
+    resample_below: the share of effective particles below which a group is resampled; None: .3 with the Jacobian, as a twist that errs
+        prunes what would have counted, and errs most while the data's modes part; else .5.
 
     Wu et al. 2023, arXiv:2306.17775 (whose twist has V = sigma^2/(alpha^2 + sigma^2)); Rozet et al. 2024, arXiv:2405.13712.
     """
 
     gradient = True
 
-    def __init__(self, model: Denoiser, measurement: Measurement, directions: int = 8, resample_below: float = 0.3) -> None:
+    def __init__(self, model: Denoiser, measurement: Measurement, directions: int = 8, resample_below: float | None = None) -> None:
         super().__init__(model, measurement)
         self.directions = directions
-        if not 0 <= resample_below <= 1:
+        if resample_below is not None and not 0 <= resample_below <= 1:
             raise ValueError(f"resample_below must be in [0, 1], got {resample_below!r}")
-        self.resample_below = resample_below
-        self.widest = math.inf if model.moments is None else float(model.moments.along.max())
-        if model.moments is not None and self.widest > 0:
-            self.resample_from = -math.log(REACH * math.sqrt(self.widest))
+        self.asked = resample_below
+        self.resample_below = FEW_LEFT if resample_below is None else resample_below
+        moments = model.moments
+        self.average = None if moments is None else AverageCovariance(moments)
+        self.widest = math.inf if moments is None else float(moments.along.max())
+        self.tilt_from = math.inf
+        if moments is not None and self.widest > 0:
+            self.resample_from = -math.log(EARLY * math.sqrt(self.widest))
 
     def correct(self, x: Tensor, t: Tensor | float, observed: Observed, cond: dict[str, Tensor]) -> Prediction:
-        return self._shifted(self._differentiated(x, t, observed, cond))
+        found = self._differentiated(x, t, observed, cond) if isinstance(t, Tensor) else self._matched(x, t, observed, cond)
+        return Prediction(found.prediction.denoised + found.shift, found.prediction.variance_fraction)
+
+    def cost_at(self, t: float) -> int:
+        return self.model.cost_at(t) * (2 if float(self.sde.half_log_snr(t)) >= self.tilt_from else 1)
 
     def weigh(self, x: Tensor, t: float, **cond: Tensor) -> Weighing:
         observed = self.observed(x, t, cond.pop(MEASURED))
@@ -76,13 +87,20 @@ class Twisted(Conditioned, Weighed):
         return replace(last, twist=observed.log_prob(last.prediction.denoised).double())
 
     def _matched(self, x: Tensor, t: float, observed: Observed, cond: dict[str, Tensor]) -> MomentMatched:
-        moments, entries = self.model.moments, observed.entries
-        # Where states say nothing of the data a network's Jacobian is noise, and data look Gaussian.
-        early = float(self.sde.half_log_snr(float(t))) < self.resample_from
-        if moments is None or not observed.linear or entries > PLANNED or (entries <= DIFFERENTIATED and not early):
+        level = float(self.sde.half_log_snr(float(t)))
+        # Where states say nothing of the data a network's Jacobian is noise, and the average covariance is right.
+        wanted = not self._few(observed.entries) or level < self.resample_from
+        if self.average is None or not wanted or not self._decomposes(observed.entries):
             return self._differentiated(x, t, observed, cond)
         alpha, sigma = (float(value) for value in self.sde.marginal(torch.tensor(float(t), dtype=torch.float64)))
-        return averaged(self.model.predict(x, t, **cond), observed, moments, alpha, sigma)
+        found = averaged(self.model.predict(x, t, **cond), observed, self.average, alpha, sigma)
+        return found if level < self.tilt_from else tilted(self.model, x, t, cond, found, observed, alpha, sigma)
+
+    def _few(self, entries: int) -> bool:
+        return entries <= DIFFERENTIATED
+
+    def _decomposes(self, entries: int) -> bool:
+        return self.measurement.operator.linear and entries <= PLANNED
 
     def _differentiated(self, x: Tensor, t: Tensor | float, observed: Observed, cond: dict[str, Tensor]) -> MomentMatched:
         alpha, sigma = self.levels(x, t)
@@ -92,17 +110,29 @@ class Twisted(Conditioned, Weighed):
         held = torch.sqrt(self.widest / length.clamp_min(torch.finfo(x.dtype).tiny)).clamp_max(1)
         return replace(found, columns=found.columns * held.reshape(*held.shape, *[1] * (x.ndim - 1)))
 
-    @staticmethod
-    def _shifted(found: MomentMatched) -> Prediction:
-        return Prediction(found.prediction.denoised + found.shift, found.prediction.variance_fraction)
+    def _run_of(self, request: Request) -> tuple[Twisted, int]:
+        """The same method for this run, with what its weights need to know of the model, and the network calls that this took."""
+        kept = self.measurement.operator.kept(request.shape)
+        entries = request.y[0].numel() if kept is None else int(kept.sum())
+        moments = self.model.moments
+        if moments is None or self._few(entries) or not self._decomposes(entries):
+            return self, 0
+        twin = Twisted(self.model, self.measurement, self.directions, MANY_LEFT if self.asked is None else self.asked)
+        twin.tilt_from = self.resample_from + math.log(EARLY / LATE)
+        # What conditions leave open of the data, their moments do not tell, and draws without conditions would tell no better.
+        if request.cond or PILOT * (request.steps or 100) * math.prod(request.shape) > MOST_NUMBERS:
+            return twin, 0
+        twin.average, calls = measured_average(self.model, moments, request)
+        return twin, calls
 
     def draw(self, request: Request) -> Posterior:
         """Groups of particles until there are `count`; where a group is cut or several are, they are resampled to count equal weights."""
         size = request.count if request.particles is None else request.particles
         groups = -(-request.count // size)
         batch = len(request.y)
+        run, before = self._run_of(request)
         out = sample(
-            self,
+            run,
             (batch * groups, *request.shape),
             request.solver,
             request.steps,
@@ -124,6 +154,6 @@ class Twisted(Conditioned, Weighed):
             ess=1 / log_weights.softmax(1).square().sum(1),
             log_evidence=evidence,
             log_evidence_error=error,
-            nfe=out.nfe.reshape(batch, groups).sum(1),
+            nfe=out.nfe.reshape(batch, groups).sum(1) + -(-before // batch),
         )
         return found if groups * size == request.count else found.resampled(request.count, request.settings["seed"])

@@ -175,6 +175,20 @@ class Moments(nn.Module):
         variances = self.along
         return variances.min(), variances.max()
 
+    def squares(self, off: Tensor) -> Tensor:
+        """The mean square of differences `off` (B, *data shape) along each axis, of the shape of `along`."""
+        flat = off.double().flatten(1)
+        if self.axis_vectors is not None:
+            dim, known = self.axis_vectors.shape
+            each = (flat @ self.axis_vectors).square().mean(0)
+            rest = (flat.square().sum(1).mean() - each.sum()).clamp_min(0.0) / max(1, dim - known)
+            return torch.cat((each, rest.reshape(1)))
+        if self.eigenvectors is not None:
+            return (flat @ self.eigenvectors).square().mean(0)
+        square = off.double().square().mean(0)
+        # Where one number stands for many elements, their mean.
+        return square if self.eigenvalues.shape == square.shape else square.mean().expand_as(self.eigenvalues)
+
     def spread(self) -> tuple[float, float]:
         """sqrt(sum s^4/sum s^2) and the root mean square of the standard deviations s along the principal axes: the spread
         of the directions that hold most of the variance, and of all."""
