@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..data import DATASETS, PATHS, is_path, item_shape
+from ..data.reading import Reading
 from ..external.feature_networks import LABELS, features_named
 from ..networks import affordable_options, make_network
 from ..solvers import SOLVERS
@@ -88,9 +90,12 @@ class DataConfig(_Section):
         return None if self.root is None else os.path.join(self.relative_to or "", self.root)
 
     @property
-    def map_location(self) -> str | None:
-        """The folder or archive of the condition "map" to open."""
-        return None if self.condition_map is None else os.path.join(self.relative_to or "", self.condition_map)
+    def reading(self) -> Reading:
+        """How files of the user's own are to be read."""
+        place = None if self.condition_map is None else os.path.join(self.relative_to or "", self.condition_map)
+        column = None if self.label_column is None else str(self.label_column)
+        chosen = {field.name: getattr(self, field.name) for field in fields(Reading)}
+        return Reading(**chosen | {"condition_map": place, "label_column": column})
 
 
 class SDEConfig(_Section):
@@ -154,7 +159,7 @@ class RunConfig(_Section):
         data = found["data"]
         del data["relative_to"]
         data["name"] = self.data.name if self.data.name in DATASETS else os.path.abspath(self.data.location)
-        for key, place in (("root", self.data.root_location), ("condition_map", self.data.map_location)):
+        for key, place in (("root", self.data.root_location), ("condition_map", self.data.reading.condition_map)):
             data[key] = None if place is None else os.path.abspath(place)
         for name in ("micro_batch", "workers", "shard", "compile", "channels_last"):  # how, not what
             del found["training"][name]
@@ -402,8 +407,7 @@ def resolve(*layers: Mapping[str, Any]) -> RunConfig:
         raise ConfigError(f"data.name: unknown data {name!r}; choose from {', '.join(DATASETS)}, or give a path: {PATHS}")
     try:
         data = RunConfig.model_validate({"data": section}).data if isinstance(section, Mapping) else DataConfig()
-        reading = (data.size, data.axes, data.conditions, data.window, data.variable, data.mode)
-        recipe = RECIPES[name] if name in DATASETS else shape_recipe(item_shape(place, *reading))
+        recipe = RECIPES[name] if name in DATASETS else shape_recipe(item_shape(place, data.reading))
         recipe = recipe if data.columns is None else TABLES
         labelled = isinstance(section, Mapping) and bool(section.get("labels"))
         return RunConfig.model_validate(merge(merge(recipe, LABELLED.get(name, {}) if labelled else {}), asked))

@@ -79,7 +79,7 @@ def distance_run(arguments: argparse.Namespace, device: torch.device | str = "cp
             sizes = ["x".join(map(str, one.shape[1:])) for one in (data, other)]
             if sizes[0] != sizes[1]:
                 say(
-                    f"warning   images of {sizes[0]} beside a reference of {sizes[1]}: both are resized by the network, and what that blurs counts"
+                    f"warning   images of {sizes[0]} beside a reference of {sizes[1]}: the network resizes both, and what that blurs counts"
                 )
         check_reference(network, reference.moments)
         scores |= scores_of(network, ours, reference, arguments.seed)

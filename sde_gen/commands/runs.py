@@ -124,11 +124,7 @@ def load_data(config: RunConfig) -> Dataset:
         chosen = config.data
         if chosen.root is not None and chosen.name not in SOURCES:
             raise ValueError(f"data.root is for {', '.join(SOURCES)}, whose files it holds; {chosen.name!r} reads none from there")
-        column = None if chosen.label_column is None else str(chosen.label_column)
-        reading = (chosen.limit, chosen.size, column, chosen.axes, chosen.missing, chosen.split)
-        conditions = (chosen.conditions, chosen.map_location, chosen.group, chosen.window, chosen.stride)
-        files = (chosen.variable, chosen.mode)
-        data = load_dataset(chosen.location, chosen.root_location, config.training.seed, *reading, *conditions, *files, chosen.columns)
+        data = load_dataset(chosen.location, chosen.root_location, config.training.seed, chosen.limit, **vars(chosen.reading))
         taken = next((name for name in data.cond if name in RESERVED or name in MEMBERS), None)
         if taken is not None:
             raise ValueError(f"a condition cannot be called {taken!r}; --condition NAME={taken} gives it another name")

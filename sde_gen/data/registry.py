@@ -12,9 +12,9 @@ from sde_gen.data import archives, arrays, folders, formats, tables
 from sde_gen.data.cifar import cifar10
 from sde_gen.data.columns import frames
 from sde_gen.data.dataset import Dataset, subset, validate
-from sde_gen.data.decode import MODES
 from sde_gen.data.images import digits, fashion_mnist, mnist
 from sde_gen.data.labels import remarks_of_classes
+from sde_gen.data.reading import IMAGES, MEMORY, NAMED, NPY, NPZ, SINGLE, TABLE, Reading
 from sde_gen.data.splits import GROUP
 from sde_gen.data.toy_measurements import spectrograms, volumes
 from sde_gen.data.toy_tables import adult, rain
@@ -40,7 +40,10 @@ DATASETS: dict[str, Callable[[Path | None, int], Dataset]] = {
     "spectrograms": spectrograms,
     "volumes": volumes,
 }
-PATHS = f"a folder of images, {', '.join((*archives.ENDINGS, '.npy', '.npz', *tables.ENDINGS, *formats.ENDINGS))}"
+PATHS = (
+    f"a folder or archive of images, arrays (.npy, .npz), a table ({', '.join(tables.ENDINGS)}), "
+    f"or files of {', '.join(dict.fromkeys(each.name for each in formats.FORMATS.values()))}"
+)
 """What is read beside `DATASETS`, in words."""
 _LIMIT_SEED = 0
 _ENDINGS = (*archives.ENDINGS, ".npy", ".npz", *tables.ENDINGS, *formats.ENDINGS)
@@ -109,100 +112,78 @@ def load_dataset(
         ValueError: unknown name, a bad seed or limit, an option that this kind of data does not take, files missing or broken, or
             data that cannot be trained on (see `validate`). One line that names the file.
     """
+    variables = (variable,) if isinstance(variable, str) else tuple(variable or ())
+    reading = Reading(
+        size,
+        label_column,
+        axes,
+        missing,
+        split,
+        tuple(conditions),
+        condition_map,
+        group,
+        window,
+        stride,
+        variables,
+        mode,
+        columns,
+    )
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise ValueError(f"limit {limit!r}; None or a positive integer is needed")
     if not isinstance(name, str | os.PathLike):
-        given_of_files = {"root": root, "size": size, "axes": axes, "condition_map": condition_map}
-        odd = [key for key, value in given_of_files.items() if value is not None]
-        if odd:
-            raise ValueError(f"a table in memory takes no {', no '.join(odd)}; they are for files")
+        if root is not None:
+            raise ValueError(f"root={os.fspath(root)!r} is for named data sets whose files it holds, and this is a table in memory")
+        reading.check("a table in memory", MEMORY)
         return validate(frames.load_frame(name, label_column, missing, conditions, columns, limit=limit, split=split))
     name = os.fspath(name)
-    if name not in DATASETS and not is_path(name):
-        raise ValueError(f"data {name!r} is unknown; allowed: {', '.join(sorted(DATASETS))}, or a path: {PATHS}")
+    if name not in DATASETS:
+        if not is_path(name):
+            raise ValueError(f"data {name!r} is unknown; allowed: {', '.join(sorted(DATASETS))}, or a path: {PATHS}")
+        return validate(_load_path(Path(name), reading, limit))
     if not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed {seed!r}; an integer >= 0 is needed")
-    for key, value in (("limit", limit), ("size", size)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{key} {value!r}; None or a positive integer is needed")
-    if mode is not None and mode not in MODES:
-        raise ValueError(f"mode {mode!r}; {', '.join(MODES)} or None is allowed")
-    if name in DATASETS:
-        given: dict[str, Any] = {"size": size, "label_column": label_column, "axes": axes, "missing": missing, "split": split}
-        given |= {"conditions": tuple(conditions) or None, "condition_map": condition_map}
-        given |= {"group": group, "window": window, "stride": stride}
-        given |= {"variable": variable or None, "mode": mode}
-        given |= {"columns": columns}
-        if any(value is not None for value in given.values()):
-            raise ValueError(f"data {name!r} takes no {', no '.join(given)}; they are for the user's own files")
-        dataset = DATASETS[name](None if root is None else Path(root), seed)
-        if limit is not None and limit < len(dataset.train):
-            chosen = subset(len(dataset.train), limit, _LIMIT_SEED)
-            labels = None if dataset.train_labels is None else dataset.train_labels[chosen]
-            notes = (*dataset.notes, *remarks_of_classes(None if labels is None else labels.numpy(), dataset.classes))
-            cond = {of: value[chosen] for of, value in dataset.cond.items()}
-            dataset = dataclasses.replace(dataset, train=dataset.train[chosen], train_labels=labels, cond=cond, notes=notes)
-        return validate(dataset)
-    told = (tuple(conditions), None if condition_map is None else Path(condition_map))
-    series: dict[str, Any] = {"group": None if group is None else str(group), "window": window, "stride": stride}
-    variables = (variable,) if isinstance(variable, str) else tuple(variable or ())
-    told_of_files = (*told, variables, mode, columns)
-    return validate(_load_path(Path(name), size, label_column, axes, missing, *told_of_files, limit=limit, split=split, **series))
+    if reading.asked:
+        raise ValueError(f"data {name!r} takes no {', no '.join(reading.asked)}: for the user's own files")
+    dataset = DATASETS[name](None if root is None else Path(root), seed)
+    if limit is not None and limit < len(dataset.train):
+        chosen = subset(len(dataset.train), limit, _LIMIT_SEED)
+        labels = None if dataset.train_labels is None else dataset.train_labels[chosen]
+        notes = (*dataset.notes, *remarks_of_classes(None if labels is None else labels.numpy(), dataset.classes))
+        cond = {of: value[chosen] for of, value in dataset.cond.items()}
+        dataset = dataclasses.replace(dataset, train=dataset.train[chosen], train_labels=labels, cond=cond, notes=notes)
+    return validate(dataset)
 
 
-def _load_path(
-    path: Path,
-    size: int | None,
-    label_column: str | None,
-    axes: str | None,
-    missing: float | str | None,
-    conditions: tuple[str, ...],
-    condition_map: Path | None,
-    variables: tuple[str, ...],
-    mode: str | None,
-    columns: str | os.PathLike[str] | Mapping[str, Any] | None,
-    group: str | None = None,
-    **options: Any,
-) -> Dataset:
-    ending = path.suffix.lower()
+def _load_path(path: Path, reading: Reading, limit: int | None) -> Dataset:
     form, names = _format(path)
-    images, is_table = _holds_images(path) and form is None, ending in tables.ENDINGS
-    is_array = ending in (".npy", ".npz") and not images
-    for key, value in (("size", size), ("mode", mode)):
-        if value is not None and not images:
-            raise ValueError(f"{path.name}: {key}={value!r} is for images in a folder or archive")
-    if label_column is not None and not is_table:
-        raise ValueError(f"{path.name}: label_column={label_column!r} is for tables ({', '.join(tables.ENDINGS)})")
-    if axes is not None and not is_array and form is None:
-        raise ValueError(f"{path.name}: axes={axes!r} is for arrays (.npy, .npz, {', '.join(formats.ENDINGS)})")
-    if columns is not None and not is_table:
-        raise ValueError(f"{path.name}: columns={columns!r} is for tables ({', '.join(tables.ENDINGS)})")
-    if missing is not None and images:
-        raise ValueError(f"{path.name}: missing={missing!r} is for arrays and tables")
-    if variables and form is None:
-        raise ValueError(f"{path.name}: variable={variables!r} is for files of arrays by name ({', '.join(formats.NAMED)})")
-    if conditions and (images or ending == ".npy"):
-        raise ValueError(
-            f"{path.name}: conditions={conditions!r} are columns of a table or arrays of an .npz file; condition_map is for images"
-        )
-    if condition_map is not None and not images:
-        raise ValueError(f"{path.name}: condition_map={str(condition_map)!r} is for images in a folder or archive")
-    if group is not None:
-        if images or ending == ".npy":
-            raise ValueError(f"{path.name}: group={group!r} is a column of a table or an array of an .npz file")
-        conditions = (*conditions, f"{GROUP}={group}")
-    if images and options.get("window") is not None:
-        raise ValueError(f"{path.name}: window={options['window']!r} is for series: arrays (T,) or (T, C), and tables")
+    kind = _kind(path, form)
+    if kind is None:
+        raise ValueError(f"{path.name}: {'not a known kind of file' if path.exists() else 'no such file or folder'}; {PATHS} are read")
+    reading.check(path.name, kind)
+    options: dict[str, Any] = {"limit": limit, "split": reading.split}
+    if kind == IMAGES:
+        place = None if reading.condition_map is None else Path(reading.condition_map)
+        return folders.load_images(path, reading.size, condition_map=place, mode=reading.mode, **options)
+    options |= {"window": reading.window, "stride": reading.stride}
+    conditions = reading.conditions if reading.group is None else (*reading.conditions, f"{GROUP}={reading.group}")
     if form is not None:
-        return formats.load(path, form, names, axes, variables, conditions, missing=missing, **options)
-    if images:
-        return folders.load_images(path, size, condition_map=condition_map, mode=mode, **options)
-    if is_table:
-        load = frames.load_parquet if ending in frames.ENDINGS else tables.load_table
-        return load(path, label_column, missing, conditions, columns, **options)
-    if ending == ".npz":
-        return arrays.load_npz(path, axes, conditions, missing=missing, **options)
-    if is_array:
-        return arrays.load_npy(path, axes, missing=missing, **options)
-    raise ValueError(f"{path.name}: {'not a known kind of file' if path.exists() else 'no such file or folder'}; {PATHS} are read")
+        return formats.load(path, form, names, reading.axes, reading.variable, conditions, missing=reading.missing, **options)
+    if kind == TABLE:
+        load = frames.load_parquet if path.suffix.lower() in frames.ENDINGS else tables.load_table
+        return load(path, reading.label_column, reading.missing, conditions, reading.columns, **options)
+    if kind == NPZ:
+        return arrays.load_npz(path, reading.axes, conditions, missing=reading.missing, **options)
+    return arrays.load_npy(path, reading.axes, missing=reading.missing, **options)
+
+
+def _kind(path: Path, form: str | None) -> str | None:
+    """Which kind of files this is, as `Reading.check` takes it; None for what is not read."""
+    if form is not None:
+        return NAMED if form in formats.NAMED else SINGLE
+    if _holds_images(path):
+        return IMAGES
+    ending = path.suffix.lower()
+    return TABLE if ending in tables.ENDINGS else {".npz": NPZ, ".npy": NPY}.get(ending)
 
 
 def _format(path: Path) -> tuple[str | None, list[str] | None]:
@@ -218,30 +199,23 @@ def _holds_images(path: Path) -> bool:
     return path.name.lower().endswith(archives.ENDINGS) or (path.is_dir() and not known)
 
 
-def item_shape(
-    name: str,
-    size: int | None = None,
-    axes: str | None = None,
-    conditions: Sequence[str] = (),
-    window: int | None = None,
-    variables: Sequence[str] = (),
-    mode: str | None = None,
-) -> tuple[int, ...] | None:
+def item_shape(name: str, reading: Reading | None = None) -> tuple[int, ...] | None:
     """Shape of one item of the user's own files, from as little of them as tells it; vectors as (0,), windows of a table's rows as
     (1, window). None where they are broken, or where `axes` are needed to tell."""
-    path = Path(name)
+    reading = Reading() if reading is None else reading
+    path, window = Path(name), reading.window
     try:
         form, names = _format(path)
+        kind = _kind(path, form)
         if form is not None:
-            item = formats.item_shape(path, form, names, axes, variables, window is not None)
+            item = formats.item_shape(path, form, names, reading.axes, reading.variable, window is not None)
             return item if window is None else (item[0], window)
         if window is not None:
-            table = path.suffix.lower() in tables.ENDINGS
-            return (1 if table else arrays.item_shape(path, axes, conditions, series=True)[0], window)
-        if path.suffix.lower() in tables.ENDINGS:
+            return (1 if kind == TABLE else arrays.item_shape(path, reading.axes, reading.conditions, series=True)[0], window)
+        if kind == TABLE:
             return (0,)
-        if path.suffix.lower() in (".npy", ".npz"):
-            return arrays.item_shape(path, axes, conditions)
-        return folders.item_shape(path, size, mode) if _holds_images(path) else None
+        if kind in (NPY, NPZ):
+            return arrays.item_shape(path, reading.axes, reading.conditions)
+        return folders.item_shape(path, reading.size, reading.mode) if kind == IMAGES else None
     except ValueError:
         return None  # loading it says what is wrong

@@ -7,6 +7,7 @@ import torch
 
 from sde_gen.data import arrays as module
 from sde_gen.data import item_shape, load_dataset
+from sde_gen.data.reading import Reading
 
 RNG = np.random.default_rng(0)
 
@@ -127,7 +128,7 @@ def test_what_is_ambiguous_is_refused_and_axes_settle_it(shape: tuple[int, ...],
     for axes, item in ways.items():
         dataset = load_dataset(tmp_path / "x.npy", axes=axes)
         assert (
-            dataset.shape == item == item_shape(str(tmp_path / "x.npy"), axes=axes)
+            dataset.shape == item == item_shape(str(tmp_path / "x.npy"), Reading(axes=axes))
             and f"(axes N{axes.replace('N', '')}" in dataset.notes[0]
         )
         rows = np.moveaxis(array, axes.index("N"), 0)

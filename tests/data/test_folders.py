@@ -12,6 +12,7 @@ from PIL import Image
 
 from sde_gen.data import Dataset, item_shape, load_dataset
 from sde_gen.data.folders import load_images
+from sde_gen.data.reading import Reading
 
 RNG = np.random.default_rng(0)
 
@@ -131,7 +132,7 @@ def test_size_resizes_the_shorter_side_and_cuts_the_middle(deep: bool, tmp_path:
         columns = np.linspace(0, 200, width)[None] * np.ones((height, 1))
         files[f"{i}.png"] = encoded((columns * 256).astype(np.uint16) if deep else columns.astype(np.uint8))
     dataset = load_dataset(write(tmp_path, files), size=4)
-    assert dataset.train.shape == (6, 1, 4, 4) and item_shape(str(tmp_path / "set"), 4) == (1, 4, 4)
+    assert dataset.train.shape == (6, 1, 4, 4) and item_shape(str(tmp_path / "set"), Reading(size=4)) == (1, 4, 4)
     rows = sorted((dataset.train[:, 0, 0] / (256 if deep else 1)).tolist())  # by their first column: resized ones, then cut ones
     unchanged, wide = torch.tensor(rows[0]), torch.tensor(rows[-1])
     assert unchanged.tolist() == pytest.approx([0, 66.7, 133.3, 200], abs=1)
@@ -289,7 +290,7 @@ def test_mixed_modes_are_converted_where_it_is_asked_for(mode: str, channels: in
     }
     path = write(tmp_path, files, how)
     dataset = load_dataset(path, mode=mode)
-    assert dataset.shape == (channels, 5, 4) == item_shape(str(path), mode=mode) and dataset.levels == 256
+    assert dataset.shape == (channels, 5, 4) == item_shape(str(path), Reading(mode=mode)) and dataset.levels == 256
     found = {tuple(x.flatten(1)[:, 0].tolist()) for x in everything(dataset)}
     see = {"grey": lambda *rgba: rgba[:1], "rgb": lambda *rgba: rgba[:3], "rgba": lambda *rgba: rgba}[mode]
     want = {see(77, 77, 77, 255), see(255, 255, 255, 255)} | ({(76,)} if mode == "grey" else {see(255, 0, 0, 255)})

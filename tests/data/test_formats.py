@@ -19,6 +19,7 @@ import sde_gen
 from sde_gen.data import Dataset, item_shape, load_dataset
 from sde_gen.data.formats import FORMATS, format_of
 from sde_gen.data.formats.base import PerProcess
+from sde_gen.data.reading import Reading
 from sde_gen.data.write import DataDescription, write_samples
 
 h5py, xarray, zarr = (pytest.importorskip(name) for name in ("h5py", "xarray", "zarr"))
@@ -90,7 +91,7 @@ def test_a_field_comes_back_packed_under_its_own_coordinates_and_attributes(endi
     before = field()
     path = save(before, tmp_path / f"f{ending}")
     data = load_dataset(path, variable="t2m")
-    assert data.shape == (1, 5, 7) == item_shape(str(path), variables=("t2m",)) and data.levels is None
+    assert data.shape == (1, 5, 7) == item_shape(str(path), Reading(variable=("t2m",))) and data.levels is None
     np.testing.assert_allclose(everything(data)[:, 0], in_order(before["t2m"].values), atol=1e-4)
     assert "variables not used: q" in "\n".join(data.notes) and "(time 24, lat 5, lon 7)" in "\n".join(data.notes)
     x = data.train[:9].double().numpy()
@@ -561,7 +562,11 @@ def test_a_long_recording_is_cut_into_windows(tmp_path: Path) -> None:
     sound = RNG.uniform(-0.9, 0.9, size=(500, 2))
     soundfile.write(tmp_path / "long.flac", sound, 16000)
     data = load_dataset(tmp_path / "long.flac", window=20, stride=10)
-    assert data.shape == (2, 20) == item_shape(str(tmp_path / "long.flac"), window=20) and data.test is not None and len(data.test) == 4
+    assert (
+        data.shape == (2, 20) == item_shape(str(tmp_path / "long.flac"), Reading(window=20))
+        and data.test is not None
+        and len(data.test) == 4
+    )
     read = soundfile.read(tmp_path / "long.flac")[0]
     cut = np.stack([read[first : first + 20].T for first in range(0, 431, 10)])
     np.testing.assert_array_equal(in_order(data.train.double().numpy()), in_order(cut.astype(np.float32)))

@@ -125,7 +125,7 @@ def test_a_network_with_labels_is_not_measured_on_items_without() -> None:
 def test_options_of_other_data_are_refused() -> None:
     for arguments, message in [
         ({"name": "digits", "size": 16}, "takes no size"),
-        ({"name": "digits", "split": "tail"}, "takes no size, no label_column, no axes, no missing, no split"),
+        ({"name": "digits", "split": "tail"}, "takes no split: for the user's own files"),
         ({"name": "x.csv", "axes": "NC"}, "axes='NC' is for arrays"),
         ({"name": "x.npy", "size": 16}, "size=16 is for images"),
         ({"name": "x.npy", "label_column": "a"}, "label_column='a' is for tables"),

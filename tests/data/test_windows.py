@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from sde_gen.data import Dataset, item_shape, load_dataset
+from sde_gen.data.reading import Reading
 
 
 def rows_in(part: torch.Tensor) -> set[int]:
@@ -25,7 +26,7 @@ def test_windows_of_a_series_never_straddle_the_split(tmp_path: Path, length: in
     series = np.stack([np.arange(400.0), 1e5 + random.normal(size=400)], 1)
     np.save(tmp_path / "s.npy", series)
     data = load_dataset(tmp_path / "s.npy", window=length, stride=stride)
-    assert data.shape == (2, length) == item_shape(str(tmp_path / "s.npy"), window=length)
+    assert data.shape == (2, length) == item_shape(str(tmp_path / "s.npy"), Reading(window=length))
     check_windows(data, length, stride or length)
     count = (360 - length) // (stride or length) + 1
     assert len(data.train) == count and min(rows_in(data.test)) == 360

@@ -181,7 +181,8 @@ def test_the_absence_of_a_package_names_the_command_that_installs_it(tmp_path: P
         ({"a": ["x", 3.0]}, {}, ValueError, "column 'a' holds 3.0 beside words"),
         ({"a": np.array(["2020-01-01"] * 3, dtype="datetime64[D]")}, {}, ValueError, "column 'a' is of type datetime64"),
         ({"a": [1.0, 2]}, {"label_column": "b"}, ValueError, "no column 'b'"),
-        ({"a": [1.0, 2]}, {"size": 3}, ValueError, "takes no size"),
+        ({"a": [1.0, 2]}, {"size": 3}, ValueError, "a table in memory: size=3 is for images"),
+        ({"a": [1.0, 2]}, {"window": 3}, ValueError, "a table in memory: window=3 is for series"),
         (3, {}, TypeError, "got int"),
     ],
 )
