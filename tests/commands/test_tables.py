@@ -49,6 +49,8 @@ def test_a_table_of_kinds_trains_and_its_samples_are_a_table(sde_gen_command: Co
     assert (run / "solvers" / "ddim" / "columns.png").stat().st_size > 1000
     page = (run / "report.html").read_text()
     assert "Columns of samples drawn with ddim" in page and "Margins of the columns" in page
+    code, out, err = sde_gen_command("likelihood", "--run", str(run), "--images", "4", "--tolerance", "0.05")
+    assert (code, err) == (0, []) and any("nats/dim (bound on log P of a row, over its columns;" in line for line in out)
     (tmp_path / "kinds.yaml").unlink()  # the run keeps what it says
     assert yaml.safe_load((run / "config.yaml").read_text())["data"]["columns"]["id"] == "drop"
     code, out, err = sde_gen_command(*arguments[: arguments.index("--columns")], "--config", str(run / "config.yaml"))
