@@ -30,6 +30,7 @@ from ..training.loss_summary import summarise_losses
 from ..unknown_numbers import from_json, shown_estimate, shown_number, to_json, with_nan
 from .by_condition import PICTURE, class_lines, information_lines, information_of_run, keep_information, picture_run, titled
 from .image_scores import ImageScores, lines_of
+from .of_columns import column_lines, compare_columns
 from .runs import TrainedRun, conditions_for, film_count, pictured
 from .training_files import environment, history_of, metrics_of, shown_state
 
@@ -104,6 +105,7 @@ def sample_run(run: TrainedRun, device: torch.device | str = "cpu", progress: bo
         "environment": environment(out.x.device),
         "data": run.data.signature(),
     }
+    scores |= compare_columns(run.data, x, place)
     if fit_line is not None:
         scores["fit"] = fit_line
     write_text(place / "metrics.json", to_json(scores, 2))
@@ -417,6 +419,7 @@ def report_lines(run: TrainedRun, scores: dict[str, Any]) -> Sequence[str]:
     if "image_scores" in scores:
         lines += titled("images", lines_of(scores["image_scores"]))
     lines += titled("classes", class_lines(scores))
+    lines += column_lines(scores["table"]) if "table" in scores else []
     lines += titled("condition", information_lines(scores.get("information", {})))
     lines += _learned(run, scores)
     lines.append(f"samples   {place / 'samples.npz'}, in the data's own units; sde-gen sample draws more, in other formats")

@@ -243,7 +243,11 @@ def _nats(run: TrainedRun, x: Tensor, cond: Cond, settings: LikelihoodSettings) 
     found = log_likelihood_together(run.model, x, cond=cond, **_options(settings))
     valid = run.model.valid(run.model.conditions(cond, len(x), found.log_prob.device))
     used, dim = found.converged, x[0].numel() if valid is None else float(counted(valid, x.shape).double().mean())
-    each = (found.log_prob / dim).double().cpu()
+    log_prob, what, codec = found.log_prob, "log-density", run.data.codec
+    if codec is not None:  # of a row of the table: a column is a dimension
+        drawn = torch.from_numpy(codec.log_q(x.cpu().numpy())).to(log_prob)
+        log_prob, dim, what = log_prob - drawn, len(codec.names), "bound on log P of a row, over its columns"
+    each = (log_prob / dim).double().cpu()
     count = int(used.sum())
     if not count:
         raise ValueError("no log-likelihood converged")
@@ -253,7 +257,7 @@ def _nats(run: TrainedRun, x: Tensor, cond: Cond, settings: LikelihoodSettings) 
     value = float(each[used.cpu()].mean())
     lost = "" if count == len(x) else f"; {len(x) - count} of {len(x)} did not converge and are left out"
     of_items, of_trace = shown_number(error, ".4f"), shown_number(trace, ".4f")
-    line = f"{value:.4f} +- {of_items} nats/dim (log-density; trace {of_trace}; solver {solver:.1g}{lost})"
+    line = f"{value:.4f} +- {of_items} nats/dim ({what}; trace {of_trace}; solver {solver:.1g}{lost})"
     fields = {"value": value, "std_error": error, "trace": trace, "solver": solver, "each": each, "line": line, "images": count}
     return _with_reason(fields), each
 

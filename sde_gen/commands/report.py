@@ -25,6 +25,8 @@ from .by_condition import PICTURE, information_lines
 from .compare import COLUMNS, QUALITIES_ARE
 from .config import ConfigError
 from .image_scores import CALLED, lines_of
+from .of_columns import PICTURE as MARGINS
+from .of_columns import column_table
 from .restore import COLUMNS as RESTORE_COLUMNS
 from .restore import TRUTHS, shown_coverage
 from .saved_run import CHANCE, DISTANCES, OF_IMAGES, SavedRun, read_run, warnings
@@ -173,6 +175,11 @@ def _samples(run: SavedRun, embedder: Embedder) -> list[Block]:
         picture = embedder.picture(place / "samples.png")
         if picture is not None:
             blocks.append(Picture(picture, f"Samples drawn with {name}", f"{name}: {calls}{distance}"))
+        margins = embedder.picture(place / MARGINS) if "table" in scores else None
+        if margins is not None:
+            blocks.append(Picture(margins, f"Margins of the columns, {name} beside held-out rows", "Margins of the columns", wide=True))
+        if "table" in scores:
+            blocks += column_table(name, scores["table"])
         if "image_scores" in scores:
             blocks += [_sentence(f"{name}: {line}") for line in lines_of(scores["image_scores"])]
         frames = embedder.film(place / "denoising.gif")

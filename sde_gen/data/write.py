@@ -18,13 +18,12 @@ from sde_gen.data.dataset import Dataset
 from sde_gen.data.integers import whole_numbers
 from sde_gen.data.write_arrays import write_array, write_arrays
 from sde_gen.data.write_folders import write_folder
-from sde_gen.data.write_tables import Column, write_parquet, write_table
+from sde_gen.data.write_tables import TABLE_FORMS, Column, write_parquet, write_table
 
 FORMATS = {".npy": "npy", ".npz": "npz", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"} | {
     ending: form for form, each in formats.FORMATS.items() if each.write is not None for ending in each.endings
 }
 """By the ending of a file; what has none is a folder of PNGs, "png", or of the files that the data came in, "files"."""
-TABLE_FORMS = ("csv", "tsv", "parquet")
 _FAMILIES = {"nifti_gz": "nifti"} | dict.fromkeys(formats.NAMED, "arrays by name")
 """Formats that can write one another's headers."""
 FOLDERS = ("png", "files", *(form for form, each in formats.FORMATS.items() if each.is_folder))
@@ -230,7 +229,7 @@ class DataDescription:
         """
         values = x.detach().cpu().numpy() if isinstance(x, Tensor) else x
         values = np.ascontiguousarray(values, dtype=self.dtype)
-        if self.codec is not None:  # features, which the codec turns into the table's columns
+        if self.codec is not None:  # features, of which writing makes the table's columns
             return values, np.zeros(2, dtype=np.int64)
         top = None if self.levels is None else self.levels - 1
         if top is None and form == "png":
@@ -280,8 +279,7 @@ class DataDescription:
     def touched_line(self, touched: Sequence[int], count: int, form: str = "npz") -> str:
         """What `finish` did to `count` samples, with the share of values that it touched; "" for nothing."""
         if self.codec is not None:
-            hold = ", ".join(f".{name}" for name in TABLE_FORMS)
-            return "" if form in TABLE_FORMS else f"are the features of the table's columns; {hold} hold the table"
+            return "" if form in TABLE_FORMS else "are the features of the table's columns; .csv, .tsv, .parquet hold the table"
         total = count * math.prod(self.shape)
         shares = [f"{100 * number / total:.3g} % of the values" for number in touched]
         if form == "png" and self.levels is None and not self._bytes:

@@ -13,6 +13,7 @@ from sde_gen.data.cell_text import condition_text_of, text_of
 from sde_gen.data.columns import frames
 from sde_gen.data.columns.codec import Codec
 
+TABLE_FORMS = ("csv", "tsv", "parquet")
 T = TypeVar("T")
 Column = Callable[[int, int], np.ndarray]
 """Of a condition: its values (last - first, *) for the samples first .. last - 1, as a file of the data would have them."""

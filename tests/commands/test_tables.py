@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from pathlib import Path
 
@@ -41,6 +42,15 @@ def test_a_table_of_kinds_trains_and_its_samples_are_a_table(sde_gen_command: Co
     ):
         assert any(line.startswith("data      column    ") and said.split(", .*")[0] in line for line in out), said
     run = tmp_path / "runs" / "t.csv-vp"
+    assert any(re.match(r"columns   margins of \d of 4 differ .*; correlations by at most 0.\d+ \(", line) for line in out)
+    of_table = json.loads((run / "metrics.json").read_text())["solvers"]["ddim"]["table"]
+    assert [row["name"] for row in of_table["columns"]] == ["city", "rain", "wind direction", "hours"]
+    assert of_table["columns"][1]["zeros"][1] > 0.2 and of_table["columns"][3]["missing"][1] >= 0
+    assert (run / "solvers" / "ddim" / "columns.png").stat().st_size > 1000
+    page = (run / "report.html").read_text()
+    assert "Columns of samples drawn with ddim" in page and "Margins of the columns" in page
+    code, out, err = sde_gen_command("likelihood", "--run", str(run), "--images", "4", "--tolerance", "0.05")
+    assert (code, err) == (0, []) and any("nats/dim (bound on log P of a row, over its columns;" in line for line in out)
     (tmp_path / "kinds.yaml").unlink()  # the run keeps what it says
     assert yaml.safe_load((run / "config.yaml").read_text())["data"]["columns"]["id"] == "drop"
     code, out, err = sde_gen_command(*arguments[: arguments.index("--columns")], "--config", str(run / "config.yaml"))
