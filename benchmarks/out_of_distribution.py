@@ -18,6 +18,7 @@ And whether p-values hold: the share of the other half, unshifted, with p_low an
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,8 @@ def main(arguments: list[str] | None = None) -> None:
     found = measure(sde_gen.load(args.run), load_dataset("digits"), args.mnist, args.count, 0, args.tolerance)
     show(found)
     args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(to_json(found, 1) + "\n", encoding="utf-8")
+    short = json.loads(to_json(found), parse_float=lambda text: float(f"{float(text):.4g}"))
+    args.json.write_text(to_json(short, 1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

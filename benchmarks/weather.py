@@ -18,6 +18,7 @@ The same numbers of as many held-out fields stand beside them. And how far point
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,8 @@ def main(arguments: list[str] | None = None) -> None:
     found |= {"training": f"{training.steps} steps of {training.batch}", "solver": f"{sampling.solver}, {sampling.steps} steps"}
     show(found)
     args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(to_json(found, 1) + "\n", encoding="utf-8")
+    short = json.loads(to_json(found), parse_float=lambda text: float(f"{float(text):.4g}"))
+    args.json.write_text(to_json(short, 1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

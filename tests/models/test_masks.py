@@ -32,7 +32,7 @@ def sea(components: int = 2) -> MixtureData:
 
 
 class OfValid(nn.Module):
-    """The exact score of data that lie on the valid entries; at the others it answers with whatever is there."""
+    """The exact score of data that lie on the valid entries, wrong by what it sees at the others, where it answers with whatever is there."""
 
     def __init__(self, data: MixtureData, kind: str | None = None) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class OfValid(nn.Module):
         self.encoders = {} if kind is None else {"valid": make_condition("valid", {"kind": kind, "channels": 2}, 4, SHAPE[1:])}
 
     def forward(self, x: Tensor, t: Tensor, valid: Tensor | None = None) -> Tensor:
-        score = self.data.score_at(x[:, MASK], SDE, t)
+        score = self.data.score_at(x[:, MASK], SDE, t) + x[:, ~MASK].sum(1, keepdim=True)  # which is 0 where the mask does its work
         return (1e3 + x**2).index_put((slice_all(len(x)), *places()), score)
 
 
