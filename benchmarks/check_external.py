@@ -242,11 +242,12 @@ def main() -> None:
                 named = found.fact == fact and found.value == value
                 rows.append({"family": family.name, "fact": fact, "right": value, "named": named, "said": found.sentence})
                 print(f"{family.name:22} {fact:17} {'named' if named else 'MISSED':6} {found.sentence}", flush=True)
+        if arguments.out:
+            result = {"steps": arguments.steps, "torch": torch.__version__, "wrong": rows, "right": alarms}
+            arguments.out.write_text(to_json(result, 1) + "\n")
     count = Counter(row["named"] for row in rows)
     false = sum(row["alarm"] for row in alarms)
     print(f"\n{count[True]} of {len(rows)} wrong facts named; {false} false alarms in {len(alarms)} checks of right ones")
-    if arguments.out:
-        arguments.out.write_text(to_json({"steps": arguments.steps, "torch": torch.__version__, "wrong": rows, "right": alarms}, 1) + "\n")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ BLOCKS = [
 ]
 NOTEBOOK = json.loads((ROOT / "docs" / "tour.ipynb").read_text(encoding="utf-8"))
 SMALL = {"mlp": {"width": 16, "depth": 1}, "unet": {"width": 8, "multipliers": [1], "attention": []}}
+SMALL["unet2d"] = SMALL["unet"] | {"groups": 4}
 SLOWEST_IMPORT = 0.4
 
 
