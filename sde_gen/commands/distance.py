@@ -78,9 +78,7 @@ def distance_run(arguments: argparse.Namespace, device: torch.device | str = "cp
             reference = reference_of(theirs, f"{len(theirs)} {part} of {arguments.reference}", arguments.seed)
             sizes = ["x".join(map(str, one.shape[1:])) for one in (data, other)]
             if sizes[0] != sizes[1]:
-                say(
-                    f"warning   images of {sizes[0]} beside a reference of {sizes[1]}: the network resizes both, and what that blurs counts"
-                )
+                say(f"warning   images of {sizes[0]} beside a reference of {sizes[1]}: what resizing does to either counts as well")
         check_reference(network, reference.moments)
         scores |= scores_of(network, ours, reference, arguments.seed)
         for line in titled("images", lines_of(scores)):

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sde_gen.devices import float32_products
+
 GREY = "grey images, repeated to three equal channels"
 
 
@@ -92,7 +94,8 @@ class ImageFeatures(nn.Module):
         for part in images.split(batch_size):
             if len(part):
                 x = part.to(like.device).to(like.dtype).expand(-1, 3, -1, -1)
-                parts.append(self.embed(x).float().cpu())
+                with float32_products(False):  # a card would round convolutions to 10 bits of mantissa
+                    parts.append(self.embed(x).float().cpu())
         return torch.cat(parts) if parts else torch.empty(0, self.width)
 
 

@@ -176,6 +176,19 @@ def test_features_of_batches_and_greys_are_the_same(network):
     torch.testing.assert_close(logits.double(), whole.double() @ random_state()["fc.weight"].double().T, rtol=1e-4, atol=1e-4)
 
 
+def test_a_card_does_not_round_the_convolutions(network, monkeypatch):
+    seen = []
+
+    def embed(x):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return x.new_zeros(len(x), 2048)
+
+    monkeypatch.setattr(network, "embed", embed)
+    before = torch.backends.cudnn.allow_tf32
+    network.features(images(1, 4, 4))
+    assert seen == [False] and torch.backends.cudnn.allow_tf32 == before
+
+
 def test_bytes_are_those_of_a_png():
     x = torch.tensor([-3.0, -1, -0.999, -0.5, 0, 0.002, 0.5, 0.99, 1, 7]).reshape(1, 1, 1, 10)
     found = as_bytes(x, (-1.0, 1.0))
