@@ -12,6 +12,9 @@ distance  the sliced Wasserstein-1 distance (100 directions) of weighted samples
 evidence  root mean square error of log p(y) in nats, the mean of its stated error, and how many lie within twice that.
 scores    E|guided - exact score|^2/E|exact score - the model's|^2 at noise levels sigma/alpha, over x_t of the posterior: no sampling.
 
+The model sees the data in units of their standard deviation, as trained models do and as azula is given them: in their own units modes
+have parted at t_max already, where d is large, and most steps lie where nothing happens. Noise levels are in these units.
+
 --peer: a Python in which azula is installed; its samplers are given the same exact denoiser, problems and number of steps. Left out where
 there is none.
 """
@@ -42,7 +45,7 @@ from sde_gen.unknown_numbers import to_json
 
 HERE = Path(__file__).parent
 DIMENSIONS, MEASURED_DIMENSIONS = (8, 80, 800), (1, 2, 4)
-LEVELS = (50.0, 20.0, 10.0, 5.0, 2.0, 1.0, 0.3)
+LEVELS = (5.0, 2.0, 1.0, 0.5, 0.2, 0.1, 0.03)
 DIRECTIONS = 100
 OPTIONS: dict[str, dict[str, Any]] = {"dps normed": {"normed": True}, "repaint": {"rounds": 5}, "gibbs": {"sweeps": 20, "inner": 8}}
 LEFT_OUT = {"exact_flow": 8}
@@ -231,9 +234,7 @@ PEER_METHODS = ("mmps", "tmpd", "diffpir", "tds")
 
 
 def theirs(python: str, one: Problem, count: int, steps: int, seed: int, folder: Path) -> dict[str, Any]:
-    weights = one.data.log_weights.exp()
-    mean = weights @ one.data.means
-    scale = float(torch.sqrt(1 + ((one.data.means - mean).square().T * weights).sum() / len(mean)))
+    scale = one.data.scale()
     tensors = {"means": one.data.means, "log_weights": one.data.log_weights, "matrix": one.matrix, "y": one.y[0]}
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "task.safetensors")
     task = {"std": one.std, "count": count, "steps": steps, "seed": seed, "methods": PEER_METHODS, "scale": scale}
@@ -304,12 +305,14 @@ def scores(dim: int, measured: int, methods: list[str], problems: int, count: in
     for seed in range(problems):
         one, generator = problem(dim, measured, seed), torch.Generator().manual_seed(seed)
         model, measurement = one.data.model(sde), sde_gen.Measurement(Matrix(one.matrix), Gaussian(one.std))
-        x_0, y = one.exact(count, generator), one.y.expand(count, -1)
+        inner, scale = one.data.normalised(), one.data.scale()
+        z_0, y = one.exact(count, generator) / scale, one.y.expand(count, -1)
         for level in LEVELS:
             t = float(sde.time_of(-math.log(level)))
             alpha, sigma = (float(value) for value in sde.marginal(torch.tensor(t, dtype=torch.float64)))
-            x = alpha * x_0 + sigma * torch.randn(x_0.shape, generator=generator, dtype=torch.float64)
-            exact = one.data.denoise_given(x, sde, t, one.matrix, one.y, torch.full((measured,), one.std**2, dtype=torch.float64))
+            x = alpha * z_0 + sigma * torch.randn(z_0.shape, generator=generator, dtype=torch.float64)
+            noise = torch.full((measured,), one.std**2, dtype=torch.float64)
+            exact = inner.denoise_given(x, sde, t, scale * one.matrix, one.y, noise)
             scale = (exact - model.denoise(x, t)).square().sum(1).mean()
             for method in methods:
                 name = method.split()[0]

@@ -28,6 +28,7 @@ from sde_gen.inverse import (
     Oracle,
     Poisson,
     Quantised,
+    average,
     moment_matched,
     twisted,
 )
@@ -543,6 +544,45 @@ def test_the_average_covariance_is_the_jacobian_for_gaussian_data_whatever_is_mi
         same = Measurement(Mask(), plain)
         whole = [METHODS["twisted"](model, same).weigh(x, 0.4, **{MEASURED: measured(same, data, model)}) for _ in (0,)]  # type: ignore[attr-defined]
         assert len(whole[0].proposal.columns) == 1, "states with the same gaps share one decomposition"
+
+
+@pytest.mark.parametrize("reach", [0.5, 0.02], ids=["far", "held"])
+def test_a_tilt_leaves_evidence_and_mean_of_gaussian_data_as_they_are(reach: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(twisted, "DIFFERENTIATED", 0)
+    monkeypatch.setattr(average, "TILT", reach)
+    for name in ("matrix", "mask"):
+        measurement, data = MEASUREMENTS[name], law()
+        model = model_of(data)
+        y, x = measured(measurement, data, model), states(model, data, 0.4)
+        found = []
+        for begins in (math.inf, -math.inf):
+            wrapper = METHODS["twisted"](model, measurement)
+            wrapper.tilt_from = begins  # type: ignore[assignment]
+            found.append((wrapper.weigh(x, 0.4, **{MEASURED: y}), wrapper.denoise(x, 0.4, **{MEASURED: y})))  # type: ignore[operator]
+        assert found[1][0].proposal.lead is not None and float(found[1][0].proposal.lead.abs().max()) > 1e-3
+        torch.testing.assert_close(found[0][0].twist, found[1][0].twist, rtol=0, atol=1e-8)
+        torch.testing.assert_close(found[1][1], data.denoise_given(x, VE, 0.4, *normalised(measurement, model, y)), rtol=0, atol=1e-8)
+
+
+def test_many_entries_are_weighed_without_a_derivative_and_calls_are_counted() -> None:
+    """A pilot of the model, one call before its states are tilted and two from there on."""
+    data = GaussianData(torch.zeros(1, 4, 4), 0.5 * torch.eye(16) + 0.5)
+
+    class Detached(sde_gen.Wrapper):
+        same_law = True
+        asked = 0
+
+        def predict(self, x: Tensor, t: Any, **cond: Tensor) -> sde_gen.Prediction:
+            type(self).asked += len(x)
+            return sde_gen.Prediction(self.model.denoise(x, t).detach())
+
+    measurement = Measurement(Mask(), Gaussian(0.5))
+    y = measurement.simulate(data.sample(2, 1).reshape(2, 1, 4, 4))
+    found = sde_gen.posterior(Detached(data.model(VE)), measurement, y, 500, steps=60, progress=False)
+    assert int(found.nfe.sum()) == Detached.asked > 1.3 * 1000 * 62
+    exact = data.log_evidence(torch.eye(16, dtype=torch.float64), y.flatten(1), torch.full((16,), 0.25, dtype=torch.float64))
+    assert found.log_evidence is not None and found.log_evidence_error is not None
+    assert bool(((found.log_evidence - exact).abs() < 4 * found.log_evidence_error + 0.02).all())
 
 
 def test_a_network_whose_jacobian_is_no_covariance_leaves_the_law_as_it_is() -> None:
