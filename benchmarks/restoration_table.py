@@ -163,9 +163,9 @@ def show(found: dict[str, Any]) -> None:
         for method, row in methods.items():
             for name in (*COLUMNS, "all"):
                 part = row[name]
-                known = (
-                    (f"{part['exact_error']:.3f}", f"{part['ratio']:.3f} +- {part['ratio_error']:.3f}") if "ratio" in part else ("-", "-")
-                )
+                known = "- | -"
+                if "ratio" in part:
+                    known = f"{part['exact_error']:.3f} | {part['ratio']:.3f} +- {part['ratio_error']:.3f}"
                 share = f"{part['coverage']:.1%} ({part['band'][0]:.1%} .. {part['band'][1]:.1%})"
                 p = f"{row['ranks_p']:.2g}" if name == "all" else ""
                 print(f"| {method} | {name} | {part['error']:.3f} | {known} | {share} | {p} |")
