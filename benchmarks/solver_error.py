@@ -183,7 +183,7 @@ def digits_problem(run: Path | None) -> Problem:
     @torch.no_grad()
     def denoiser(x: Tensor, sigma: float) -> Tensor:
         t = min(max(float(sde.time_of(-math.log(sigma))), sde.t_min), sde.t_max)
-        return asked.predict(x * alpha(t), t)[0]
+        return asked.predict(x * alpha(t), t).denoised
 
     first, last = (math.exp(-float(sde.half_log_snr(t))) for t in (sde.t_max, sde.t_min))
     generator = torch.Generator().manual_seed(90_000)

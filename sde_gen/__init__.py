@@ -19,7 +19,8 @@ from .models.reverse import ReverseSDE
 from .models.score import ScoreModel
 from .networks import make_network, register_network
 from .sampling.failures import SolverError
-from .sampling.fitting import FittedGrid, fit_grid
+from .sampling.fitted import FittedGrid
+from .sampling.fitting import fit_grid
 from .sampling.latents import encode, interpolate, mix
 from .sampling.sample import Samples, sample
 from .sdes import SDE, VESDE, VPSDE, CosineVPSDE, SubVPSDE, make_sde, register_sde

@@ -20,7 +20,7 @@ from sde_gen.commands import compare
 from sde_gen.commands.report import write_report
 from sde_gen.commands.saved_run import read_run, warnings
 from sde_gen.diagnostics.finding import Finding
-from sde_gen.sampling.fitting import FittedGrid
+from sde_gen.sampling.fitted import FittedGrid
 from sde_gen.training import read_state
 from sde_gen.training.trainer import Trainer
 from sde_gen.training.validation import Validation

@@ -22,7 +22,8 @@ from ..external.feature_networks import LABELS
 from ..models.score import ScoreModel
 from ..report.files import atomic_path, write_text
 from ..sampling.failures import SolverError
-from ..sampling.fitting import FittedGrid, fit_grid
+from ..sampling.fitted import FittedGrid, find_fitted
+from ..sampling.fitting import fit_grid
 from ..sampling.sample import Samples, sample, sample_together
 from ..solvers import make_solver
 from ..training import save_fitted
@@ -35,7 +36,7 @@ from .runs import TrainedRun, conditions_for, film_count, pictured
 from .training_files import environment, history_of, metrics_of, shown_state
 
 FRAMES = 40
-CALIBRATION = 96
+CALIBRATION = 128
 MOST_NUMBERS = 20_000_000
 """Sliced Wasserstein distances sort projections of so many numbers for each split of their error bars: some seconds."""
 MOST_REFERENCE, MOST_HELD_OUT = 10_000, 2_000
@@ -151,7 +152,7 @@ def _fit(run: TrainedRun) -> str:
     steps = make_solver(settings.solver).default_steps if settings.steps is None else settings.steps
     began = time.monotonic()
     cond = conditions_for(run.model, run.data, CALIBRATION, settings.seed)
-    known = run.model.fitted.get((settings.solver, steps, tuple(sorted(cond or ()))))
+    known = find_fitted(run.model, settings.solver, steps, cond or ())
     how = "stored with the checkpoint"
     if known is None:
         if parallel.rank() == 0:
@@ -159,7 +160,7 @@ def _fit(run: TrainedRun) -> str:
             save_fitted(run.model, run.directory / "checkpoint")
         known = FittedGrid.from_config(from_json(parallel.broadcast_text("" if known is None else to_json(asdict(known)))))
         run.model.fitted[known.key] = known
-        how = f"fitted in {time.monotonic() - began:.0f} s"
+        how = f"fitted in {time.monotonic() - began:.0f} s, {known.nfe} network evaluations of one sample"
     before, after = (shown_number(error, ".2g") for error in (known.default_error, known.error))
     return f"{settings.solver} at {steps} steps: distance to the exact flow {before} -> {after} ({how})"
 

@@ -27,6 +27,7 @@ from ..models.score import ScoreModel
 from ..randomness import check_seed
 from ..report.files import atomic_path, write_text
 from ..sampling.failures import SolverError
+from ..sampling.fitted import find_fitted
 from ..sampling.sample import sample
 from ..solvers import GRIDS, make_solver
 from ..training import CheckpointError, load, read_extra
@@ -228,12 +229,12 @@ def _job(directory: Path, out: str, settings: SampleSettings, device: torch.devi
             raise ValueError(f"--steps must be at least 1, got {steps}")
         if grid not in (None, "fitted", *GRIDS):
             raise ValueError(f"unknown grid {grid!r}; choose from {', '.join(GRIDS)}, fitted")
-        key = (solver, method.default_steps if steps is None else steps, tuple(sorted(model.encoders)))
-        fitted = drawn.fitted.get(key) if not options and grid in (None, "fitted") else None
+        number = method.default_steps if steps is None else steps
+        fitted = find_fitted(drawn, solver, number, model.encoders) if not options and grid in (None, "fitted") else None
         if grid == "fitted" and fitted is None and drawn is not model and settings.grid is None:
             grid = None  # the run's grid is fitted to the network as it is, not to a guided one
         if grid == "fitted" and fitted is None:
-            raise ValueError(f"no grid is fitted for {solver!r} at {key[1]} steps; sde-gen run --grid fitted with these fits one")
+            raise ValueError(f"no grid is fitted for {solver!r} at {number} steps; sde-gen run --grid fitted with these fits one")
     except ValueError as error:
         raise ConfigError(str(error)) from error
     with (open_checkpoint(checkpoint) / WEIGHTS).open("rb") as file:

@@ -159,7 +159,7 @@ class Denoiser(nn.Module, metaclass=_Complete):
         self.data_std = None if data_std is None else check_positive("data_std", data_std)
         self.prior_name = prior
         self.measured: dict[tuple[int, ...], tuple[Any, Moments | None]] = {}  # by a sample's shape, see `moments_of`
-        self.fitted: dict[tuple[str, int, tuple[str, ...]], Any] = {}  # time grids, see `fit_grid`
+        self.fitted: dict[tuple[str, int, tuple[str, ...], str], Any] = {}  # time grids, see `fit_grid`
 
     @property
     def prior(self) -> Prior:
@@ -281,8 +281,9 @@ class Wrapper(Denoiser):
         self.model = model
         self.variance, self.cost, self.depends_on_state = model.variance, model.cost, model.depends_on_state
         self.differentiates = model.differentiates
+        self.fitted = model.fitted  # each tells what it was fitted to, and one checkpoint keeps them all
         if self.same_law:
-            self.prior_name, self.fitted, self.measured = model.prior_name, model.fitted, model.measured
+            self.prior_name, self.measured = model.prior_name, model.measured
 
     @property
     def prior(self) -> Prior:

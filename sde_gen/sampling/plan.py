@@ -14,6 +14,7 @@ from ..models.denoiser import Denoiser
 from ..registry import lookup
 from ..sdes import SDE
 from ..solvers import GRIDS, Solver, make_solver, solver_name
+from .fitted import find_fitted, why_not_fitted
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,14 @@ def plan_run(
         number = method.default_steps if steps is None else steps
         asked = isinstance(grid, str) and grid == "fitted"
         if not options and (asked or grid is t_start is t_end is None):
-            fitted = model.fitted.get((name, number, tuple(sorted(cond) if isinstance(cond, Mapping) else ())))
+            fitted = find_fitted(model, name, number, cond if isinstance(cond, Mapping) else ())
+        if asked and options:
+            raise ValueError(f"a fitted grid has options of its own: leave out {', '.join(options)}")
         if asked and fitted is None:
-            known = ", ".join(f"{key[0]} at {key[1]}" + (f" with {', '.join(key[2])}" if key[2] else "") for key in model.fitted) or "none"
-            raise ValueError(
-                f"no grid is fitted for solver {name!r} at {number} steps with these options and conditions (fitted: {known}); see fit_grid"
-            )
+            raise ValueError(why_not_fitted(model, name, number, cond if isinstance(cond, Mapping) else ()))
+        if asked and (t_start not in (None, model.sde.t_max) or t_end not in (None, model.sde.t_min)):
+            ends = f"[{model.sde.t_min:.6g}, {model.sde.t_max:.6g}]"
+            raise ValueError(f"a fitted grid runs from t_max to t_min, {ends}: leave out t_start and t_end, got {t_start!r} and {t_end!r}")
         if fitted is not None:
             method, grid = fitted.make(), fitted.grid
     elif isinstance(solver, Solver):

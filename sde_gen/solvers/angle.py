@@ -14,15 +14,24 @@ from ..sdes.base import check_positive
 from .base import FixedStepSolver, Run, Table, Update
 from .dpm import check_order
 from .exponential import data_multistep
-from .grids import make_grid
+from .grids import COARSE, FINE, angle_times, make_grid
 
+FEW_POINTS, MOST_ORDER, SEVERAL, MANY = 4, 5, 15, 40
+"""Predictions that a step looks back to: the first number, or the second from so many steps to so many."""
+LAMBDA_SHARE = 0.1
+"""Of lambda in the grid from MANY steps on. Chosen, as the scale and the orders, on mixtures and the digits network."""
 NOISE_ALONE = 0.1
 """The start is taken from the Gaussian part where alpha s/sigma is below this, s the data's largest standard deviation."""
 
 
 def signal_fraction(lambda_: Tensor, scale: float | Tensor) -> Tensor:
     """alpha s/sqrt(alpha^2 s^2 + sigma^2), the cosine of the angle atan(sigma/(alpha s)); shape of `lambda_`."""
-    return torch.sigmoid(2 * (lambda_ + torch.log(torch.as_tensor(scale, dtype=lambda_.dtype)))).sqrt()
+    return of_ratio(torch.exp(lambda_) * torch.as_tensor(scale, dtype=lambda_.dtype))
+
+
+def of_ratio(ratio: Tensor) -> Tensor:
+    """The signal fraction where alpha s/sigma is `ratio`, odd in it; shape of `ratio`."""
+    return ratio / torch.sqrt(1 + ratio**2)
 
 
 class AngleMultistep(FixedStepSolver):
@@ -42,7 +51,11 @@ class AngleMultistep(FixedStepSolver):
     Gaussian's exact flow, so that no call is spent where it says nothing. Elsewhere (from another time, or towards noise) the
     first steps are of lower order.
 
-    scale: s in units of the model's larger spread. The default grid is "angle". Runs in both directions; towards noise the polynomials
+    order: predictions that P looks back to; None: 4 below 15 steps, 5 from there on, and 4 again from 40, where the polynomials of a
+        network's predictions lose more by its roughness than they win.
+    scale: s in units of the model's larger spread.
+    The default grid is "angle"; from 40 steps on a tenth of lambda is added to its angles, since a network's error at small noise is
+    smoother in lambda. Runs in both directions; towards noise the polynomials
     are those in lambda, and the method is UniPC. Zhao et al. 2023,
     arXiv:2302.04867 (the corrector); Wang and Vastola 2024, arXiv:2412.09726 (the Gaussian part of the score); the variable,
     the continuation through pure noise and the grid are this package's own.
@@ -53,17 +66,22 @@ class AngleMultistep(FixedStepSolver):
 
     order: int
 
-    def __init__(self, order: int = 4, scale: float = 1.0) -> None:
-        self.points = check_order(order)
-        self.order = order + 1
+    def __init__(self, order: int | None = None, scale: float = 0.7) -> None:
+        self.points = None if order is None else check_order(order, MOST_ORDER)
+        self.order = (FEW_POINTS if self.points is None else self.points) + 1
         self.scale = check_positive("scale", scale)
 
     def plan(self, sde: SDE, times: Tensor) -> list[Update]:
         return self._updates(sde, times, self.scale)
 
+    def _points(self, steps: int) -> int:
+        if self.points is not None:
+            return self.points
+        return MOST_ORDER if SEVERAL <= steps < MANY else FEW_POINTS
+
     def _updates(self, sde: SDE, times: Tensor, scale: float | Tensor, before: Tensor | None = None) -> list[Update]:
         # With as many points as steps most of them would be imagined ones: on a network that was seen to run away.
-        points = min(self.points, max(2, len(times) - 2))
+        points = min(self._points(len(times) - 1), max(2, len(times) - 2))
         if times.requires_grad or isinstance(scale, Tensor):
             return updates_along(sde, times, points, scale, before)
         earlier = None if before is None else tuple(before.tolist())
@@ -72,8 +90,13 @@ class AngleMultistep(FixedStepSolver):
     def times(self, run: Run, x: Tensor, t_start: float, t_end: float, steps: int, grid: str | Tensor) -> Tensor:
         if t_end > t_start and isinstance(grid, str) and grid == self.default_grid:
             grid = "half_log_snr"  # towards noise, where the method is UniPC
-        skip = min(0.8, 4 / steps) if t_end < t_start and _moments(run, x, t_start) is not None and not run.cond else 0.0
-        return make_grid(run.model.sde, grid, t_start, t_end, steps, run.spread(x), skip)
+        spread, skip = run.spread(x), self.skipped(run, x, t_start, t_end, steps)
+        if isinstance(grid, str) and grid == self.default_grid and steps >= MANY:
+            return angle_times(run.model.sde, t_start, t_end, steps, (COARSE * spread[0], FINE * spread[1]), LAMBDA_SHARE, skip)
+        return make_grid(run.model.sde, grid, t_start, t_end, steps, spread, skip)
+
+    def skipped(self, run: Run, x: Tensor, t_start: float, t_end: float, steps: int) -> float:
+        return min(0.8, 4 / steps) if t_end < t_start and _moments(run, x, t_start) is not None and not run.cond else 0.0
 
     def begin(self, run: Run, x: Tensor, t_start: float, times: Tensor) -> Table:
         sde, scale = run.model.sde, self.scale * run.spread(x)[0]
@@ -82,8 +105,8 @@ class AngleMultistep(FixedStepSolver):
             return x, self._updates(sde, times, scale), ()
         if float(times[0].detach()) != t_start:
             x = moments.flow(x, *sde.marginal(torch.cat((torch.tensor([t_start], dtype=times.dtype), times[:1]))))
-        mirrored = mirror(sde, times, self.points - 1)
-        first, *later = self._updates(sde, times, scale, mirrored * scale / torch.sqrt(1 + (mirrored * scale) ** 2))
+        mirrored = mirror(sde, times, self._points(len(times) - 1) - 1)
+        first, *later = self._updates(sde, times, scale, of_ratio(mirrored * scale))
         # The imagined predictions are shifted to agree with the first call, so that wrong moments cost accuracy, not truth.
         denoised = run.predict(x, times[0] if times.requires_grad else float(times[0])).denoised
         imagined = moments.continued(x, denoised, *sde.marginal(times[0]), mirrored)

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -120,6 +121,10 @@ class Solver(ABC):
         """The times of the grid; the first may lie after t_start where `begin` knows the way there."""
         return make_grid(run.model.sde, grid, t_start, t_end, steps, run.spread(x) if isinstance(grid, str) and grid == "angle" else NORMAL)
 
+    def skipped(self, run: Run, x: Tensor, t_start: float, t_end: float, steps: int) -> float:
+        """The share of a step at the start that `begin` knows the way over."""
+        return 0.0
+
     @abstractmethod
     def solve(self, run: Run, x: Tensor, t_start: float, t_end: float, steps: int, grid: str | Tensor) -> Tensor:
         """The state at t_end from the state x at t_start; shape of `x`. grid: a name in GRIDS, or the times themselves."""
@@ -128,7 +133,8 @@ class Solver(ABC):
 class FixedStepSolver(Solver):
     """A solver that is a table of updates; a subclass gives `plan`.
 
-    shifts: numbers added to the weights b of each update, as `sde_gen.fit_grid` finds them.
+    shifts: rows of numbers added to each update, to its a and then to its weights b, which may be more than the solver's own, as
+        `sde_gen.fit_grid` finds them.
     """
 
     shifts: Sequence[Sequence[Any]] = ()
@@ -153,12 +159,17 @@ class FixedStepSolver(Solver):
         """`begin` with the shifts in it: all that the loop needs. Differentiable in `times`."""
         x, updates, history = self.begin(run, x, t_start, times)
         if self.shifts:
-            pairs = zip(updates, self.shifts, strict=True)
-            updates = [replace(u, b=tuple(b + c for b, c in zip(u.b, extra, strict=True))) for u, extra in pairs]
+            updates = [_shifted(update, row) for update, row in zip(updates, self.shifts, strict=True)]
         return x, updates, history
 
     def solve(self, run: Run, x: Tensor, t_start: float, t_end: float, steps: int, grid: str | Tensor) -> Tensor:
         return run_updates(run, *self.table(run, x, t_start, self.times(run, x, t_start, t_end, steps, grid)))
+
+
+def _shifted(update: Update, row: Sequence[Any]) -> Update:
+    a, *more = row
+    padded = zip_longest(update.b, more, fillvalue=0.0)
+    return replace(update, a=update.a + a, b=tuple(own + extra for own, extra in padded))
 
 
 @lru_cache(maxsize=32)

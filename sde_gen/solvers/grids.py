@@ -42,11 +42,15 @@ mixtures in 2 to 48 dimensions."""
 
 
 def _angle(sde: SDE, start: Tensor, end: Tensor, u: Tensor, spread: Spread) -> Tensor:
-    # Even in atan(s_1 alpha/sigma) + atan(s_2 alpha/sigma), inverted by bisection in lambda.
-    scales = (math.log(COARSE * spread[0]), math.log(FINE * spread[1]))
+    return _even_in_angles(sde, start, end, u, (COARSE * spread[0], FINE * spread[1]), 0.0)
+
+
+def _even_in_angles(sde: SDE, start: Tensor, end: Tensor, u: Tensor, scales: Spread, share: float) -> Tensor:
+    # Even in atan(s_1 alpha/sigma) + atan(s_2 alpha/sigma) + share lambda, inverted by bisection in lambda.
+    logs = [math.log(scale) for scale in scales]
 
     def angle(lambda_: Tensor) -> Tensor:
-        return sum((torch.atan(torch.exp(lambda_ + scale)) for scale in scales), start=torch.zeros(()))
+        return sum((torch.atan(torch.exp(lambda_ + log)) for log in logs), start=share * lambda_)
 
     first, last = sde.half_log_snr(start), sde.half_log_snr(end)
     target = angle(first) + (angle(last) - angle(first)) * u
@@ -79,7 +83,19 @@ def make_grid(sde: SDE, grid: str | Tensor, t_start: float, t_end: float, steps:
     """
     if isinstance(grid, Tensor):
         return grid
-    rule = lookup(GRIDS, "grid", grid)
+    return _along(sde, lookup(GRIDS, "grid", grid), t_start, t_end, steps, spread, skip)
+
+
+def angle_times(sde: SDE, t_start: float, t_end: float, steps: int, scales: Spread, share: float = 0.0, skip: float = 0.0) -> Tensor:
+    """As `make_grid`, even in atan(s_1 alpha/sigma) + atan(s_2 alpha/sigma) + share lambda with scales s_1, s_2 of the caller's own."""
+
+    def rule(sde: SDE, start: Tensor, end: Tensor, u: Tensor, spread: Spread) -> Tensor:
+        return _even_in_angles(sde, start, end, u, spread, share)
+
+    return _along(sde, rule, t_start, t_end, steps, scales, skip)
+
+
+def _along(sde: SDE, rule: Rule, t_start: float, t_end: float, steps: int, spread: Spread, skip: float) -> Tensor:
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
     start, end = torch.tensor(t_start, dtype=torch.float64), torch.tensor(t_end, dtype=torch.float64)

@@ -26,6 +26,17 @@ A: tuple[tuple[float, ...], ...] = (
     (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
 )
 E = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
+# The pair's continuous extension of order four (Hairer, Norsett and Wanner 1993, II.6): weights of the stages at a share u of the step are
+# these numbers times u, u^2, u^3, u^4.
+P = (
+    (1.0, -8048581381 / 2820520608, 8663915743 / 2820520608, -12715105075 / 11282082432),
+    (0.0, 0.0, 0.0, 0.0),
+    (0.0, 131558114200 / 32700410799, -68118460800 / 10900136933, 87487479700 / 32700410799),
+    (0.0, -1754552775 / 470086768, 14199869525 / 1410260304, -10690763975 / 1880347072),
+    (0.0, 127303824393 / 49829197408, -318862633887 / 49829197408, 701980252875 / 199316789632),
+    (0.0, -282668133 / 205662961, 2019193451 / 616988883, -1453857185 / 822651844),
+    (0.0, 40617522 / 29380423, -110615467 / 29380423, 69997945 / 29380423),
+)
 
 SAFETY, SHRINK, GROW = 0.9, 0.2, 5.0
 SMALLEST_STEP = 1e-10
@@ -80,6 +91,30 @@ class ProbabilityFlow(Solver):
         return None
 
     def solve(self, run: Run, x: Tensor, t_start: float, t_end: float, steps: int, grid: str | Tensor) -> Tensor:
+        path, state = self._start(run, x, t_start, t_end)
+        # A watched run stops at the grid's times so that every sample is shown at the same time.
+        stops = [t_end] if run.observer is None else self.times(run, x, t_start, t_end, WATCHED, grid)[1:].tolist()
+        for stop in stops:
+            self._advance(run, path, state, path.angle(stop), steps)
+            shown = state.y * path.radius(torch.tensor(stop, dtype=torch.float64)).to(x)
+            if run.observer is not None and run.observer(stop, shown, run.predict(shown, stop).denoised):
+                break
+        return shown
+
+    def along(self, run: Run, x: Tensor, t_start: float, times: Tensor, steps: int) -> Tensor:
+        """The states at each of `times` (K,), which lead away from t_start: (K, *x.shape), NaN for a sample that did not get there.
+
+        Within a step they come from the pair's continuous extension, so that they cost no network call; the last is the end of the run.
+        """
+        ends = times.tolist()
+        path, state = self._start(run, x, t_start, ends[-1])
+        places = torch.tensor([path.angle(t) for t in ends], dtype=torch.float64, device=x.device)
+        state.seen = _Places(places, x.new_full((len(ends), *x.shape), math.nan))
+        state.seen.states[places == path.angle(t_start)] = state.y
+        self._advance(run, path, state, path.angle(ends[-1]), steps)
+        return state.seen.states * expand_as(path.radius(times).to(x), state.seen.states)
+
+    def _start(self, run: Run, x: Tensor, t_start: float, t_end: float) -> tuple[Angle, _State]:
         path = Angle(run.model.sde, run.model.data_std or 1.0)
         first = path.angle(t_start)
         y = x / path.radius(torch.tensor(t_start, dtype=torch.float64)).to(x)
@@ -90,14 +125,7 @@ class ProbabilityFlow(Solver):
             attempts=torch.zeros(x.shape[0], dtype=torch.int64, device=x.device),
         )
         state.h = self._first_step(run, path, state, path.angle(t_end))
-        # A watched run stops at the grid's times so that every sample is shown at the same time.
-        stops = [t_end] if run.observer is None else self.times(run, x, t_start, t_end, WATCHED, grid)[1:].tolist()
-        for stop in stops:
-            self._advance(run, path, state, path.angle(stop), steps)
-            shown = state.y * path.radius(torch.tensor(stop, dtype=torch.float64)).to(x)
-            if run.observer is not None and run.observer(stop, shown, run.predict(shown, stop).denoised):
-                break
-        return shown
+        return path, state
 
     def _first_step(self, run: Run, path: Angle, state: _State, last: float) -> Tensor:
         # Hairer, Norsett and Wanner 1993, II.4: a step for which an Euler step's change of slope is a small share of tol.
@@ -133,6 +161,8 @@ class ProbabilityFlow(Solver):
             # A ratio that is not finite compares false: such a step is refused and shrunk, until the sample is given up.
             accepted = ratio <= 1.0
             arrived = accepted & (h >= remaining)
+            if state.seen is not None:
+                state.seen.keep(active[accepted], y[accepted], (theta, sign * h), [stage[accepted] for stage in stages], accepted)
             state.y[active] = torch.where(expand_as(accepted, y), proposal, y)
             state.slope[active] = torch.where(expand_as(accepted, y), stages[-1], slope)
             state.theta[active] = torch.where(arrived, last, torch.where(accepted, theta + sign * h, theta))
@@ -155,6 +185,29 @@ class _State:
     slope: Tensor
     attempts: Tensor
     h: Tensor = field(default_factory=lambda: torch.empty(0))
+    seen: _Places | None = None
+
+
+@dataclass
+class _Places:
+    """States y (K, B, *) at the angles `places` (K,), filled in by each accepted step that covers some of them."""
+
+    places: Tensor
+    states: Tensor
+
+    def keep(self, rows: Tensor, y: Tensor, step: tuple[Tensor, Tensor], stages: list[Tensor], accepted: Tensor) -> None:
+        """Where the steps (theta, h) of the samples `rows` lead on their way; y and the stages are at their starts."""
+        theta, h = (value[accepted] for value in step)
+        share = (self.places - theta[:, None]) / h[:, None]
+        who, place = torch.nonzero((share > 0) & (share <= 1), as_tuple=True)
+        if not len(who):
+            return
+        powers = share[who, place, None] ** torch.arange(1, 5, device=share.device)
+        weights = (powers @ torch.tensor(P, dtype=torch.float64, device=share.device).T * h[who, None]).to(y)
+        found = y[who]
+        for stage, weight in zip(stages, weights.unbind(1), strict=True):
+            found = found + expand_as(weight, found) * stage[who]
+        self.states[place, rows[who]] = found
 
 
 def rms(x: Tensor) -> Tensor:

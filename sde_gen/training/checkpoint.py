@@ -21,7 +21,7 @@ from ..devices import find_device
 from ..models.moments import Moments
 from ..models.score import ScoreModel
 from ..networks import NETWORKS, Network, make_network
-from ..sampling.fitting import FittedGrid
+from ..sampling.fitted import FittedGrid
 from ..sdes import SDE, SDES, make_sde
 from ..unknown_numbers import to_json
 from ..version import __version__

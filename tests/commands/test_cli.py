@@ -76,6 +76,7 @@ def test_a_fitted_grid_is_kept_with_the_checkpoint(command: Command, tmp_path: P
     text = "\n".join(out)
     assert "fitted    angle at 3 steps: distance to the exact flow" in text and "(fitted in" in text
     assert "sampled   64 with angle, fitted grid: 4 network calls per sample" in text
+    assert "network evaluations of one sample" in text
     (kept,) = json.loads((newest(tmp_path / "runs" / "gaussians8-vp" / "checkpoint") / "model.json").read_text())["fitted"]
     assert (kept["solver"], kept["steps"], len(kept["times"])) == ("angle", 3, 4) and kept["error"] <= kept["default_error"]
 

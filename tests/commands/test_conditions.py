@@ -20,7 +20,7 @@ from sde_gen.commands.runs import check, config_of_run, load_data
 from sde_gen.commands.sample import SampleSettings, sample_to_files
 from sde_gen.data.write import DataDescription, write_samples
 from sde_gen.models.score import ScoreModel
-from sde_gen.sampling.fitting import FittedGrid
+from sde_gen.sampling.fitted import FittedGrid, law_of
 from sde_gen.training import build_model, load, save
 
 RNG = np.random.default_rng(0)
@@ -154,7 +154,8 @@ def test_a_job_goes_on_only_with_the_same_conditions(tmp_path: Path, monkeypatch
 
 def test_a_grid_that_is_fitted_with_all_conditions_is_used_whatever_is_given(tmp_path: Path) -> None:
     model = saved(tmp_path / "run", ("label", "age"))
-    model.fitted[("dpm", 3, ("age", "label"))] = FittedGrid("dpm", 3, (0.9, 0.5, 0.2, 0.1), conditions=("age", "label"))
+    fitted = FittedGrid("dpm", 3, (0.9, 0.5, 0.2, 0.1), conditions=("age", "label"), law=law_of(model))
+    model.fitted[fitted.key] = fitted
     about = ABOUT | {"shape": [1, 6, 6], "label_names": ["a", "b"], "label_counts": [30, 10]}
     save(model, tmp_path / "run" / "checkpoint", extra={"data_description": about})
     for cond in ((), ("age=3",), ("label=",)):

@@ -177,7 +177,7 @@ def test_a_fitted_grid_is_of_the_run_s_labels_is_kept_and_leaves_the_checkpoint_
     assert "fitted in" in sample_run(run, progress=False)["fit"] and len(fits) == 1
     assert len(fits[0][1]["cond"]["label"]) == 6 and fits[0][0][1:4] == ("ddim", 2, (1, 4, 4))
     again = replace(run, model=sde_gen.load(tmp_path / "checkpoint"))
-    assert again.model.fitted == run.model.fitted and list(again.model.fitted) == [("ddim", 2, ("label",))]
+    assert again.model.fitted == run.model.fitted and [key[:3] for key in again.model.fitted] == [("ddim", 2, ("label",))]
     scores = sample_run(again, progress=False)
     assert "stored with the checkpoint" in scores["fit"] and scores["fitted"] and len(fits) == 1
     state = read_state(tmp_path / "checkpoint")

@@ -14,7 +14,7 @@ from toys import TINY_RUN, Command
 from sde_gen import load, parallel
 from sde_gen.commands import sample as command
 from sde_gen.commands.sample import SampleSettings, classes_by_shares, sample_to_files
-from sde_gen.sampling.fitting import FittedGrid
+from sde_gen.sampling.fitted import FittedGrid, law_of
 from sde_gen.training import build_model, read_extra, save, save_fitted
 
 RNG = np.random.default_rng(0)
@@ -260,7 +260,8 @@ def test_a_fitted_grid_that_is_there_is_used_and_tells_jobs_apart(tmp_path: Path
     run = saved(tmp_path / "run")
     plain = command._job(run, "s.npy", SampleSettings(20, "dpm", 3), CPU).settings
     model = load(run)
-    model.fitted[("dpm", 3, ())] = FittedGrid("dpm", 3, (0.9, 0.5, 0.2, 0.1))
+    kept = FittedGrid("dpm", 3, (0.9, 0.5, 0.2, 0.1), law=law_of(model))
+    model.fitted[kept.key] = kept
     save_fitted(model, run / "checkpoint")
     for grid in ("fitted", None):
         fitted = command._job(run, "s.npy", SampleSettings(20, "dpm", 3, grid), CPU).settings

@@ -21,6 +21,7 @@ from sde_gen.guidance import GUIDANCE, ClassifierFree, Combine, guide
 from sde_gen.models.denoiser import Denoiser, Prediction, Wrapper
 from sde_gen.models.moments import Moments
 from sde_gen.randomness import NoiseStream
+from sde_gen.sampling.fitted import find_fitted, law_of
 from sde_gen.solvers import SOLVERS, FixedStepSolver, Graphed, Run, make_solver
 
 VE = sde_gen.make_sde("ve", sigma_min=0.02, sigma_max=8.0)
@@ -204,7 +205,7 @@ def _fit_grid(model: Denoiser, shift: float, conditional: bool) -> Tensor:
     cond = given(conditional, 6)
     fitted = sde_gen.fit_grid(model, "dpm", 3, (2,), samples=6, batch_size=4, iterations=2, cond=cond)
     out = sde_gen.sample(model, (6, 2), "dpm", 3, cond=cond)
-    assert out.fitted and model.fitted == {("dpm", 3, tuple(sorted(cond or {}))): fitted}
+    assert out.fitted and model.fitted == {("dpm", 3, tuple(sorted(cond or {})), law_of(model)): fitted}
     return torch.tensor([fitted.default_error], dtype=torch.float64)
 
 
@@ -368,7 +369,8 @@ def test_a_law_that_is_another_keeps_nothing_that_was_known_of_the_models() -> N
     model = base()
     sde_gen.fit_grid(model, "ddim", 2, (2,), samples=4, iterations=1)
     silent, same = Silent(model), Wrapper(model)
-    assert silent.moments is None and silent.fitted == {} and type(silent.prior).__name__ == "SDEPrior"
+    assert silent.moments is None and find_fitted(silent, "ddim", 2) is None and type(silent.prior).__name__ == "SDEPrior"
+    assert find_fitted(same, "ddim", 2) is find_fitted(model, "ddim", 2) is not None
     assert same.moments is model.moments and same.fitted is model.fitted and type(same.prior).__name__ == "MatchedPrior"
     assert silent.normalizer is model.normalizer and silent.sde is VE and silent.data_std == 1.0
     assert Shifted(model).prior.log_prob(torch.full((1, 2), D)) > model.prior.log_prob(torch.full((1, 2), 4 * D))

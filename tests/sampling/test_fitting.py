@@ -8,10 +8,14 @@ import pytest
 import torch
 from toys import all_sdes
 
-from sde_gen import FittedGrid, ScoreModel, fit_grid, load, make_network, make_sde, make_solver, sample, save
+from sde_gen import FittedGrid, ScoreModel, fit_grid, guide, load, make_network, make_sde, make_solver, sample, save
 from sde_gen.exact.mixtures import RingData
+from sde_gen.models.denoiser import Wrapper
 from sde_gen.randomness import NoiseStream
-from sde_gen.sampling.fitting import _apply, _time_of
+from sde_gen.sampling.calibration import apply_table
+from sde_gen.sampling.descent import time_of
+from sde_gen.sampling.fitted import law_of
+from sde_gen.sampling.regression import fit_row
 from sde_gen.solvers import Run, run_updates
 
 SDES = all_sdes()
@@ -72,7 +76,7 @@ def test_where_it_is_used():
     assert used() and used(grid="fitted")
     assert not used(steps=7) and not used(solver="dpm") and not used(grid="angle") and not used(order=3)
     assert not used(t_end=0.5) and not used(t_start=model.sde.t_max)
-    assert model.fitted == {("angle", 6, ()): fitted}
+    assert model.fitted == {("angle", 6, (), law_of(model)): fitted}
     with pytest.raises(ValueError, match=r"no grid is fitted for solver 'angle' at 7 steps .*\(fitted: angle at 6\); see fit_grid"):
         used(steps=7, grid="fitted")
 
@@ -89,14 +93,14 @@ def test_the_differentiable_loop_is_the_loop(solver):
     run = run_of(model, x)
     times = method.times(run, x, model.sde.t_max, model.sde.t_min, 7, method.default_grid)
     table = method.table(run, x, model.sde.t_max, times)
-    torch.testing.assert_close(_apply(run, *table), run_updates(run, *table), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(apply_table(run, *table), run_updates(run, *table), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", SDES)
 def test_times_are_differentiable(name):
     sde = SDES[name]
     lambdas = torch.tensor([-3.0, 0.0, 2.0, float(sde.half_log_snr(sde.t_min))], dtype=torch.float64, requires_grad=True)
-    times = _time_of(sde, lambdas, sde.t_max, sde.t_min)
+    times = time_of(sde, lambdas, sde.t_max, sde.t_min)
     torch.testing.assert_close(times[:3], sde.time_of(lambdas.detach())[:3])
     (slope,) = torch.autograd.grad(times.sum(), lambdas)
     torch.testing.assert_close(slope[:3], 1 / sde.slopes(times.detach())[1][:3])
@@ -110,7 +114,7 @@ def test_it_is_kept_with_the_checkpoint(tmp_path):
     assert FittedGrid.from_config(json.loads(json.dumps(asdict(fitted)))) == fitted
     save(model, tmp_path / "model")
     again = load(tmp_path / "model")
-    assert again.fitted == {("angle", 3, ()): fitted}
+    assert again.fitted == {("angle", 3, (), law_of(model)): fitted}
     ours, theirs = (sample(m, (5, 2), "angle", steps=3, progress=False) for m in (model, again))
     assert theirs.fitted and torch.equal(ours.x, theirs.x)
 
@@ -139,7 +143,8 @@ def test_a_network_in_evaluation_mode_stays_there():
         ({"solver": "ode"}, "deterministic fixed-step solvers only, got 'ode'"),
         ({"solver": "nope"}, "unknown solver 'nope'"),
         ({"steps": 1}, "2 steps or more, got 1"),
-        ({"samples": 2}, "samples must be a whole number of at least 3, got 2"),
+        ({"samples": 2}, "samples must be a whole number of at least 4, got 2"),
+        ({"method": "nope"}, "unknown method 'nope'; choose from regression, descent, best"),
         ({"iterations": 0}, "iterations must be a whole number of at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
     ],
@@ -168,3 +173,101 @@ def test_times_by_hand():
             sample(model, (3, 2), "ddim", steps=4, grid=wrong, progress=False)
     with pytest.raises(ValueError, match="leave them out"):
         sample(model, (3, 2), "ddim", steps=4, grid=times, t_end=0.2, progress=False)
+
+
+@pytest.mark.parametrize("solver", ["angle", "unipc", "heun", "ab"])
+def test_the_regression_is_better_on_other_samples_and_the_best_no_worse(solver):
+    before = error(RING.model(SDES["vp"]), "vp", solver, 8)[0]
+    found = {}
+    for method in ("regression", "best"):
+        model = RING.model(SDES["vp"])
+        found[method] = fit_grid(model, solver, 8, samples=200, iterations=20, method=method)
+        after, out = error(model, "vp", solver, 8)
+        assert out.fitted and after < 0.6 * before
+        assert found[method].default_error == pytest.approx(before, rel=0.5)
+        assert after == pytest.approx(found[method].error, rel=0.8)
+    assert found["best"].error <= found["regression"].error and found["regression"].method == "regression"
+    assert found["best"].method == ("regression" if found["best"].error == found["regression"].error else "descent")
+
+
+def test_a_row_is_the_one_that_the_states_were_made_of():
+    """Where one row is exact for most samples, the geometric mean finds it, whatever the others are."""
+    generator = torch.Generator().manual_seed(0)
+    columns = torch.randn(60, 7, 4, dtype=torch.float64, generator=generator) * torch.tensor([80.0, 1.0, 1e-3, 5.0])
+    row = torch.tensor([0.1, -2.0, 300.0, 0.5], dtype=torch.float64)
+    left = columns @ row
+    left[:10] += torch.randn(10, 7, dtype=torch.float64, generator=generator)
+    found = fit_row(columns, left)
+    torch.testing.assert_close(found.start, row, rtol=1e-4, atol=0)
+    moves = (columns @ found.basis).square().mean((0, 1)).sqrt()
+    torch.testing.assert_close(moves, torch.ones(4, dtype=torch.float64))
+
+
+def test_every_network_evaluation_is_counted():
+    model = RING.model(make_sde("vp"))
+    seen = 0
+
+    class Counted(Wrapper):
+        same_law = True
+
+        def predict(self, x, t, **cond):
+            nonlocal seen
+            seen += len(x)
+            return self.model.predict(x, t, **cond)
+
+    for method in ("regression", "descent", "best"):
+        seen = 0
+        fitted = fit_grid(Counted(model), "angle", 4, samples=8, iterations=3, method=method)
+        assert fitted.nfe == seen > 0
+
+
+def network_of(seed=0):
+    torch.manual_seed(seed)
+    network = make_network("mlp", (2,))
+    with torch.no_grad():
+        for value in network.parameters():
+            value.add_(0.05 * torch.randn_like(value))
+    return ScoreModel(network, make_sde("vp"), prediction="edm", clock="half_log_snr", data_std=1.0).eval()
+
+
+def test_a_table_is_for_the_model_that_it_was_fitted_to(tmp_path):
+    model = network_of()
+    fit_grid(model, "angle", 3, shape=(2,), samples=6, method="regression")
+    settings = {"solver": "angle", "steps": 3, "progress": False, "grid": "fitted"}
+    with torch.no_grad():
+        next(model.network.parameters()).mul_(1.001)
+    assert not sample(model, (2, 2), "angle", 3, progress=False).fitted, "other weights: the solver's own grid"
+    with pytest.raises(ValueError, match=r"at 3 steps: the one that is kept was fitted to other weights, guidance or process"):
+        sample(model, (2, 2), **settings)
+    with torch.no_grad():
+        next(model.network.parameters()).div_(1.001)
+    fit_grid(model, "angle", 3, shape=(2,), samples=6, method="regression")
+    other = ScoreModel(model.network, make_sde("vp", beta_max=19.0), prediction="edm", clock="half_log_snr", data_std=1.0)
+    other.fitted = model.fitted
+    with pytest.raises(ValueError, match="other weights, guidance or process"):
+        sample(other, (2, 2), **settings)
+    for ends in ({"t_start": 0.5}, {"t_end": 0.1}):
+        with pytest.raises(ValueError, match=r"runs from t_max to t_min, .*: leave out t_start and t_end, got "):
+            sample(model, (2, 2), **settings, **ends)
+    with pytest.raises(ValueError, match="options of its own: leave out order"):
+        sample(model, (2, 2), **settings, order=3)
+    assert sample(model, (2, 2), **settings).fitted and sample(model.double(), (2, 2), **settings).fitted, "a cast is no other model"
+
+
+def test_a_guided_model_has_a_table_of_its_own_in_the_checkpoint_of_the_model(tmp_path):
+    torch.manual_seed(0)
+    network = make_network("mlp", (2,), conditions={"label": {"kind": "label", "classes": 3}})
+    model = ScoreModel(network, make_sde("vp"), prediction="edm", clock="half_log_snr", data_std=1.0).eval()
+    cond = {"label": torch.arange(6) % 3}
+    fit_grid(guide(model, 2.0), "angle", 3, (2,), 6, cond=cond, method="regression")
+    save(model, tmp_path / "model")
+    again = load(tmp_path / "model")
+
+    def used(drawn, given=cond):
+        return sample(drawn, (6, 2), "angle", 3, cond=given, progress=False).fitted
+
+    assert used(guide(model, 2.0)) and used(guide(again, 2.0))
+    assert not used(again) and not used(guide(again, 2.5)) and not used(guide(again, 2.0, rule="apg"))
+    assert not used(guide(again, 2.0, interval=(-2.0, 3.0)))
+    with pytest.raises(ValueError, match=r"was fitted with other conditions \(label\)"):
+        sample(guide(again, 2.0), (6, 2), "angle", 3, grid="fitted", progress=False)
