@@ -635,3 +635,17 @@ def test_a_handle_is_opened_again_in_each_process() -> None:
         os._exit(0)
     os.waitpid(child, 0)
     assert int(os.read(reader, 99)) == child and opened_by() == os.getpid()
+
+
+def test_plain_tiffs_need_no_package_and_come_back_as_pngs_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 8 bits, which pillow reads: with the package they come back as they were."""
+    (tmp_path / "set").mkdir()
+    for k in range(COUNT):
+        tifffile.imwrite(tmp_path / "set" / f"{k}.tif", RNG.integers(256, size=(6, 5, 3), dtype=np.uint8), photometric="rgb")
+    x = load_dataset(tmp_path / "set").train.double().numpy()
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "tifffile", None)
+        out = write(tmp_path / "pngs", DataDescription.of(load_dataset(tmp_path / "set")), x)
+        assert {path.suffix for path in out.iterdir()} == {".png"} and len(list(out.iterdir())) == len(x)
+    out = write(tmp_path / "tiffs", DataDescription.of(load_dataset(tmp_path / "set")), x)
+    np.testing.assert_array_equal(np.moveaxis(tifffile.imread(out / "000002.tif"), -1, 0), x[2])
