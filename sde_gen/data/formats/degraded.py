@@ -29,8 +29,9 @@ class Description(Protocol):
 def read_items(
     path: Path, form: str, names: Sequence[str] | None, about: Description, measured: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray | None, Write]:
-    """The items (N, *measured) of a file, or of the files `names` of a folder, in order, float64 with NaN for gaps, their labels, and what
-    writes restored ones beside one another as the file was. Variables and axes are those of the data's header, where it is of such a format.
+    """The items (N, *measured) of a file, or of the files `names` of a folder, in order, float64 with NaN for gaps, their labels, and
+    what writes restored ones beside one another as the file was. Variables and axes are those of the data's header, where it is of
+    such a format.
 
     Raises ValueError, one line, for items of another shape, and whatever `formats.load` raises.
     """
