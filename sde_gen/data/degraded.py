@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
 from collections.abc import Callable, Sequence
@@ -14,14 +15,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sde_gen.data import arrays, folders, tables
+from sde_gen.data import arrays, folders, formats, tables
 from sde_gen.data.archives import MOST_MEMBER
 from sde_gen.data.cell_text import NOT_THERE, number_of, rows_of, separator_of, text_of
-from sde_gen.data.decode import LEVELS, decode, read_limited
+from sde_gen.data.decode import LEVELS, decode, describe, read_limited
 from sde_gen.data.errors import one_line
+from sde_gen.data.formats.degraded import read_items
 from sde_gen.data.write import DataDescription
 
-ALLOWED = f"a folder of images, an image, .npy, .npz or a table ({', '.join(tables.ENDINGS)})"
+ALLOWED = f"a folder of images, an image, .npy, .npz, a table ({', '.join(tables.ENDINGS)}) or {', '.join(formats.ENDINGS)}"
 Write = Callable[[Path, np.ndarray, bool], Path]
 
 
@@ -65,9 +67,25 @@ def read_degraded(path: Path, about: DataDescription, measured: Sequence[int]) -
         return _table(path, about, tuple(measured))
     if ending in (".npy", ".npz") and path.is_file():
         return _array(path, about, tuple(measured))
+    form, names = _other_format(path)
+    if form is not None:
+        y, of_items, write = read_items(path, form, names, about, tuple(measured))
+        labels = None if of_items is None else tuple(map(str, of_items.tolist()))
+        return Degraded(path.name, torch.from_numpy(y), labels, write)
     if path.is_dir() or folders.is_image(path.name):
         return _images(path, about, tuple(measured))
     raise ValueError(f"{path.name}: not a known kind of file; {ALLOWED} is needed")
+
+
+def _other_format(path: Path) -> tuple[str | None, list[str] | None]:
+    """The format of a file, or of the files of a folder with their names, which is one of `formats.FORMATS`; an image is none."""
+    if path.is_dir() and formats.format_of(path.name) is None:
+        return folders.other_files(path) or (None, None)
+    if path.is_file() and folders.is_image(path.name):
+        with contextlib.suppress(ValueError):
+            describe(path.read_bytes(), path.name)
+            return None, None
+    return formats.format_of(path.name), None
 
 
 # ---------------------------------------------------------------- tables

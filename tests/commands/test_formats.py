@@ -72,3 +72,28 @@ def test_pictures_of_mixed_modes_and_deep_tiffs(sde_gen_command: Command) -> Non
         tifffile.imwrite(f"deep/{k}.tif", RNG.normal(size=(4, 4)).astype(np.float32))
     run_and_sample(sde_gen_command, "deep", "more", "--retrain")
     assert tifffile.imread("more/000019.tif").dtype == np.float32 and tifffile.imread("more/000000.tif").shape == (4, 4)
+
+
+def test_a_field_is_scored_and_restored(sde_gen_command: Command) -> None:
+    """The file's own form stays: its gaps are filled under its own coordinates."""
+    xarray = pytest.importorskip("xarray")
+    pytest.importorskip("h5netcdf")
+    values = RNG.normal(size=(60, 4, 4)).astype(np.float32)
+    coords = {"lat": np.linspace(60, 50, 4)}
+    xarray.Dataset({"u": (("time", "lat", "lon"), values, {"units": "K"})}, coords).to_netcdf("f.nc", engine="h5netcdf")
+    code, _, err = sde_gen_command("run", *TINY_RUN, "--solver", "ddim", "--data", "f.nc", "--out", "run")
+    assert (code, err) == (0, [])
+    code, out, err = sde_gen_command("score", "f.nc", "--run", "run", "--out", "scores.csv")
+    assert (code, err) == (0, []) and len(Path("scores.csv").read_text().splitlines()) == 61, err
+    holed = values[:5].copy()
+    holed[2, 1, 1] = np.nan
+    xarray.Dataset({"u": (("time", "lat", "lon"), holed, {"units": "K"})}, coords).to_netcdf("g.nc", engine="h5netcdf")
+    few = ("--samples", "8", "--particles", "8", "--steps", "4", "--written", "1", "--no-progress")
+    code, out, err = sde_gen_command("restore", "--run", "run", "--input", "g.nc", "--out", "restored", *few)
+    assert (code, err) == (0, []), err
+    files = sorted(Path("restored").rglob("*.nc"))
+    assert len(files) >= 3, files
+    for file in files:
+        after = xarray.open_dataset(file, engine="h5netcdf")["u"]
+        assert after.shape == (5, 4, 4) and after.attrs == {"units": "K"} and not np.isnan(after).any()
+        np.testing.assert_array_equal(after["lat"], coords["lat"])

@@ -17,6 +17,7 @@ from toys import Command
 
 import sde_gen
 from sde_gen.data import Dataset, item_shape, load_dataset
+from sde_gen.data.degraded import read_degraded
 from sde_gen.data.formats import FORMATS, format_of
 from sde_gen.data.formats.base import PerProcess
 from sde_gen.data.reading import Reading
@@ -640,3 +641,60 @@ def test_a_handle_is_opened_again_in_each_process() -> None:
         os._exit(0)
     os.waitpid(child, 0)
     assert int(os.read(reader, 99)) == child and opened_by() == os.getpid()
+
+
+def test_plain_tiffs_need_no_package_and_come_back_as_pngs_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 8 bits, which pillow reads: with the package they come back as they were."""
+    (tmp_path / "set").mkdir()
+    for k in range(COUNT):
+        tifffile.imwrite(tmp_path / "set" / f"{k}.tif", RNG.integers(256, size=(6, 5, 3), dtype=np.uint8), photometric="rgb")
+    x = load_dataset(tmp_path / "set").train.double().numpy()
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "tifffile", None)
+        out = write(tmp_path / "pngs", DataDescription.of(load_dataset(tmp_path / "set")), x)
+        assert {path.suffix for path in out.iterdir()} == {".png"} and len(list(out.iterdir())) == len(x)
+    out = write(tmp_path / "tiffs", DataDescription.of(load_dataset(tmp_path / "set")), x)
+    np.testing.assert_array_equal(np.moveaxis(tifffile.imread(out / "000002.tif"), -1, 0), x[2])
+
+
+@pytest.mark.parametrize("kind", ["f.nc", "f.zarr", "f.h5", "f.nii.gz", "f.tif", "f.pt", "clips", "scans"])
+def test_degraded_items_come_back_restored_with_their_header(kind: str, tmp_path: Path) -> None:
+    """Those of data in the same format, in the file's order; what was given and is left as it was keeps its own digits."""
+    y = RNG.normal(size=(9, 1, 4, 5, 6) if kind in ("f.nii.gz", "scans") else (9, 2, 12) if kind == "clips" else (9, 1, 4, 5))
+    y = (0.2 * y).clip(-0.9, 0.9).astype(np.float32)
+    names = {"train": tmp_path / ("data" + kind[1:] if "." in kind else "data"), "given": tmp_path / kind}
+    for part, path in names.items():
+        values = y if part == "given" else y[::-1] + np.float32(0.01)
+        if kind in ("f.nc", "f.zarr"):
+            save(xarray.Dataset({"u": (("time", "lat", "lon"), values[:, 0], {"units": "K"})}, {"lat": np.arange(4.0)}), path)
+        elif kind == "f.h5":
+            with h5py.File(path, "w") as file:
+                file["u"] = values[:, 0]
+                file["u"].attrs["units"] = "K"
+        elif kind == "f.nii.gz":
+            nibabel.save(nibabel.Nifti1Image(np.moveaxis(values[:, 0], 0, -1), AFFINE), path)
+        elif kind == "f.tif":
+            tifffile.imwrite(path, values[:, 0], metadata={"axes": "QYX"})
+        elif kind == "f.pt":
+            torch.save(torch.from_numpy(values), path)
+        else:
+            path.mkdir()
+            for k, value in enumerate(values):
+                if kind == "clips":
+                    soundfile.write(path / f"{k}.wav", value.T, 8000, subtype="FLOAT")
+                else:
+                    nibabel.save(nibabel.Nifti1Image(value[0], AFFINE), path / f"{k}.nii")
+    options = {"axes": "NHW"} if kind == "f.h5" else {"axes": "NCHW"} if kind == "f.pt" else {}
+    about = DataDescription.from_config(DataDescription.of(load_dataset(names["train"], **options)).to_config())
+    found = read_degraded(names["given"], about, about.shape)
+    np.testing.assert_array_equal(found.y, y)
+    for whole, place in ((True, "restored"), (False, "mean")):
+        out = found.write(tmp_path / "out" / place, found.y.numpy() + (0 if whole else 0.05), whole)
+        again = read_degraded(out, about, about.shape)
+        np.testing.assert_allclose(again.y, y + (0 if whole else 0.05), rtol=2e-7, atol=1e-7)
+        if kind == "f.nc":
+            assert opened(out)["u"].attrs == {"units": "K"} and opened(out)["lat"].shape == (4,)
+        if kind == "scans":
+            np.testing.assert_array_equal(nibabel.load(out / "3.nii").affine, AFFINE)
+    with pytest.raises(ValueError, match=r"items of shape .*is needed, as the operator measures"):
+        read_degraded(names["given"], about, (3, 3))

@@ -160,6 +160,9 @@ def _header(kept: Mapping[str, Any], dtype: np.dtype, low: float, high: float) -
         return header
     header = kind(base64.b64decode(kept["binary"]), endianness=kept["endian"])
     slope, inter = kept["scale"] or (1.0, 0.0)
+    if "stored" in kept:  # of values that the data's type does not hold
+        header.set_data_dtype(np.dtype(kept["stored"]))
+        return header
     stored = header.get_data_dtype()
     if kept["scale"] and stored.kind in "iu":
         ends = np.iinfo(stored)
