@@ -40,7 +40,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 
 import sde_gen
-from sde_gen.commands.config import TABLES
+from sde_gen.commands.recipes import TABLES
 from sde_gen.data.toy_tables import adult_table, rain_table
 from sde_gen.unknown_numbers import to_json
 

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from sde_gen.commands import flags
-from sde_gen.commands.config import RECIPES, ConfigError, RunConfig, merge, parse_seconds, read_config, resolve
+from sde_gen.commands.config import ConfigError, RunConfig, merge, parse_seconds, read_config, resolve
+from sde_gen.commands.recipes import RECIPES
 from sde_gen.data import DATASETS
 
 

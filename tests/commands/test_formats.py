@@ -83,13 +83,13 @@ def test_a_field_is_scored_and_restored(sde_gen_command: Command) -> None:
     xarray.Dataset({"u": (("time", "lat", "lon"), values, {"units": "K"})}, coords).to_netcdf("f.nc", engine="h5netcdf")
     code, _, err = sde_gen_command("run", *TINY_RUN, "--solver", "ddim", "--data", "f.nc", "--out", "run")
     assert (code, err) == (0, [])
-    code, out, err = sde_gen_command("score", "f.nc", "--run", "run", "--out", "scores.csv")
+    code, _, err = sde_gen_command("score", "f.nc", "--run", "run", "--out", "scores.csv")
     assert (code, err) == (0, []) and len(Path("scores.csv").read_text().splitlines()) == 61, err
     holed = values[:5].copy()
     holed[2, 1, 1] = np.nan
     xarray.Dataset({"u": (("time", "lat", "lon"), holed, {"units": "K"})}, coords).to_netcdf("g.nc", engine="h5netcdf")
     few = ("--samples", "8", "--particles", "8", "--steps", "4", "--written", "1", "--no-progress")
-    code, out, err = sde_gen_command("restore", "--run", "run", "--input", "g.nc", "--out", "restored", *few)
+    code, _, err = sde_gen_command("restore", "--run", "run", "--input", "g.nc", "--out", "restored", *few)
     assert (code, err) == (0, []), err
     files = sorted(Path("restored").rglob("*.nc"))
     assert len(files) >= 3, files

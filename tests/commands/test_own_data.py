@@ -11,7 +11,8 @@ from PIL import Image
 from toys import TINY_RUN, Command
 
 import sde_gen
-from sde_gen.commands.config import RECIPES, SIGNALS, VOLUMES, read_config, resolve, shape_recipe
+from sde_gen.commands.config import read_config, resolve
+from sde_gen.commands.recipes import RECIPES, SIGNALS, VOLUMES, shape_recipe
 from sde_gen.data.toys import SINES_CYCLES, blob
 from sde_gen.metrics import features
 from sde_gen.training import read_extra

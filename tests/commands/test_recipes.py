@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sde_gen.commands.config import (
+from sde_gen.commands.config import recipe_note, resolve
+from sde_gen.commands.recipes import (
     CALLS,
     DIGITS,
     LEAST_BATCH,
@@ -18,8 +19,6 @@ from sde_gen.commands.config import (
     STEP_FLOPS,
     VECTORS,
     VOLUMES,
-    recipe_note,
-    resolve,
     shape_recipe,
 )
 from sde_gen.networks import MOST_TOKENS, make_network

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from toys import TINY_RUN, Command
 
-from sde_gen.commands.config import TABLES
+from sde_gen.commands.recipes import TABLES
 
 COUNT = 80
 

@@ -32,7 +32,7 @@ def sea(components: int = 2) -> MixtureData:
 
 
 class OfValid(nn.Module):
-    """The exact score of data that lie on the valid entries, wrong by what it sees at the others, where it answers with whatever is there."""
+    """The exact score of data on the valid entries, wrong by what it sees at the others, where it answers with whatever is there."""
 
     def __init__(self, data: MixtureData, kind: str | None = None) -> None:
         super().__init__()
