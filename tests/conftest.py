@@ -58,7 +58,7 @@ def sde_gen_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pyte
     monkeypatch.setattr("sde_gen.report.figures.DPI", 40)
     monkeypatch.setattr(ConstrainedLayoutEngine, "execute", lambda *_: None)
     monkeypatch.setattr("sde_gen.commands.evaluation.FRAMES", 4)
-    monkeypatch.setattr("sde_gen.commands.evaluation.metrics.cached_features", _features_of)
+    monkeypatch.setattr("sde_gen.commands.sample_metrics.metrics.cached_features", _features_of)
 
     def call(*arguments: str) -> tuple[int, list[str], list[str]]:
         try:

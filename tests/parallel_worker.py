@@ -20,9 +20,9 @@ from sde_gen.commands import evaluation
 from sde_gen.commands.cli import main
 from sde_gen.commands.compare import CompareSettings, compare_run
 from sde_gen.commands.config import RunConfig
-from sde_gen.commands.evaluation import SampleMetrics
 from sde_gen.commands.likelihood import LikelihoodSettings, likelihood_run
 from sde_gen.commands.runs import TrainedRun
+from sde_gen.commands.sample_metrics import SampleMetrics
 from sde_gen.conditions import fit_condition
 from sde_gen.data import Dataset, Source
 from sde_gen.discrete import DiscreteChain, elbo, elbo_continuous

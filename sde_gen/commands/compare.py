@@ -21,9 +21,9 @@ from ..sampling.sample import sample_together
 from ..solvers import SOLVERS, make_solver
 from ..unknown_numbers import shown_estimate, to_json
 from .config import ConfigError
-from .evaluation import COLUMN_UNITS, SampleMetrics
 from .image_scores import ImageScores, check_settings
 from .runs import TrainedRun, conditions_for
+from .sample_metrics import COLUMN_UNITS, SampleMetrics
 
 CALLS = (5, 10, 20, 50, 100)
 LONGEST = {"ancestral": (200, 1000)}

@@ -2,7 +2,7 @@
 
     images as 8-bit pictures -> ImageFeatures -> Frechet and kernel distance to a Reference, Inception Score -> numbers and lines
 
-The classifier of a data set's own labels is elsewhere (`evaluation.SampleMetrics`).
+The classifier of a data set's own labels is elsewhere (`sample_metrics.SampleMetrics`).
 """
 
 from __future__ import annotations

@@ -19,10 +19,11 @@ from sde_gen.commands import by_condition
 from sde_gen.commands.by_condition import PICTURE, class_lines, information_lines, information_of_run, picture_run
 from sde_gen.commands.compare import CompareSettings, compare_run
 from sde_gen.commands.config import resolve
-from sde_gen.commands.evaluation import SampleMetrics, measure, report_lines, sample_run
+from sde_gen.commands.evaluation import report_lines, sample_run
 from sde_gen.commands.likelihood import LikelihoodSettings, likelihood_run
 from sde_gen.commands.report import write_report
 from sde_gen.commands.runs import TrainedRun
+from sde_gen.commands.sample_metrics import SampleMetrics, measure
 from sde_gen.commands.saved_run import read_run, warnings
 from sde_gen.conditions import fit_condition
 from sde_gen.metrics import features

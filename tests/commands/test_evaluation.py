@@ -10,12 +10,13 @@ from toys import TINY_RUN, Command
 
 import sde_gen
 from sde_gen import Dataset, ScoreModel, load_dataset, make_sde, metrics
-from sde_gen.commands import evaluation, training_files
+from sde_gen.commands import evaluation, sample_metrics, training_files
 from sde_gen.commands.compare import CompareSettings, compare_run
 from sde_gen.commands.config import ConfigError, resolve
-from sde_gen.commands.evaluation import SampleMetrics, measure, report_lines, sample_run
+from sde_gen.commands.evaluation import report_lines, sample_run
 from sde_gen.commands.likelihood import LikelihoodSettings, _parts
 from sde_gen.commands.runs import TrainedRun
+from sde_gen.commands.sample_metrics import SampleMetrics, measure
 from sde_gen.conditions import Label
 from sde_gen.data import rows_drawn
 from sde_gen.data.assemble import Part, assemble
@@ -87,10 +88,10 @@ def test_the_first_batch_is_shown_at_once_and_the_samples_are_those_of_one_call(
 
 def test_long_tables_are_compared_with_a_drawn_part_of_the_training_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     data = sde_gen.load_dataset("gaussians8")
-    assert evaluation.SampleMetrics(data, tmp_path).reference is data.train
-    monkeypatch.setattr(evaluation, "MOST_REFERENCE", 50)
-    monkeypatch.setattr(evaluation, "MOST_NUMBERS", 200)
-    drawn = evaluation.SampleMetrics(data, tmp_path).reference
+    assert sample_metrics.SampleMetrics(data, tmp_path).reference is data.train
+    monkeypatch.setattr(sample_metrics, "MOST_REFERENCE", 50)
+    monkeypatch.setattr(sample_metrics, "MOST_NUMBERS", 200)
+    drawn = sample_metrics.SampleMetrics(data, tmp_path).reference
     assert drawn.shape == (100, 2) and not torch.equal(drawn, data.train[:100])
 
 

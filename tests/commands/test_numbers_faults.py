@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 import sde_gen
 from sde_gen import metrics
-from sde_gen.commands import compare, evaluation, likelihood
+from sde_gen.commands import compare, evaluation, likelihood, sample_metrics
 from sde_gen.commands.compare import CompareSettings, compare_run
 from sde_gen.commands.config import resolve
-from sde_gen.commands.evaluation import SampleMetrics, sample_run
+from sde_gen.commands.evaluation import sample_run
 from sde_gen.commands.likelihood import LikelihoodSettings, likelihood_run
 from sde_gen.commands.runs import TrainedRun
+from sde_gen.commands.sample_metrics import SampleMetrics
 from sde_gen.data import Dataset
 from sde_gen.training import build_model, read_extra, read_state, save
 
@@ -157,7 +158,7 @@ def test_a_run_measures_and_shows_what_it_sampled(drawn: dict[str, Any], monkeyp
 def test_points_are_measured_against_the_training_points(tmp_path: Path) -> None:
     data = points()
     x = 100 + (data.train[:40] - 100) * 1.1
-    scores = evaluation.measure(data, x, tmp_path, seed=3)
+    scores = sample_metrics.measure(data, x, tmp_path, seed=3)
     assert scores["sliced_wasserstein"] == numbers(metrics.sliced_wasserstein(x, data.train, seed=3, size=30, scale="reference"))
     assert data.test is not None and data.modes is not None
     far = metrics.sliced_wasserstein(data.test, data.train, seed=3, scale="reference").value
