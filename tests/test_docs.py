@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -49,8 +50,10 @@ def little(small_run: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     train, fit_grid, train_classifier = sde_gen.train, sde_gen.fit_grid, sde_gen.train_classifier
 
     @functools.wraps(train)
-    def briefly(data: Any, *, network: Any = "unet", network_options: Any = None, steps: int = 2000, **settings: Any) -> Any:
+    def briefly(data: Any, *, network: Any = None, network_options: Any = None, steps: int = 2000, **settings: Any) -> Any:
         assert 100 <= TrainSettings(steps=steps, batch=settings.pop("batch", 128)).steps <= 3000
+        shape = data.shape if isinstance(data, sde_gen.Dataset) else np.shape(data)[1:]
+        network = network or ("mlp" if len(shape) == 1 else "unet")
         size = SMALL[network] if isinstance(network, str) else None
         return train(data, network=network, network_options=size, steps=3, batch=16, device="cpu", progress=False, **settings)
 

@@ -18,7 +18,7 @@ from sde_gen.data.dataset import Dataset
 from sde_gen.data.integers import whole_numbers
 from sde_gen.data.write_arrays import write_array, write_arrays
 from sde_gen.data.write_folders import write_folder
-from sde_gen.data.write_tables import TABLE_FORMS, Column, write_parquet, write_table
+from sde_gen.data.write_tables import TABLE_FORMS, Column, check_table, write_parquet, write_table
 
 FORMATS = {".npy": "npy", ".npz": "npz", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"} | {
     ending: form for form, each in formats.FORMATS.items() if each.write is not None for ending in each.endings
@@ -161,10 +161,8 @@ class DataDescription:
     def check(self, form: str) -> None:
         """ValueError where data of this shape have no such form: a table of anything but vectors, PNGs of anything but images."""
         shape = "x".join(map(str, self.shape))
-        if form in TABLE_FORMS and len(self.shape) != 1:
-            raise ValueError(
-                f"items of shape {shape} are no rows of a table; .npy or .npz{', or a folder of PNGs,' * (len(self.shape) == 3)} holds them"
-            )
+        if form in TABLE_FORMS:
+            check_table(form, self.shape)
         chosen = self._format(form)
         if chosen is not None and chosen.check is not None:
             chosen.check(self.shape, self.file_dtype(form), self._header(form))

@@ -46,6 +46,15 @@ class TableDescription(Protocol):
     def labels_of(self, classes: np.ndarray) -> np.ndarray: ...
 
 
+def check_table(form: str, shape: tuple[int, ...]) -> None:
+    """ValueError for items that are no rows of a table, and for a parquet file without the packages that write it."""
+    if len(shape) != 1:
+        images = ", or a folder of PNGs," * (len(shape) == 3)
+        raise ValueError(f"items of shape {'x'.join(map(str, shape))} are no rows of a table; .npy or .npz{images} holds them")
+    if form == "parquet":
+        frames.needed("a .parquet file", "pandas", "pyarrow")
+
+
 def write_table(
     file: Any,
     mark: str,

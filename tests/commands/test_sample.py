@@ -245,7 +245,7 @@ def test_bad_input_is_one_line(sde_gen_command: Command, tmp_path: Path) -> None
         ({"--run": str(labelled), "--guidance": "2", "--rule": "x"}, "unknown guidance rule 'x'; choose from cfg, cfgpp, apg, cfg_zero"),
         ({"--run": str(labelled), "--guidance": "nan"}, "strength must be a finite number"),
         ({"--out": "pictures"}, "no images"),
-        ({"--out": "a.parquet"}, "cannot write .parquet files"),
+        ({"--out": "a.feather"}, "cannot write .feather files"),
         ({"--out": "folder.npy"}, "folder.npy is a folder"),
         ({"--out": "file/s.npz"}, "file"),
         ({"--device": "cuda:99x"}, "device"),
