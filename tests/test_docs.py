@@ -49,8 +49,10 @@ def little(small_run: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     train, fit_grid, train_classifier = sde_gen.train, sde_gen.fit_grid, sde_gen.train_classifier
 
     @functools.wraps(train)
-    def briefly(data: Any, *, network: Any = "unet", network_options: Any = None, steps: int = 2000, **settings: Any) -> Any:
+    def briefly(data: Any, *, network: Any = None, network_options: Any = None, steps: int = 2000, **settings: Any) -> Any:
         assert 100 <= TrainSettings(steps=steps, batch=settings.pop("batch", 128)).steps <= 3000
+        if network is None:
+            network = "mlp" if getattr(data, "train", data).ndim == 2 else "unet"
         size = SMALL[network] if isinstance(network, str) else None
         return train(data, network=network, network_options=size, steps=3, batch=16, device="cpu", progress=False, **settings)
 
