@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import parallel, progress
+from ..conditions import Valid
 from ..data import rows_drawn
 from ..data.write import DataDescription
 from ..likelihood.bits_per_dim import DEQUANTISATIONS
@@ -178,7 +179,12 @@ def _scores(
     cond = {name: encoder.missing(count, torch.device("cpu")) for name, encoder in model.encoders.items()} | items.cond
     for name, value in given.items():
         cond[name] = model.encoders[name].missing(count, torch.device("cpu")) if value is None else value.tensor(0, count)
-    whole = torch.isfinite(x).flatten(1).all(1)
+    gaps = ~torch.isfinite(x) | (x == float(about.missing if about.missing is not None else "nan"))
+    for name, encoder in model.encoders.items():
+        if isinstance(encoder, Valid) and name not in items.cond and name not in given:  # as the training's items had it
+            cond[name] = ~gaps.any(1, keepdim=True) if encoder.channels == 1 else ~gaps
+    valid = model.valid(model.conditions(cond, count, device_of(model)))
+    whole = ~(gaps if valid is None else gaps & valid.cpu()).flatten(1).any(1)
     rows = whole.nonzero()[:, 0]
     if not len(rows):
         raise ConfigError(f"{items.path.name}: every item has a gap; items without one are needed")
@@ -195,10 +201,15 @@ def _scores(
     return ItemScores(likelihood, spread, steps, "nats" if about.levels is None else "bits/dim")
 
 
+def device_of(model: ScoreModel) -> torch.device:
+    """Where the model's parameters lie."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
 def _of_items(
     model: ScoreModel, x: Tensor, about: DataDescription, settings: ScoreSettings, cond: dict[str, Tensor], first: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    values = x.long() if about.levels is not None else x.double()
+    values = x.nan_to_num().long() if about.levels is not None else x.double()
     try:
         found = item_scores(model, values, about.levels, cond, index_offset=first, **settings.of_flow)
     except ValueError as error:

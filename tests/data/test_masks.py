@@ -123,6 +123,11 @@ def test_what_is_written_has_the_marks_again(sde_gen_command: Command, tmp_path:
     marked = np.isnan(new) if math.isnan(mark) else new == mark
     np.testing.assert_array_equal(marked if kind != "bytes" else marked & hole[:3], hole[:3])
     assert DataDescription.from_config(DataDescription.of(run.data).to_config()).missing == ("nan" if math.isnan(mark) else mark)
+    if kind in ("fill", "clouds"):
+        code, out, err = sde_gen_command("score", "x.npy", "--run", "run", "--held-out", "3", "--tolerance", "1e-1", "--no-progress")
+        assert (code, err) == (0, []) and out[0].startswith("scored    60 items"), (out, err)
+        with np.load(run.directory / "score" / "x.npz") as found:
+            assert bool(np.isfinite(found["log_prob"]).all())
     if kind in ("nan", "bytes"):
         code, out, err = sde_gen_command("likelihood", "--run", "run", "--images", "4", "--tolerance", "1e-1", "--no-progress")
         assert (code, err) == (0, []) and any(line.startswith("held-out") for line in out)

@@ -20,7 +20,7 @@ def check_windows(data: Dataset, length: int, stride: int) -> None:
     assert not rows_in(data.train) & rows_in(data.test)
 
 
-@pytest.mark.parametrize(("length", "stride"), [(8, 3), (8, None), (5, 9)])
+@pytest.mark.parametrize(("length", "stride"), [(8, 1), (8, 3), (8, None), (5, 9)])
 def test_windows_of_a_series_never_straddle_the_split(tmp_path: Path, length: int, stride: int | None):
     random = np.random.default_rng(0)
     series = np.stack([np.arange(400.0), 1e5 + random.normal(size=400)], 1)
