@@ -134,8 +134,9 @@ def frechet_to(features: Tensor, reference: Moments | Tensor, splits: int = 2, s
     of few items stays in both. Below N = 4 D the law does not hold, and nothing is said.
 
     Time: two decompositions of D x D and one for each half, and 6 N D^2 operations and more: seconds for D = 2,048. Measured by
-    benchmarks/frechet_error.py: the value +- 1.96 std_error covers its mean in 0.92 to 1.0 (at zero distance the error is up to 1.7 times
-    too wide), but in 0.63 for 48 items of a t law of four degrees of freedom; extrapolation leaves 6 to 9 % of the bias at N = 4 D, 1 % at 16 D.
+    benchmarks/frechet_error.py: the value +- 1.96 std_error covers its mean in 0.92 to 1.0 (at zero distance the error is up to 1.5 times
+    too wide), but in 0.63 for 48 items of a t law of four degrees of freedom; extrapolation leaves 6 to 9 % of the bias at N = 4 D and
+    1 % at 16 D.
 
     Args:
         features: (N, D), N >= 4.
