@@ -7,8 +7,9 @@ from torch import Tensor
 
 from ..solvers import FixedStepSolver, ProbabilityFlow, Run, Update
 
-LOOSE, TIGHT, ATTEMPTS = 10.0, {torch.float32: 3e-6, torch.float64: 1e-7}, 4000
-"""Tolerance of the converged flow: LOOSE steps^-5, and by the dtype of the states never below TIGHT; the cap on its steps."""
+TIGHT, LOOSE, ATTEMPTS = {torch.float32: 3e-6, torch.float64: 1e-7}, 10.0, 4000
+"""Tolerance of the converged flow by the dtype of the states; in float32, for a network's sake, LOOSE steps^-5 up to 1e-4 where that is
+larger; the cap on its steps."""
 SMALLEST = 1e-24
 """Added to squared errors, so that their logarithm is finite."""
 
@@ -24,7 +25,7 @@ class Pilots:
         self.start, self.end = run.model.sde.t_max, run.model.sde.t_min
         index = torch.arange(len(x), device=x.device)
         self.fitted, self.held_out = index[index % 2 == 0], index[index % 2 == 1]
-        tolerance = max(TIGHT[x.dtype], min(1e-4, LOOSE * steps**-5.0))
+        tolerance = max(TIGHT[x.dtype], min(1e-4, LOOSE * steps**-5.0) if x.dtype == torch.float32 else 0.0)
         self.flow = ProbabilityFlow(tolerance, tolerance)
         self.exact = x
 
