@@ -13,7 +13,7 @@ from ..models.moments import Moments
 from ..sampling.sample import sample
 from ..shapes import expand_as
 from .conditioned import Observed
-from .moment_matched import SMALLEST, MomentMatched
+from .moment_matched import SMALLEST, MomentMatched, units_of
 from .request import Request
 
 PILOT, MOST_NUMBERS = 128, 1 << 26
@@ -158,9 +158,12 @@ def _decomposed(observed: Observed, moments: Moments, variances: Tensor) -> tupl
 
 
 def _patterns(observed: Observed) -> tuple[Tensor, Tensor, Tensor]:
-    """The measured entries (M,), and 1/std of each, 0 in gaps, of every pattern (P, M) that states have, and which one each has (B,)."""
+    """The measured entries (M,); 1/std of each, 0 in gaps, for every pattern (P, M) that states have; and which one each has, (B,).
+
+    Without noise the std is that of `units_of`.
+    """
     seen = observed.seen.flatten(1)
     places = seen.any(0).nonzero().flatten()
-    std = torch.where(observed.variance > 0, observed.variance, 1).double().sqrt()
+    std = units_of(observed).double().sqrt()
     weights, pattern = torch.unique((observed.seen / std).flatten(1)[:, places], dim=0, return_inverse=True)
     return places, weights, pattern

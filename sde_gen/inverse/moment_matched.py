@@ -83,7 +83,7 @@ def moment_matched(
         if not denoised.requires_grad:
             raise TypeError("the model's prediction has no gradient with respect to the state (detached, or computed under no_grad?)")
         forward, adjoint = (observed.forward, observed.adjoint) if observed.linear else linearised(observed, denoised)
-    units = torch.where(observed.variance > 0, observed.variance, _own_units(observed)).sqrt()
+    units = units_of(observed).sqrt()
     noise, seen = 0.0 if observed.absent else 1.0, observed.seen.flatten(1)
 
     known = OfMoments.at(model, x, t)
@@ -133,6 +133,11 @@ def moment_matched(
     fraction = found.variance_fraction
     found = Prediction(denoised.detach(), None if fraction is None else fraction.detach())
     return MomentMatched(found, shift, columns, mu, rest, noise, log_scale)
+
+
+def units_of(observed: Observed) -> Tensor:
+    """The variance that each entry of a measurement is seen in units of, as y: that of its noise, or its own where there is none."""
+    return torch.where(observed.variance > 0, observed.variance, _own_units(observed))
 
 
 def _own_units(observed: Observed) -> Tensor:
