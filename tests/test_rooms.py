@@ -28,6 +28,7 @@ REGISTRIES = (
     "WEIGHTINGS",
     "DATASETS",
     "CONDITIONS",
+    "METHODS",
 )
 
 

@@ -21,6 +21,7 @@ NAMES = (
     "guidance",
     "solvers",
     "larger_digits",
+    "restoration",
 )
 LESSONS: dict[str, Lesson] = {name: import_module(f".{name}", __name__).LESSON for name in NAMES}
 

@@ -82,6 +82,8 @@ def restore_run(
             continue
         rows[method] = row
         say(_line(method, row))
+        for warning in row["warnings"]:
+            say(f"warning   {method}: {warning}")
         names = about.columns if len(about.shape) == 1 else None
         pictured = (
             problems.y.cpu(),

@@ -54,6 +54,10 @@ def checked(settings: RestoreSettings) -> RestoreSettings:
         if name == "gaps" and settings.input is None:
             raise ValueError("--operator gaps are the gaps of an --input; mask random SHARE makes some")
         parse_noise(noise_text(settings))
+        if "oracle" in names:
+            raise ValueError(
+                f"method 'oracle' needs a law that is known; choose from {', '.join(name for name in METHODS if name != 'oracle')}"
+            )
         if not settings.methods or len(set(settings.methods)) != len(settings.methods):
             raise ValueError(f"methods must be different names, got {','.join(settings.methods)!r}")
         for label, least in (("items", 2), ("samples", 2), ("steps", 1), ("batch", 1), ("calibrate", 0), ("written", 0)):

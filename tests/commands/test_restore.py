@@ -314,6 +314,7 @@ def test_matrix_from_a_file(tmp_path: Path) -> None:
         (["--operator", "grey", "--noise", "-1"], "--noise '-1': choose from a share of the data's range"),
         (["--operator", "grey", "--noise", "gaussian"], "--noise 'gaussian': choose from"),
         (["--operator", "grey", "--noise", "poisson 0"], "--noise 'poisson 0': gain must be positive"),
+        (["--operator", "grey", "--method", "oracle"], "method 'oracle' needs a law that is known; choose from twisted, gibbs"),
         (["--operator", "grey", "--method", "magic"], "unknown method 'magic'; choose from"),
         (["--operator", "grey", "--method", "mmps", "--method", "mmps"], "methods must be different names"),
         (["--operator", "grey", "--solver", "magic"], "unknown solver 'magic'"),
@@ -329,6 +330,16 @@ def test_matrix_from_a_file(tmp_path: Path) -> None:
 def test_bad_input_is_one_line(sde_gen_command: Command, arguments: list[str], said: str) -> None:
     code, out, err = sde_gen_command("restore", *arguments)
     assert code == 2 and out == [] and len(err) == 1 and said in err[0], err
+
+
+def test_data_in_other_units_are_warned_of(tmp_path: Path) -> None:
+    run, _ = exact_run(tmp_path)
+    np.save(tmp_path / "far.npy", np.full((3, 5), 1e7))
+    lines: list[str] = []
+    settings = RestoreSettings(input=str(tmp_path / "far.npy"), noise="0.1", methods=("ddnm",), samples=2, steps=2, written=0)
+    restore_run(run, checked(settings), show=False, say=lines.append)
+    (said,) = [line for line in lines if line.startswith("warning")]
+    assert "ddnm: y lies" in said and "are both in the data's own units?" in said
 
 
 def test_what_does_not_fit_the_run_is_one_line(tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ def test_the_committed_page_is_whole_and_says_what_the_lessons_say() -> None:
     docs = ROOT / "docs"
     known = (docs / "gallery.md").read_text(encoding="utf-8")
     assert gallery.page(known, {}) == known  # nothing was written into it by hand outside the sections
-    assert tuple(sections(docs)) == tuple(LESSONS) == NAMES and len(NAMES) == 14
+    assert tuple(sections(docs)) == tuple(LESSONS) == NAMES and len(NAMES) == 15
     assert sorted(path.name for path in (docs / "gallery").iterdir()) == sorted(f"{name}.png" for name in NAMES)
     for name, text in sections(docs).items():
         assert expected(name).fullmatch(text), f"docs/gallery.md: section {name} is not that of lecture/{name}.py: make it again"

@@ -18,6 +18,7 @@ from sde_gen.data import Normalizer
 from sde_gen.discrete import ChainView, chain_of
 from sde_gen.exact.mixtures import MixtureData
 from sde_gen.guidance import GUIDANCE, ClassifierFree, Combine, guide
+from sde_gen.inverse import MEASURED, METHODS, Gaussian, Matrix, Measurement
 from sde_gen.models.denoiser import Denoiser, Prediction, Wrapper
 from sde_gen.models.moments import Moments
 from sde_gen.randomness import NoiseStream
@@ -291,6 +292,24 @@ def test_every_rule_of_guidance_with_every_solver_and_the_likelihood() -> None:
     for rule in ("cfg", "cfg_zero"):
         found = sde_gen.log_likelihood(guide(plain, 3.0, drop=("label",), rule=rule), points(D), cond=cond).log_prob
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_a_measurement_that_says_nothing_changes_nothing_under_any_solver_and_dtype() -> None:
+    """Methods of inverse problems with the noise a million times the data's spread, on a model with conditions."""
+    measurement = Measurement(Matrix(torch.tensor([[1.0, 2.0]])), Gaussian(1e6 * SCALE))
+    y, cond = torch.full((COUNT, 1), 3.0 * CENTRE), given(True)
+    for solver in SOLVERS:
+        if solver == "angle" or SOLVERS[solver].adaptive:  # the one starts from moments, which a posterior has none of
+            continue
+        for dtype, names in ((torch.float64, ("mmps", "tmpd", "pigdm", "dps", "diffpir", "twisted")), (torch.float32, ("mmps",))):
+            common = {"steps": 3, "dtype": dtype, "progress": False}
+            expected = sde_gen.sample(told(), (COUNT, 2), solver, cond=cond, **common)
+            for name in names:
+                wrapper = METHODS[name](told(), measurement)
+                found = sde_gen.sample(wrapper, (COUNT, 2), solver, cond={**(cond or {}), MEASURED: y.to(dtype)}, **common)
+                assert found.x.dtype == dtype and torch.equal(found.nfe, expected.nfe), (solver, name)
+                loose = 1e-4 if dtype == torch.float64 else 0.05
+                torch.testing.assert_close(found.x, expected.x, rtol=0, atol=loose, msg=lambda text, at=(solver, name): f"{at}: {text}")
 
 
 UNITS = {
