@@ -4,7 +4,7 @@
 
 Each table is made here, so that its law is known: 10,000 rows are trained on (ours holds a tenth of 11,111 out), and
 10,000 samples are compared with rows of the law that no generator has seen. Our network and training are the recipe of tables of kinds
-(`sde_gen.commands.config.TABLES`), on one thread.
+(`sde_gen.commands.recipes.TABLES`), on one thread.
 
 zeros          of each column with exact zeros: the share among samples less that among the training rows.
 quantiles      of each column of numbers: the share of samples below the law's quantiles .5, .75, .9, .99 and .999, less that number,

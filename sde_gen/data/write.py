@@ -152,7 +152,7 @@ class DataDescription:
         header = self.header or {}
         if form == "png" and header.get("folder"):
             form = "files"
-            if header.get("plain") and not _installed(header["format"]):
+            if header.get("plain") and not formats.FORMATS[header["format"]].installed:
                 return "png"  # which such files, that were read without it, can be as well
         if form in formats.FORMATS or form == "files":
             formats.FORMATS[header["format"] if form == "files" else form].require(out)
@@ -306,14 +306,6 @@ class DataDescription:
     def labels_of(self, classes: np.ndarray) -> np.ndarray:
         """The data's own labels (B,), whole numbers or words, of class indices (B,)."""
         return np.array(self.label_names)[classes] if self.label_names is not None else classes
-
-
-def _installed(form: str) -> bool:
-    try:
-        formats.FORMATS[form].require("")
-    except ValueError:
-        return False
-    return True
 
 
 def form_of(out: str) -> str:

@@ -141,14 +141,25 @@ class Format:
     check: Callable[[tuple[int, ...], np.dtype, Mapping[str, Any]], None] | None = None
     is_folder: bool = False
 
-    def require(self, where: str) -> None:
-        """FormatError where a package that it needs is not installed, with the command that installs it."""
-        missing = []
+    @property
+    def missing(self) -> list[str]:
+        """The packages that are not installed."""
+        found = []
         for package in self.packages:
             try:
                 importlib.import_module(package)
             except ImportError:
-                missing.append(package)
+                found.append(package)
+        return found
+
+    @property
+    def installed(self) -> bool:
+        """Whether all packages are there."""
+        return not self.missing
+
+    def require(self, where: str) -> None:
+        """FormatError where a package that it needs is not installed, with the command that installs it."""
+        missing = self.missing
         if missing:
             are = "are" if len(missing) > 1 else "is"
             raise FormatError(
