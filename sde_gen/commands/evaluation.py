@@ -144,7 +144,7 @@ def _fit(run: TrainedRun) -> str:
     how = "stored with the checkpoint"
     if known is None:
         if parallel.rank() == 0:
-            known = fit_grid(run.model, settings.solver, steps, run.data.shape, CALIBRATION, cond=cond)
+            known = fit_grid(run.model, settings.solver, steps, run.data.shape, CALIBRATION, cond=cond, method="regression")
             save_fitted(run.model, run.directory / "checkpoint")
         known = FittedGrid.from_config(from_json(parallel.broadcast_text("" if known is None else to_json(asdict(known)))))
         run.model.fitted[known.key] = known
