@@ -1,9 +1,10 @@
 """Are the errors of the Frechet distance to fixed moments right, and what of its bias is left after extrapolation?
 
 `python benchmarks/frechet_error.py` draws sets of N items of D features whose spreads fall as 1/sqrt(k), from Gaussian laws and from t
-laws of four degrees of freedom, at three exact distances from a reference law whose moments are given. A row: mean and spread of the
-distance over the draws, the mean of the errors stated, how often value +- 1.96 errors covers the mean; then the same of the extrapolated value, and
-the share of the bias that is left. It takes about three minutes of one core; nothing depends on how fast it is.
+laws of four degrees of freedom, at three exact distances from a reference law. A row: mean and spread of the
+distance over the draws, the mean of the errors stated, how often value +- 1.96 errors covers the mean; then the extrapolated value, how
+often its interval covers the exact distance, and the share of the bias that is left. It takes about three minutes of one core; nothing
+depends on how fast it is.
 """
 
 from __future__ import annotations
