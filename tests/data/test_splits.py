@@ -44,11 +44,12 @@ def test_a_large_group_is_passed_over():
 
 
 def test_a_stratified_split_has_each_class_in_its_share(tmp_path: Path):
-    labels = ["rare"] * 20 + ["common"] * 180
+    labels = ["rare"] * 13 + ["some"] * 57 + ["common"] * 130
     data = load_dataset(table(tmp_path / "t.csv", kind=labels), label_column="kind", split="stratified")
-    assert data.test_labels.bincount().tolist() == [18, 2] and data.train_labels.bincount().tolist() == [162, 18]
+    names = ["common", "rare", "some"]
+    assert data.test_labels.bincount().tolist() == [13, 1, 6] and data.train_labels.bincount().tolist() == [117, 12, 51]
     assert rows_of(torch.cat((data.train, data.test))) == list(range(200))
-    assert (data.test_labels == torch.tensor([labels[int(a)] == "rare" for a in data.test[:, 0]]).long()).all()  # they go with their items
+    assert data.test_labels.tolist() == [names.index(labels[int(a)]) for a in data.test[:, 0]]  # they go with their items
 
 
 def test_bad_splits_are_one_line(tmp_path: Path):
@@ -66,5 +67,5 @@ def test_bad_splits_are_one_line(tmp_path: Path):
         with pytest.raises(ValueError, match=words) as error:
             load_dataset(path, **options)
         assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match="group='who' is a column of a table or an array"):
+    with pytest.raises(ValueError, match="group='who' is"):
         load_dataset(tmp_path / "t.npy", group="who")
