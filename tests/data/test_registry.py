@@ -130,7 +130,7 @@ def test_limit_draws_from_a_set_that_is_sorted(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "cats"}, r"data 'cats' is unknown; allowed: adult, blobs3d, checkerboard, .*, or a path: a folder of images, \.tar"),
+        ({"name": "cats"}, r"data 'cats' is unknown; allowed: adult, blobs3d, .*, or a path: a folder or archive of images, arrays"),
         ({"name": "digits", "limit": 1}, "1 training item"),
         ({"name": "digits", "limit": 0}, "limit 0"),
         ({"name": "moons", "seed": -1}, "seed -1"),
