@@ -39,7 +39,7 @@ def fit_grid(
     seed: int = SEED,
     cond: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
-    method: str = "best",
+    method: str = "regression",
     **solver_options: Any,
 ) -> FittedGrid:
     """Find the times and the weights with which `steps` steps of `solver` come closest to the flow.
@@ -54,9 +54,9 @@ def fit_grid(
     shape: of one sample; None: that of the model's moments.
     samples: how many pilots, draws of the prior; None: 96 to 512, as their size asks for. seed: of these.
     cond: conditions, first dimension `samples`.
-    method: "regression": the weights of each step in closed form (see `regress`), on the best of a few grids.
+    method: "regression": the weights of each step in closed form (see `regress`), on the best of a few grids: seconds.
         "descent": by gradients through solver and network, first the times (and the solver's `scale` where it has one), then both.
-        "best": the descent starts from the regression, and the held-out pilots choose among all that was found.
+        "best": the descent starts from the regression, and the held-out pilots choose among all that was found: minutes for a network.
     batch_size: pilots in one iteration of the descent (None: 16, or more of few dimensions).
     iterations: of each phase of the descent; None: so many that the cost does not depend on steps.
 
