@@ -114,6 +114,8 @@ FAMILIES = [
         (("attention order", "legacy"), ("heads", "heads = 4"), ("heads", "heads = 4"), ("schedule", "cosine"), ("clock", "index of 1000")),
     ),
 ]
+SAME = 1.001
+"""An error up to this ratio of the right facts' own is theirs."""
 OTHER_CLOCKS = OTHER_CLOCKS | {"log(sigma/4)": lambda sde, t: -sde.half_log_snr(t) / 4 - 0.5}
 
 
@@ -236,10 +238,13 @@ def main() -> None:
                 )
                 print(f"{family.name:22} as it is          {'ALARM' if found.fact is not None else 'quiet':6} {found.sentence}", flush=True)
             images = test_images[DRAWS * PICTURES : (DRAWS + 1) * PICTURES]
+            as_it_is = check_external(right, images, seed=99).error
             for fact, value, stated, more in planted(family, files):
                 shown = images.flip(1) if more.pop("flipped", False) else images
                 found = check_external(stated, shown, seed=99, **more)
-                named = found.fact == fact and found.value == value
+                # Two names may stand for one thing: the index of 1,000 points and 999 t are one clock but for a part of a step.
+                as_good = found.better is not None and found.better <= SAME * as_it_is
+                named = found.fact == fact and (found.value == value or as_good)
                 rows.append({"family": family.name, "fact": fact, "right": value, "named": named, "said": found.sentence})
                 print(f"{family.name:22} {fact:17} {'named' if named else 'MISSED':6} {found.sentence}", flush=True)
         if arguments.out:
