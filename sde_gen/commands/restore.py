@@ -160,8 +160,8 @@ def _by_method(task: Task, problems: Problems, method: str, show: bool) -> tuple
         few = int((found.lineages < FEW).sum())
         if few:
             row["warnings"].append(
-                f"the particles of {few} of {len(found.lineages)} items come from fewer than {FEW} of those at the start: spread and evidence "
-                "are not to be trusted there; more --particles, or more --noise"
+                f"the particles of {few} of {len(found.lineages)} items come from fewer than {FEW} of those at the start: "
+                "spread and evidence are not to be trusted there; more --particles, or more --noise"
             )
     if found.log_evidence is not None and found.log_evidence_error is not None:
         each = found.log_evidence.double()
