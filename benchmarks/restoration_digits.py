@@ -40,7 +40,10 @@ def restored(model: sde_gen.Denoiser, measurement: Measurement, y: Tensor, metho
         common: dict[str, Any] = {"solver": args.solver, "steps": args.steps, "seed": args.seed, "index_offset": first, "progress": False}
         found.append(sde_gen.posterior(model, measurement, y[first : first + each], args.samples, name, **common, **options))
         print(f"{method}: {min(first + each, len(y))} of {len(y)}", flush=True)
-    joined = {key: [getattr(one, key) for one in found] for key in ("x", "log_weights", "log_evidence", "log_evidence_error", "ess", "nfe")}
+    joined = {
+        key: [getattr(one, key) for one in found]
+        for key in ("x", "log_weights", "log_evidence", "log_evidence_error", "ess", "lineages", "nfe")
+    }
     parts = {key: None if each[0] is None else torch.cat(each) for key, each in joined.items()}
     return parts | {"seconds": time.process_time() - began}
 
@@ -52,6 +55,8 @@ def row(model: sde_gen.Denoiser, truths: Tensor, y: Tensor, parts: dict[str, Any
     found: Calibration = judge(encode(truths), encode(parts["x"]), parts["log_weights"], references, seed=SEED)
     said = found.to_json() | {"calls": float(parts["nfe"].double().mean()) / parts["x"].shape[1], "seconds": parts["seconds"]}
     said["effective"] = float(parts["ess"].mean())
+    if parts["lineages"] is not None:
+        said["lineages"] = float(parts["lineages"].mean())
     if parts["log_evidence"] is not None:
         said["log_evidence"] = float(parts["log_evidence"].mean())
         said["log_evidence_error"] = float(parts["log_evidence_error"].mean())

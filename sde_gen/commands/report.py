@@ -338,7 +338,7 @@ def _likelihood(run: SavedRun, embedder: Embedder) -> list[Block]:
 
 def _restorations(run: SavedRun, embedder: Embedder) -> list[Block]:
     blocks: list[Block] = []
-    columns = ["method", "network calls", "seconds", "error of the mean", "90 % coverage", "log evidence", "effective samples"]
+    columns = ["method", "network calls", "seconds", "error of the mean", "90 % coverage", "log evidence", "effective samples", "lineages"]
     tests = ["method", "truths", "50 %", "80 %", "90 %", "95 %", "regions, 90 %", "ranks, p", "regions, p", "TARP, p", "energy score", ""]
     for part in run.restorations:
         blocks.append(Text(f"{part['operator']}, noise {part['noise']}: {part['items']} {part['source']}."))
@@ -350,7 +350,16 @@ def _restorations(run: SavedRun, embedder: Embedder) -> list[Block]:
                 blocks.append(Picture(picture, alt, f"{method}: mean, standard deviation and samples of each posterior", wide=True))
             cells = [_count(row.get("network_calls")), _number(row.get("seconds"), 1), _estimate(row.get("error"), 3)]
             share = Cell(f"{shown_coverage(row['coverage'])[0]:.1%}", shown_coverage(row["coverage"])[0]) if "coverage" in row else Cell("")
-            rows.append([Cell(method), *cells, share, _estimate(row.get("log_evidence")), _number(row.get("ess"), 1)])
+            rows.append(
+                [
+                    Cell(method),
+                    *cells,
+                    share,
+                    _estimate(row.get("log_evidence")),
+                    _number(row.get("ess"), 1),
+                    _number(row.get("lineages"), 1),
+                ]
+            )
             for kind, test in row.get("calibration", {}).items():
                 if "reason" in test:
                     judged.append([Cell(method), Cell(TRUTHS[kind]), *[Cell("")] * (len(tests) - 3), Cell(test["reason"])])

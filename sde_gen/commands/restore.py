@@ -32,6 +32,8 @@ from .runs import TrainedRun
 
 SHOWN_LEVEL = 0.9
 """Of the coverage in the table."""
+FEW = 4
+"""Independent particles, on which neither a spread nor the error of an evidence can be founded."""
 FAILURES = (SolverError, torch.linalg.LinAlgError)
 """Of one method, which is said of it: the others go on."""
 TRUTHS = {"model": "truths from the model", "held_out": "held-out data"}
@@ -148,7 +150,19 @@ def _by_method(task: Task, problems: Problems, method: str, show: bool) -> tuple
             raise ConfigError(f"method {method!r}: {error}") from error
     row: dict[str, Any] = {"seconds": time.monotonic() - began, "network_calls": float(found.nfe.double().mean())}
     row |= {"samples": found.x.shape[1], "ess": float(found.ess.double().mean())}
+    row["particles"] = row["samples"]
+    if method == "twisted" and task.settings.particles is not None:
+        size = task.settings.particles  # whole groups of them
+        row["particles"] = -(-row["samples"] // size) * size
     row["warnings"] = [str(one.message) for one in caught if one.category is UserWarning]
+    if found.lineages is not None:
+        row["lineages"] = float(found.lineages.double().mean())
+        few = int((found.lineages < FEW).sum())
+        if few:
+            row["warnings"].append(
+                f"the particles of {few} of {len(found.lineages)} items come from fewer than {FEW} of those at the start: "
+                "spread and evidence are not to be trusted there; more --particles, or more --noise"
+            )
     if found.log_evidence is not None and found.log_evidence_error is not None:
         each = found.log_evidence.double()
         row["log_evidence"] = {"value": float(each.mean()), "std_error": _error(each)}
@@ -180,12 +194,13 @@ def _write(task: Task, given: Degraded, problems: Problems, found: Posterior, ro
 
 
 HEADER = (
-    "| method | network calls | seconds | error of the mean | 90 % coverage | log evidence | effective samples |\n"
-    "|---|---|---|---|---|---|---|"
+    "| method | network calls | seconds | error of the mean | 90 % coverage | log evidence | effective samples | of so many lineages |\n"
+    "|---|---|---|---|---|---|---|---|"
 )
 COLUMNS = (
     "Network calls, without vector-Jacobian products, and log evidence (nats) are those of one item. Error of the mean: of the posterior's "
-    "mean, in the data's units (root mean square). 90 % coverage: the share of entries inside the central 90 % of their posterior."
+    "mean, in the data's units (root mean square). 90 % coverage: the share of entries inside the central 90 % of their posterior. "
+    "Effective samples are counted by weight, lineages by the particles of the start that samples come from: so many are independent."
 )
 
 
@@ -195,7 +210,8 @@ def _line(method: str, row: dict[str, Any]) -> str:
 
     cells = [f"`{method}`", f"{row['network_calls']:,.0f}", f"{row['seconds']:.1f}", estimate("error", 3)]
     cells += [f"{shown_coverage(row['coverage'])[0]:.1%}" if "coverage" in row else "-", estimate("log_evidence", 2)]
-    return "| " + " | ".join([*cells, f"{row['ess']:.1f} of {row['samples']}"]) + " |"
+    cells += [f"{row['ess']:.1f} of {row['particles']}", f"{row['lineages']:.1f}" if "lineages" in row else "-"]
+    return "| " + " | ".join(cells) + " |"
 
 
 def shown_coverage(part: dict[str, Any]) -> tuple[float, float, float]:

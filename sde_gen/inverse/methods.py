@@ -187,6 +187,8 @@ def _check(wrapper: Conditioned, model: Denoiser, y: Tensor, shape: tuple[int, .
             if slope is None or not bool(torch.isfinite(slope).all()):
                 raise ValueError(f"the operator {name} is not differentiable (no finite gradient with respect to the data)")
     if operator.linear:
+        if not bool(clean.any()):
+            raise ValueError(f"the operator {name} gives 0 of all data: nothing is measured")
         with torch.no_grad():
             pair = operator(x[:1] + x[1:2]) - clean[:1] - clean[1:2]
         if not float(pair.abs().max()) <= 1e-3 * float(clean.abs().max()):

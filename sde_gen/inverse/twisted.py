@@ -11,6 +11,7 @@ from torch import Tensor
 from ..models.denoiser import Denoiser, Prediction
 from ..models.weighed import Weighed, Weighing
 from ..sampling.sample import sample
+from ..solvers.particles import evidence_error
 from .average import MOST_NUMBERS, PILOT, AverageCovariance, averaged, measured_average, tilted
 from .conditioned import Conditioned, Observed
 from .measurement import MEASURED, Measurement
@@ -141,19 +142,20 @@ class Twisted(Conditioned, Weighed):
             index_offset=request.index_offset * groups,
             **request.settings,
         )
-        assert out.log_weights is not None and out.evidence_error is not None
+        assert out.log_weights is not None and out.lineages is not None
         x = out.x.reshape(batch, groups * size, *request.shape)
         log_weights = out.log_weights.reshape(batch, groups * size)
         evidence = torch.logsumexp(log_weights, 1) - math.log(groups * size)
-        # Each group's error, weighted with its share of the evidence.
+        # Of all groups together, each with its share of the evidence.
         shares = log_weights.reshape(batch, groups, size).logsumexp(2).softmax(1)
-        error = (shares * out.evidence_error.reshape(batch, groups)).square().sum(1).sqrt()
+        lineages = 1 / (shares.square() / out.lineages.reshape(batch, groups)).sum(1)
         found = Posterior(
             x=x,
             log_weights=log_weights,
             ess=1 / log_weights.softmax(1).square().sum(1),
             log_evidence=evidence,
-            log_evidence_error=error,
+            log_evidence_error=evidence_error(lineages, groups * size),
             nfe=out.nfe.reshape(batch, groups).sum(1) + -(-before // batch),
+            lineages=lineages,
         )
         return found if groups * size == request.count else found.resampled(request.count, request.settings["seed"])

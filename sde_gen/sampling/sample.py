@@ -37,6 +37,7 @@ class Samples:
     log_weights: of particles, (N, particles), not normalised: the mean of their exponentials estimates a sample's evidence, so that
         the particles of samples with the same conditions can be pooled; None without particles.
     ess: the effective number of particles of each sample, (N,), or None.
+    lineages: the effective number of particles of the start that those of each sample come from, (N,), or None.
     evidence_error: the standard error of the logarithm of each sample's evidence, (N,), or None.
     """
 
@@ -49,6 +50,7 @@ class Samples:
     units: str = "data"
     log_weights: Tensor | None = None
     ess: Tensor | None = None
+    lineages: Tensor | None = None
     evidence_error: Tensor | None = None
 
 
@@ -238,6 +240,7 @@ def _with_particles(
         failed=out.failed.reshape(count, size).any(1),
         log_weights=log_weights,
         ess=torch.cat([population.ess for population in loop.done]),
+        lineages=torch.cat([population.lineages for population in loop.done]),
         evidence_error=torch.cat([population.evidence_error for population in loop.done]),
     )
 
@@ -313,8 +316,9 @@ def sample_together(model: Denoiser, shape: Sequence[int], cond: dict[str, Tenso
         out = sample(model, (rows.stop - rows.start, *shape[1:]), cond=mine, **options)
     except SolverError as error:
         raise SolverError(error.solver, error.time, error.step, error.failed + rows.start, error.healthy + rows.start, error.x) from None
-    x, nfe, failed = (parallel.gather_rows(rows) for rows in (out.x, out.nfe, out.failed))
-    return replace(out, x=x, nfe=nfe, failed=failed)
+    names = ("x", "nfe", "failed", "log_weights", "ess", "lineages", "evidence_error")
+    found = {name: getattr(out, name) for name in names if getattr(out, name) is not None}
+    return replace(out, **{name: parallel.gather_rows(value) for name, value in found.items()})
 
 
 def _batches(count: int, size: int) -> Iterator[tuple[int, int]]:

@@ -94,17 +94,30 @@ class Population:
         return 1 / self.log_weights.softmax(1).square().sum(1)
 
     @property
-    def evidence_error(self) -> Tensor:
-        """The standard error of each group's log-evidence, (groups,), from the weights that go back to each particle of the start:
-
-            var = K/(K - 1) sum_k (S_k - 1/K)^2,   S_k the share of the final weight that comes from k
-
-        Chan and Lai 2013, doi 10.1214/13-AOS1172; Lee and Whiteley 2018, arXiv:1509.00394. NaN for a group of one.
-        """
+    def lineages(self) -> Tensor:
+        """The effective number of particles of the start that each group comes from, (groups,): 1/sum_k S_k^2, S_k the share of the final
+        weight that goes back to k. Resampling makes particles weigh alike by copying them, which `ess` does not see and this does."""
         shares = torch.zeros_like(self.log_weights).flatten()
         shares = shares.index_add(0, self.ancestors.flatten(), self.log_weights.softmax(1).flatten()).reshape(self.log_weights.shape)
-        size = self.size
-        return torch.sqrt(size / (size - 1) * (shares - 1 / size).square().sum(1)) if size > 1 else torch.full_like(shares[:, 0], math.nan)
+        return 1 / shares.square().sum(1)
+
+    @property
+    def evidence_error(self) -> Tensor:
+        """See `evidence_error`, (groups,)."""
+        return evidence_error(self.lineages, self.size)
+
+
+def evidence_error(lineages: Tensor, size: int) -> Tensor:
+    """The standard error of the log-evidence of `size` particles that come from an effective number of them at the start:
+
+        var = K/(K - 1) sum_k (S_k - 1/K)^2 = K/(K - 1) (1/lineages - 1/K)
+
+    Chan and Lai 2013, doi 10.1214/13-AOS1172; Lee and Whiteley 2018, arXiv:1509.00394. NaN for a single particle. It cannot exceed 1: where
+    all come from one or two, the evidence may be off by far more than it says.
+    """
+    if size < 2:
+        return torch.full_like(lineages, math.nan)
+    return torch.sqrt(size / (size - 1) * (1 / lineages - 1 / size).clamp_min(0))
 
 
 class Populated(Solver):

@@ -39,11 +39,11 @@ def test_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
     module = load()
     module.sde_gen = type("Given", (), {**vars(sde_gen), "load": staticmethod(lambda run: model)})  # a closed form is not saved
-    options = ["--problems", "24", "--methods", "twisted", "pigdm", "--particles", "16", "--samples", "16", "--steps", "60"]
+    options = ["--problems", "24", "--methods", "twisted", "pigdm", "--particles", "64", "--samples", "16", "--steps", "60"]
     module.main([*options, "--json", str(tmp_path / "found.json")])
     found = json.loads((tmp_path / "found.json").read_text())
     assert list(found["truths"]) == ["truths from the model", "held-out digits"]
     rows = found["truths"]["truths from the model"]
-    assert list(rows) == ["twisted 16", "pigdm"] and rows["twisted 16"]["sbc_p"] > 0.05 and rows["twisted 16"]["effective"] > 10
-    assert rows["twisted 16"]["energy"]["value"] < rows["pigdm"]["energy"]["value"]
-    assert "| twisted 16 |" in capsys.readouterr().out
+    assert list(rows) == ["twisted 64", "pigdm"] and rows["twisted 64"]["sbc_p"] > 0.05 and rows["twisted 64"]["effective"] > 10
+    assert rows["twisted 64"]["energy"]["value"] < rows["pigdm"]["energy"]["value"]
+    assert "| twisted 64 |" in capsys.readouterr().out

@@ -259,6 +259,19 @@ def test_problems_do_not_depend_on_the_batch(tmp_path: Path) -> None:
         assert other["error"]["value"] == pytest.approx(results[0]["error"]["value"], rel=1e-4)
 
 
+def test_samples_of_few_lineages_are_warned_of(tmp_path: Path) -> None:
+    run, _ = exact_run(tmp_path)
+    for noise, particles, warned in (("0.01", 12, True), ("2", 64, False)):
+        lines: list[str] = []
+        settings = RestoreSettings("denoise", noise, ("twisted", "mmps"), items=3, samples=8, particles=particles, steps=4)
+        rows = restore_run(run, checked(settings), show=False, say=lines.append)["methods"]
+        assert 1 <= rows["twisted"]["lineages"] < particles and "lineages" not in rows["mmps"]
+        (line,) = [line for line in lines if line.startswith("| `twisted`")]
+        assert line.endswith(f" of {particles} | {rows['twisted']['lineages']:.1f} |")
+        said = [line for line in lines if "come from fewer than 4 of those at the start" in line]
+        assert bool(said) == warned and all(line.startswith("warning   twisted: the particles of") for line in said)
+
+
 def test_every_operator_and_noise_is_read() -> None:
     examples = {
         "mask box": ("mask box 4", (1, 8, 8)),

@@ -86,6 +86,11 @@ def test_resampling_copies_states_and_keeps_the_evidence(monkeypatch: pytest.Mon
         assert out.log_weights is not None
         found.append(torch.stack((weights @ x[:, 0].square(), torch.logsumexp(out.log_weights.flatten(), 0) - 8.25)))
         assert out.ess is not None and (float(out.ess.mean()) > 63.9) == (threshold > 1)
+        assert out.lineages is not None
+        if threshold > 1:
+            assert float((out.ess - out.lineages).mean()) > 3, "what was copied is one particle of the start"
+        else:
+            torch.testing.assert_close(out.lineages, out.ess)
     assert float(found[0][0]) == pytest.approx(2 / 3, rel=0.05)
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0.05)
 

@@ -412,6 +412,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "noise-free dps": ({"noise": Gaussian(0.0), "method": "dps"}, ValueError, "DPS needs noise: std must be positive, got 0"),
     "noise-free gibbs": ({"noise": Gaussian(0.0), "method": "gibbs"}, ValueError, "Gibbs needs noise: std must be positive, got 0"),
     "too little noise": ({"noise": Gaussian(1e-4), "method": "gibbs"}, ValueError, "the noise is too small for gibbs"),
+    "a matrix of zeros": ({"operator": Matrix(torch.zeros(3, 8), SHAPE)}, ValueError, "Matrix gives 0 of all data: nothing is measured"),
     "no such shape": (
         {"shape": (2, 4)},
         ValueError,
@@ -583,6 +584,24 @@ def test_many_entries_are_weighed_without_a_derivative_and_calls_are_counted() -
     exact = data.log_evidence(torch.eye(16, dtype=torch.float64), y.flatten(1), torch.full((16,), 0.25, dtype=torch.float64))
     assert found.log_evidence is not None and found.log_evidence_error is not None
     assert bool(((found.log_evidence - exact).abs() < 4 * found.log_evidence_error + 0.02).all())
+
+
+def test_a_posterior_says_of_how_many_particles_of_the_start_it_comes() -> None:
+    """Weights alone do not tell: resampled particles weigh alike, and a sharp measurement leaves few of those at the start."""
+    data, measurement = law(2), Measurement(MEASUREMENTS["matrix"].operator, Gaussian(0.05))
+    model = model_of(data)
+    y = measured(measurement, data, model, 2)
+    found = sde_gen.posterior(model, measurement, y, 128, steps=30, progress=False)
+    assert found.lineages is not None and found.log_evidence_error is not None
+    assert bool((found.lineages >= 1).all()) and bool((found.lineages < found.ess).all())
+    torch.testing.assert_close(found.log_evidence_error, torch.sqrt((128 / found.lineages - 1) / 127))
+    assert found.resampled(16).lineages is found.lineages
+    # groups of one are never resampled: each is its own ancestor, and the error is that of a mean of independent weights
+    alone = sde_gen.posterior(model, measurement, y, 128, particles=1, steps=30, progress=False)
+    assert alone.lineages is not None and alone.log_evidence_error is not None
+    torch.testing.assert_close(alone.lineages, alone.ess)
+    torch.testing.assert_close(alone.log_evidence_error, alone.weights.std(1) * math.sqrt(128))
+    assert sde_gen.posterior(model, measurement, y, 4, "mmps", steps=3, progress=False).lineages is None
 
 
 def test_a_network_whose_jacobian_is_no_covariance_leaves_the_law_as_it_is() -> None:
