@@ -167,10 +167,9 @@ def _number(word: str) -> float:
 
 def check_out(out: Path, overwrite: bool, path: Path) -> None:
     """ValueError for an output that is there already or of another kind, for items of the file `path`."""
-    if out.suffix.lower() not in ENDINGS:
-        raise ValueError(f"--out {out}: {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]} is needed")
-    if out.suffix.lower() in frames.ENDINGS and path.suffix.lower() not in frames.ENDINGS:
-        raise ValueError(f"--out {out}: {path.name} is no parquet file; .csv, .tsv or .npz is needed")
+    allowed = ENDINGS if path.suffix.lower() in frames.ENDINGS else ENDINGS[: -len(frames.ENDINGS)]
+    if out.suffix.lower() not in allowed:
+        raise ValueError(f"--out {out}: {', '.join(allowed[:-1])} or {allowed[-1]} is needed")
     if out.is_dir() or (out.exists() and not overwrite):
         raise ValueError(f"{out} is there already; --overwrite replaces a file, another --out leaves it")
 

@@ -153,7 +153,7 @@ def test_rows_of_a_table_of_kinds_are_scored_by_the_bound_on_their_probability(s
         (("word.csv",), "word.csv: line 2, column 'rings' holds 'many'; a finite number or a gap is needed"),
         (("lacks.csv",), "lacks.csv: column rings of the run's table is not there"),
         (("bad.parquet",), "bad.parquet: cannot be read as a parquet file"),
-        (("new.csv", "--out", "x.parquet"), "new.csv is no parquet file"),
+        (("new.csv", "--out", "x.parquet"), "--out x.parquet: .csv, .tsv or .npz is needed"),
     ):
         code, _, err = sde_gen_command("score", *flags, *small)
         assert code == 2 and len(err) == 1 and words in err[0], (flags, err)
