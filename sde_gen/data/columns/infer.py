@@ -83,21 +83,21 @@ def as_asked(name: str, values: np.ndarray, asked: Mapping[str, Any]) -> tuple[K
             raise ValueError(f"column {name!r}: words {words!r}; a list of different words is needed")
         found = _category(name, values, options.pop("form", None), words)[0]
     elif cls is Integer:
-        step = _number(name, "step", options.pop("step", 1.0), positive=True)
+        unit = _number(name, "step", options.pop("step", 1.0), positive=True)
         ends = {key: _number(name, key, options.pop(key)) for key in ("low", "high") if key in options}
-        found = _integer(values, np.unique(values), step, decimals_of(np.array([step])), **ends)
+        found = _integer(values, np.unique(values), unit, decimals_of(np.array([unit])), **ends)
     elif cls is Fraction:
         low, high = (_number(name, key, options.pop(key, usual)) for key, usual in (("low", 0.0), ("high", 1.0)))
         found = Fraction(low, high, (bool((values == low).any()), bool((values == high).any())), decimals_of(values))
     elif cls is Angle:
-        whole = bool((values == np.round(values)).all())
-        given = {"period": 360.0, "low": 0.0, "step": 1.0 if whole else None} | options
-        period, low = _number(name, "period", given.pop("period"), positive=True), _number(name, "low", given.pop("low"))
-        step = given.pop("step")
-        step = None if step is None else _number(name, "step", step, positive=True)
-        if step is not None and abs(period / step - round(period / step)) > ROUNDING * period / step:
-            raise ValueError(f"column {name!r}: step {step:g} of a period of {period:g}; a whole number of steps in the period is needed")
-        found, options = Angle(period, low, step, decimals_of(values)), given
+        period = _number(name, "period", options.pop("period", 360.0), positive=True)
+        start = _number(name, "low", options.pop("low", 0.0))
+        whole = bool((values == np.round(values)).all()) and period.is_integer() and start.is_integer()
+        step = options.pop("step", 1.0 if whole else None)
+        of_arc = None if step is None else _number(name, "step", step, positive=True)
+        if of_arc is not None and abs(period / of_arc - round(period / of_arc)) > ROUNDING * period / of_arc:
+            raise ValueError(f"column {name!r}: step {of_arc:g} of a period of {period:g}; a whole number of steps in the period is needed")
+        found = Angle(period, start, of_arc, decimals_of(values))
     else:
         found = cls(decimals_of(values))  # type: ignore[call-arg]
     if options:
