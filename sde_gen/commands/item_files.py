@@ -14,15 +14,17 @@ from torch import Tensor
 
 from ..conditions import Condition, Label
 from ..data import arrays, conditions, folders, tables
-from ..data.cell_text import NOT_THERE, number_of, rows_of
-from ..data.degraded import read_degraded
+from ..data.cell_text import NOT_THERE, number_of
+from ..data.columns import Codec, Column, frames
+from ..data.columns.known import impossible, read_cells, read_known
+from ..data.degraded import Degraded, read_degraded
 from ..data.write import DataDescription
 from ..report.files import atomic_path
 from .given_conditions import _rows as rows_of_array
 
 LABELS = ("label", *arrays.KEYS["labels"])
 """Names of the labels in an .npz file."""
-ENDINGS = (".csv", ".tsv", ".npz")
+ENDINGS = (".csv", ".tsv", ".npz", *frames.ENDINGS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +33,8 @@ class Items:
 
     path: the file or folder. x: (N, *shape) in the data's units, float64; an item with a gap holds NaN.
     cond: conditions of the items by name, (N, *) each; names: of images, their files; absent: conditions that the file does not have.
+    rows: of a table of kinds its columns, of which x is features with one draw in each cell. strange: (N,) Boolean, rows with a value that
+    the table cannot hold, so that their probability is 0 (x is NaN there), and `seen`, by column, the first of these values.
     """
 
     path: Path
@@ -38,18 +42,40 @@ class Items:
     cond: dict[str, Tensor]
     names: list[str] | None = None
     absent: list[str] = field(default_factory=list)
+    rows: list[Column] | None = None
+    strange: np.ndarray | None = None
+    seen: dict[str, str] = field(default_factory=dict)
 
 
-def read_items(path: Path, about: DataDescription, encoders: Mapping[str, Condition], asked: Sequence[str] = ()) -> Items:
+def read_items(
+    path: Path,
+    about: DataDescription,
+    encoders: Mapping[str, Condition],
+    asked: Sequence[str] = (),
+    missing: float | str | None = None,
+) -> Items:
     """The items of a table, .npy or .npz file, image or folder of images, in the form that the data had (`data.degraded.read_degraded`),
     and those conditions of theirs that a network with these `encoders` takes and the file holds.
 
     asked: "COLUMN" or "NAME=COLUMN", as the data's conditions were asked for; an array called NAME in an .npz file comes first. Labels
-    are the table's column of that name, the images' folders, or the array label, labels or y.
+    are the table's column of that name, the images' folders, or the array label, labels or y. missing: of a table of kinds, what marks
+    a missing value beside the usual words.
 
     Raises ValueError, one line, for what is not like the data.
     """
-    found = read_degraded(path, about, about.shape)
+    ending = path.suffix.lower()
+    table = about.codec is not None and path.is_file() and ending in tables.ENDINGS
+    if about.codec is not None:
+        codec = Codec.from_config(about.codec)
+        of_kinds = read_known(path, codec, missing) if table else _decoded(path, about, codec)
+        strange, gaps, seen = impossible(codec, of_kinds)
+        x = np.full((len(gaps), codec.width), np.nan)
+        fine = ~(strange | gaps)
+        x[fine] = codec.encode([column.subset(fine) for column in of_kinds])
+        found = Degraded(path.name, torch.from_numpy(x), None, lambda place, values, whole: place)
+    else:
+        of_kinds, strange, seen = None, None, {}
+        found = read_degraded(path, about, about.shape)
     if not len(found.y):
         raise ValueError(f"{found.name}: holds no items; at least one is needed")
     if about.levels is not None:
@@ -57,15 +83,16 @@ def read_items(path: Path, about: DataDescription, encoders: Mapping[str, Condit
         close = 0.5 * top / 255 + 1e-6 if path.is_dir() or folders.is_image(path.name) else 0.0  # a picture's own levels are rounded too
         bad = ~torch.isnan(found.y) & (((found.y - whole).abs() > close) | (whole < 0) | (whole > top))
         if bool(bad.any()):
-            seen = float(found.y[bad][0])
-            raise ValueError(f"{found.name}: holds {seen:g}; whole numbers 0 .. {top}, as {about.name} has, are needed")
+            first = float(found.y[bad][0])
+            raise ValueError(f"{found.name}: holds {first:g}; whole numbers 0 .. {top}, as {about.name} has, are needed")
         found = type(found)(found.name, whole, found.labels, found._write)
-    ending = path.suffix.lower()
     columns = {(column if name is None else name): column for name, column in conditions.asked(path.name, asked)}
     raw: dict[str, np.ndarray] = {}
     if found.labels is not None and any(label is not None for label in found.labels):
         raw["label"] = np.array(["" if label is None else label for label in found.labels])
     if path.is_file() and ending in tables.ENDINGS:
+        if table and about.label_column is not None and about.label_column[0] is not None:
+            columns["label"] = about.label_column[0]
         raw |= _of_table(path, about, {name: column for name, column in columns.items() if name in encoders})
     elif path.is_file() and ending == ".npz":
         raw |= _of_npz(path, encoders, columns)
@@ -75,15 +102,25 @@ def read_items(path: Path, about: DataDescription, encoders: Mapping[str, Condit
         names = sorted(folders.image_names(path))
     elif folders.is_image(path.name):
         names = [path.name]
-    return Items(path, found.y, cond, names, [name for name in encoders if name not in cond])
+    return Items(path, found.y, cond, names, [name for name in encoders if name not in cond], of_kinds, strange, seen)
+
+
+def _decoded(path: Path, about: DataDescription, codec: Codec) -> list[Column]:
+    """The columns of a file of their features, as `sde-gen sample` writes to .npy and .npz; a row with NaN is missing in all of them."""
+    features = read_degraded(path, about, about.shape).y.numpy()
+    gone = np.isnan(features).any(1)
+    found = []
+    for column in codec.decode(np.where(gone[:, None], 0.5, features)):
+        values = np.where(gone, "" if column.values.dtype.kind == "U" else np.nan, column.values)
+        found.append(Column(column.name, values, column.missing | gone))
+    return found
 
 
 def _of_table(path: Path, about: DataDescription, columns: Mapping[str, str]) -> dict[str, np.ndarray]:
     """The cells of the columns of conditions that the table has."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = [cells for _, cells in rows_of(path, file)]
-    names = lines[0] if about.columns is not None else [str(place) for place in range(len(lines[0]))]
-    rows = lines[1:] if about.columns is not None else lines
+    header, below = read_cells(path)
+    names = header if about.columns is not None else [str(place) for place in range(len(header))]
+    rows = [cells for _, cells in below] if about.columns is not None else [header, *(cells for _, cells in below)]
     places = {name: names.index(column) for name, column in columns.items() if column in names}
     if about.columns is None and len(names) == len(about.whole):
         return {}
@@ -128,10 +165,11 @@ def _number(word: str) -> float:
     return value
 
 
-def check_out(out: Path, overwrite: bool) -> None:
-    """ValueError for an output that is there already or of another kind."""
-    if out.suffix.lower() not in ENDINGS:
-        raise ValueError(f"--out {out}: {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]} is needed")
+def check_out(out: Path, overwrite: bool, path: Path) -> None:
+    """ValueError for an output that is there already or of another kind, for items of the file `path`."""
+    allowed = ENDINGS if path.suffix.lower() in frames.ENDINGS else ENDINGS[: -len(frames.ENDINGS)]
+    if out.suffix.lower() not in allowed:
+        raise ValueError(f"--out {out}: {', '.join(allowed[:-1])} or {allowed[-1]} is needed")
     if out.is_dir() or (out.exists() and not overwrite):
         raise ValueError(f"{out} is there already; --overwrite replaces a file, another --out leaves it")
 
@@ -141,7 +179,11 @@ def write_beside(out: Path, items: Items, columns: Mapping[str, np.ndarray]) -> 
     .npz file, the items' own arrays and one for each column. A column that the file has already gets a number behind its name."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(out) as temporary:
-        if out.suffix.lower() == ".npz":
+        if out.suffix.lower() in frames.ENDINGS:
+            frame = frames.read_parquet(items.path)
+            taken = [str(name) for name in frame.columns]
+            frame.assign(**{_new(name, taken): value for name, value in columns.items()}).to_parquet(temporary, engine="pyarrow")
+        elif out.suffix.lower() == ".npz":
             own = _own_arrays(items)
             with temporary.open("wb") as file:
                 named: dict[str, Any] = own | {_new(name, own): value for name, value in columns.items()}
@@ -160,16 +202,17 @@ def write_beside(out: Path, items: Items, columns: Mapping[str, np.ndarray]) -> 
 def _own_arrays(items: Items) -> dict[str, np.ndarray]:
     if items.path.is_file() and items.path.suffix.lower() == ".npz":
         return {key: np.array(arrays._open_member(items.path, info)) for key, info in arrays._members(items.path).items()}
-    return {"x": items.x.numpy()} | {name: value.numpy() for name, value in items.cond.items()}
+    own = {"x": items.x.numpy()} if items.rows is None else {column.name: column.values for column in items.rows}
+    return own | {name: value.numpy() for name, value in items.cond.items()}
 
 
 def _own_lines(items: Items) -> tuple[list[str] | None, list[list[str]]]:
     """The header and the lines of a table; of other files the name or number of each item."""
     path = items.path
     if path.is_file() and path.suffix.lower() in tables.ENDINGS:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = [cells for _, cells in rows_of(path, file)]
-        return (lines[0], lines[1:]) if len(lines) > len(items.x) else (None, lines)
+        header, below = read_cells(path)
+        lines = [cells for _, cells in below]
+        return (header, lines) if len(lines) == len(items.x) else (None, [header, *lines])
     if items.names is not None:
         return ["file"], [[name] for name in items.names]
     return ["item"], [[str(k)] for k in range(len(items.x))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import parallel, progress
 from ..conditions import Valid
 from ..data import rows_drawn
+from ..data.columns import Codec, Column
 from ..data.write import DataDescription
 from ..likelihood.bits_per_dim import DEQUANTISATIONS
 from ..likelihood.divergence import DIVERGENCES
@@ -75,9 +76,13 @@ p_low: the share of held-out data that is as unlikely (small: unlike the data). 
 def add_score_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `score`."""
     default = ScoreSettings()
-    parser.add_argument("file", metavar="FILE", type=Path, help="your items: a table, .npy, .npz, an image or a folder of images")
+    parser.add_argument(
+        "file", metavar="FILE", type=Path, help="your items: a table (.csv, .tsv, .parquet), .npy, .npz, an image or a folder of images"
+    )
     parser.add_argument("--run", metavar="DIR", type=Path, required=True, help="run directory")
-    parser.add_argument("--out", metavar="PATH", type=Path, help=".csv, .tsv or .npz (default: score/ in the run, in the file's form)")
+    parser.add_argument(
+        "--out", metavar="PATH", type=Path, help=".csv, .tsv, .npz, of parquet .parquet (default: score/ in the run, in the file's form)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the file --out where it is there")
     parser.add_argument("--held-out", metavar="N", type=int, default=default.held_out, help="items that p-values come from (%(default)s)")
     what = "a condition of all items, as for sample (repeatable; default: the file's own)"
@@ -121,12 +126,12 @@ def score_run(
         raise ConfigError(f"{directory} holds no trained network: {error}") from error
     try:
         about = _description(directory, extra)
-        asked = _own_conditions(directory)
-        items = read_items(file, about, model.encoders, asked)
+        asked, missing = _own_reading(directory)
+        items = read_items(file, about, model.encoders, asked, missing)
         given = given_conditions(model.encoders, settings.cond, len(items.x), about.label_names)
         overwrite = overwrite or out is None
         out = _default_out(directory, file) if out is None else out
-        check_out(out, overwrite)
+        check_out(out, overwrite, file)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     with (open_checkpoint(checkpoint) / WEIGHTS).open("rb") as weights:
@@ -155,18 +160,19 @@ def _check(settings: ScoreSettings) -> None:
     check_settings(LikelihoodSettings(**{name: getattr(settings, name) for name in names}))
 
 
-def _own_conditions(directory: Path) -> tuple[str, ...]:
-    """How the conditions of the run's data were asked for."""
+def _own_reading(directory: Path) -> tuple[tuple[str, ...], float | str | None]:
+    """How the conditions of the run's data were asked for, and what marked a missing value."""
     file = directory / "config.yaml"
     if not file.is_file():
-        return ()
+        return (), None
     section = read_config(file).get("data", {})
-    return RunConfig.model_validate({"data": section}).data.conditions
+    data = RunConfig.model_validate({"data": section}).data
+    return data.conditions, data.missing
 
 
 def _default_out(directory: Path, file: Path) -> Path:
     ending = file.suffix.lower()
-    table = {".csv": ".csv", ".tsv": ".tsv", ".txt": ".csv"}.get(ending)
+    table = {".csv": ".csv", ".tsv": ".tsv", ".txt": ".csv", ".parquet": ".parquet"}.get(ending)
     beside = table or (".npz" if ending in (".npy", ".npz") else ".csv")
     return directory / "score" / f"{file.stem or 'items'}{beside}"
 
@@ -187,7 +193,11 @@ def _scores(
     whole = ~(gaps if valid is None else gaps & valid.cpu()).flatten(1).any(1)
     rows = whole.nonzero()[:, 0]
     if not len(rows):
-        raise ConfigError(f"{items.path.name}: every item has a gap; items without one are needed")
+        what = "a gap, or a value that the run's table cannot hold" if items.rows is not None else "a gap"
+        raise ConfigError(f"{items.path.name}: every item has {what}; items without one are needed")
+    if items.rows is not None:
+        drawn = _draws([column.subset(rows.numpy()) for column in items.rows], about, settings, 0)
+        x = torch.full((count, *drawn.shape[1:]), math.nan, dtype=torch.float64).index_put((rows,), drawn)
     parts = []
     with progress.bar(len(rows), "scoring", "item", show and parallel.rank() == 0) as bar:
         for first in range(0, len(rows), PIECE):
@@ -198,7 +208,20 @@ def _scores(
     likelihood, spread, steps = (
         torch.full((count,), math.nan, dtype=torch.float64).index_put((rows,), torch.cat(part)) for part in zip(*parts, strict=True)
     )
+    if items.strange is not None:
+        strange = torch.from_numpy(items.strange)
+        likelihood, spread, steps = (
+            likelihood.masked_fill(strange, -math.inf),
+            spread.masked_fill(strange, 0),
+            steps.masked_fill(strange, 0),
+        )
     return ItemScores(likelihood, spread, steps, "nats" if about.levels is None else "bits/dim")
+
+
+def _draws(rows: Sequence[Column], about: DataDescription, settings: ScoreSettings, stream: int) -> Tensor:
+    """Features (N, draws, D) of rows of a table of kinds, each draw with a place of its own in every cell."""
+    codec = Codec.from_config(about.codec)
+    return torch.from_numpy(np.stack([codec.encode(rows, (settings.seed, stream, draw)) for draw in range(settings.draws)], 1))
 
 
 def device_of(model: ScoreModel) -> torch.device:
@@ -210,6 +233,8 @@ def _of_items(
     model: ScoreModel, x: Tensor, about: DataDescription, settings: ScoreSettings, cond: dict[str, Tensor], first: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     values = x.nan_to_num().long() if about.levels is not None else x.double()
+    if about.codec is not None:
+        return _of_draws(model, values, Codec.from_config(about.codec), settings, cond, first)
     try:
         found = item_scores(model, values, about.levels, cond, index_offset=first, **settings.of_flow)
     except ValueError as error:
@@ -217,11 +242,29 @@ def _of_items(
     return found.value, found.std_error, found.solver_error
 
 
+def _of_draws(
+    model: ScoreModel, x: Tensor, codec: Codec, settings: ScoreSettings, cond: dict[str, Tensor], first: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of rows of a table, as features x (N, draws, D): the mean of log p(features) - log q over the draws, which bounds log P(row)."""
+    each = []
+    for draw in range(settings.draws):
+        offset = first * settings.draws + draw * len(x)
+        try:
+            found = item_scores(model, x[:, draw], None, cond, index_offset=offset, **settings.of_flow)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        each.append((found.value - torch.from_numpy(codec.log_q(x[:, draw].numpy())), found.std_error, found.solver_error))
+    value, of_trace, steps = (torch.stack(part) for part in zip(*each, strict=True))
+    spread = of_trace[0] if settings.draws == 1 else value.std(0) / math.sqrt(settings.draws)  # the trace's noise is part of it
+    return value.mean(0), spread, steps.mean(0)
+
+
 def _held_out(
     directory: Path, extra: dict[str, Any], model: ScoreModel, about: DataDescription, settings: ScoreSettings, network: str, say: Say
 ) -> ItemScores | None:
     """The scores of held-out data of the run: those that are kept there, or else made and kept; None where there are no such data."""
     key = {**{name: value for name, value in asdict(settings).items() if name not in ("cond", "batch")}, "network": network}
+    key |= {} if about.codec is None else {"of": "rows"}
     name = hashlib.sha256(to_json(key).encode()).hexdigest()[:12]
     place = directory / "score" / f"held-out-{name}.json"
     unit = "nats" if about.levels is None else "bits/dim"
@@ -248,7 +291,13 @@ def _held_out(
         return None
     rows = rows_drawn(len(x), settings.held_out, settings.seed)
     of_rows = {name: value[rows] for name, value in cond.items()}
-    likelihood, spread, steps = _of_items(model, x[rows], about, settings, of_rows, 0)
+    chosen = x[rows]
+    if data.codec is not None:
+        try:
+            chosen = _draws(data.codec.decode(chosen.numpy()), about, settings, 1)
+        except ValueError as error:
+            raise ConfigError(f"the run's data are no longer those that its network was trained on: {error}") from error
+    likelihood, spread, steps = _of_items(model, chosen, about, settings, of_rows, 0)
     found = ItemScores(likelihood, spread, steps, unit)
     if parallel.rank() == 0:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -271,7 +320,7 @@ def _lines(
     digits = ".3f" if found.unit == "bits/dim" else ".2f"
 
     def mean(scores: ItemScores) -> str:
-        values = scores.value[~torch.isnan(scores.value)]
+        values = scores.value[torch.isfinite(scores.value)]
         if not len(values):
             return "no value"
         error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
@@ -282,6 +331,11 @@ def _lines(
     left = f"; {lost:,} of {len(items.x):,} have none (gaps, or not converged)" if lost else ""
     solver = float(found.solver_error.nanmean())
     lines = [f"scored    {scored:,} items of {items.path.name}: {mean(found)} (solver {solver:.1g}{left})"]
+    if items.rows is not None:
+        lines.append("bound     on log P of each row: a density where a column is a real number, a probability where it is not")
+    if items.strange is not None and items.strange.any():
+        shown = ", ".join(f"{column} {value!r}" for column, value in list(items.seen.items())[:4])
+        lines.append(f"warning   {int(items.strange.sum()):,} rows hold what the run's table cannot ({shown}): their log P is -inf")
     if found.unit == "nats":
         blur = math.exp(-float(model.sde.half_log_snr(model.sde.t_min)))
         lines.append(f"density   of the data blurred by {blur:.2g} of their standard deviation, the noise at t_min")

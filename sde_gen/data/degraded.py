@@ -23,7 +23,7 @@ from sde_gen.data.errors import one_line
 from sde_gen.data.formats.degraded import read_items
 from sde_gen.data.write import DataDescription
 
-ALLOWED = f"a folder of images, an image, .npy, .npz, a table ({', '.join(tables.ENDINGS)}) or {', '.join(formats.ENDINGS)}"
+ALLOWED = f"a folder of images, an image, .npy, .npz, a table ({', '.join(tables.TEXT)}) or {', '.join(formats.ENDINGS)}"
 Write = Callable[[Path, np.ndarray, bool], Path]
 
 
@@ -63,7 +63,11 @@ def read_degraded(path: Path, about: DataDescription, measured: Sequence[int]) -
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder; {ALLOWED} is needed")
     ending = path.suffix.lower()
-    if ending in tables.ENDINGS and path.is_file():
+    if about.codec is not None and ending in tables.ENDINGS:
+        raise ValueError(
+            f"{path.name}: {about.name} is a table of kinds (words, counts, gaps), whose rows cannot be restored; a table of numbers can"
+        )
+    if ending in tables.TEXT and path.is_file():
         return _table(path, about, tuple(measured))
     if ending in (".npy", ".npz") and path.is_file():
         return _array(path, about, tuple(measured))

@@ -25,7 +25,8 @@ from sde_gen.data.masks import mask_mark
 from sde_gen.data.source import array_source
 from sde_gen.data.splits import GROUP
 
-ENDINGS = (".csv", ".tsv", ".txt", *frames.ENDINGS)
+TEXT = (".csv", ".tsv", ".txt")
+ENDINGS = (*TEXT, *frames.ENDINGS)
 MOST_BYTES = 4 << 30
 """A larger table should be an .npy file, which need not be read whole."""
 _SHOWN = 8

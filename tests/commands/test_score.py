@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from PIL import Image
@@ -11,6 +12,9 @@ from toys import Command
 import sde_gen
 from sde_gen.commands.config import resolve
 from sde_gen.commands.runs import open_run
+from sde_gen.data.columns import Codec, Column
+from sde_gen.training import read_extra
+from sde_gen.training.checkpoint import checkpoint_of
 
 
 def trained(place: Path, data: dict[str, Any]) -> Path:
@@ -95,3 +99,61 @@ def test_digits_are_scored_in_bits_from_arrays_and_pictures(sde_gen_command: Com
     np.save(tmp_path / "odd.npy", digits.numpy() + 0.5)
     code, _, err = sde_gen_command("score", "odd.npy", "--run", "run")
     assert code == 2 and len(err) == 1 and "whole numbers 0 .. 16" in err[0]
+
+
+def test_rows_of_a_table_of_kinds_are_scored_by_the_bound_on_their_probability(sde_gen_command: Command, tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    with (tmp_path / "data.csv").open("w") as file:
+        file.write("site,tree,rings,age,depth\n")
+        for k in range(120):
+            rings = "-9" if random.uniform() < 0.2 else str(random.integers(3, 6))
+            file.write(
+                f"{'nsw'[k % 3]},{random.choice(['oak', 'fir'])},{rings},{random.normal(50, 9):.2f},{'?' if k % 4 else random.poisson(2)}\n"
+            )
+    told = {"conditions": ["site"], "columns": {"age": "drop", "depth": "drop"}, "missing": -9}
+    run = trained(tmp_path / "run", {"name": str(tmp_path / "data.csv"), **told})
+    possible = [(tree, rings) for tree in ("oak", "fir") for rings in ("3", "4", "5", "-9", "NA")]
+    rows = [*possible, ("ash", "3"), ("oak", "3.5"), ("oak", "17"), ("", "3")]
+    (tmp_path / "new.csv").write_text("rings,extra,tree,site\n" + "".join(f"{rings},é,{tree},n\n" for tree, rings in rows))
+    small = ("--run", "run", "--no-progress", "--tolerance", "1e-3", "--held-out", "12")
+    code, out, err = sde_gen_command("score", "new.csv", *small, "--draws", "8")
+    assert (code, err) == (0, [])
+    assert "3 rows hold what the run's table cannot (tree 'ash', rings '3.5'): their log P is -inf" in "\n".join(out)
+    assert any(line.startswith("bound     on log P of each row") for line in out) and "(gaps, or not converged)" in out[0]
+    found = list(csv.DictReader((run / "score" / "new.csv").open()))
+    assert list(found[0])[:4] == ["rings", "extra", "tree", "site"] and found[3]["rings"] == "-9"
+    log_p = [float(row["log_prob"] or "nan") for row in found]
+    # A bound on the probabilities of all rows that there are: together at most 1, and not far below it where the density is even in a cell.
+    total = sum(np.exp(value) for value, (_, rings) in zip(log_p, possible, strict=False) if rings != "NA")
+    assert 0.6 < total < 1.02, total
+    model, codec = sde_gen.load(run), Codec.from_config(read_extra(checkpoint_of(run))["data_description"]["codec"])
+    column, tree = np.array([np.nan]), np.array(["oak"])
+    missing = [Column("tree", tree, np.array([False])), Column("rings", column, np.array([True]))]
+    features = torch.from_numpy(np.concatenate([codec.encode(missing, k) for k in range(64)]))
+    each = sde_gen.log_likelihood(model, features, cond={"site": torch.zeros(64, dtype=torch.long)}, rtol=1e-3, atol=1e-3).log_prob
+    assert log_p[3] == pytest.approx(float((each - torch.from_numpy(codec.log_q(features.numpy()))).mean()), abs=0.3)
+    assert log_p[3] == pytest.approx(log_p[4], abs=0.5) and log_p[10:13] == [-np.inf] * 3 and np.isnan(log_p[13])
+    assert [float(row["p_low"]) for row in found[10:13]] == [pytest.approx(1 / 13)] * 3 and float(found[0]["std_error"]) > 0
+    frame = pandas.DataFrame({"tree": ["oak", "fir", None], "rings": [3.0, np.nan, 5.0], "site": ["n", "n", "w"]}, index=[5, 6, 7])
+    frame.to_parquet(tmp_path / "new.parquet")
+    code, out, err = sde_gen_command("score", "new.parquet", *small)
+    assert (code, err) == (0, [])
+    again = pandas.read_parquet(run / "score" / "new.parquet")
+    assert list(again.columns[:4]) == ["tree", "rings", "site", "log_prob"] and list(again.index) == [5, 6, 7]
+    assert float(again["log_prob"].iloc[0]) == pytest.approx(log_p[0], abs=1.0) and np.isnan(again["log_prob"].iloc[2])
+    code, out, err = sde_gen_command("score", "new.parquet", *small, "--out", "scored.csv")
+    assert (code, err) == (0, []) and (tmp_path / "scored.csv").read_text().splitlines()[2].startswith("fir,,n,")
+    assert sde_gen_command("sample", "--run", "run", "--samples", "5", "--steps", "4", "--out", "drawn.npy")[0] == 0
+    code, out, err = sde_gen_command("score", "drawn.npy", *small)  # features, of the rows that they are
+    assert (code, err) == (0, []) and np.isfinite(np.load(run / "score" / "drawn.npz")["log_prob"]).all()
+    (tmp_path / "word.csv").write_text("tree,rings\noak,many\n")
+    (tmp_path / "lacks.csv").write_text("tree,ring\noak,3\n")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1")
+    for flags, words in (
+        (("word.csv",), "word.csv: line 2, column 'rings' holds 'many'; a finite number or a gap is needed"),
+        (("lacks.csv",), "lacks.csv: column rings of the run's table is not there"),
+        (("bad.parquet",), "bad.parquet: cannot be read as a parquet file"),
+        (("new.csv", "--out", "x.parquet"), "--out x.parquet: .csv, .tsv or .npz is needed"),
+    ):
+        code, _, err = sde_gen_command("score", *flags, *small)
+        assert code == 2 and len(err) == 1 and words in err[0], (flags, err)

@@ -144,7 +144,7 @@ def test_bad_files_are_one_line(tmp_path: Path) -> None:
         ("wide.npy", DIGITS, "items of shape (9, 9); (1, 8, 8) is needed"),
         ("inf.npy", DIGITS, "256 infinite value(s)"),
         ("words.npy", DIGITS, "numbers (Boolean, integer or floating) are allowed"),
-        ("x.parquet", DIGITS, "not a known kind of file"),
+        ("x.parquet", TABLE, "not a known kind of file"),
         ("folder", DIGITS, "no images"),
         ("small.png", DIGITS, "an image of shape 1x3x3; 1x8x8 is needed"),
         ("small.png", TABLE, "no images"),

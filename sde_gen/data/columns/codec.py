@@ -114,12 +114,12 @@ class Codec:
         """Where the density of each feature may jump."""
         return [places for kind in self.kinds for places in kind.breaks]
 
-    def encode(self, columns: Sequence[Column], seed: int = _SEED) -> np.ndarray:
+    def encode(self, columns: Sequence[Column], seed: int | Sequence[int] = _SEED) -> np.ndarray:
         """Features (N, D), float64, with the draws in cells that `seed` gives.
 
         Raises ValueError for values that the columns' kinds cannot hold.
         """
-        rng = np.random.default_rng([seed, 1])
+        rng = np.random.default_rng([*([seed] if isinstance(seed, int) else seed), 1])
         parts = []
         for column, kind in zip(columns, self.kinds, strict=True):
             known = column.values if column.values.dtype.kind != "f" else column.values[~column.missing]

@@ -118,14 +118,19 @@ def load_parquet(
     **options: Any,
 ) -> Dataset:
     """A data set of a parquet file, as of a frame."""
+    frame = read_parquet(path)
+    return load_frame(frame, label_column, missing, conditions, columns, path.name, **options)
+
+
+def read_parquet(path: Path) -> Any:
+    """The pandas frame of a parquet file; ValueError, one line, where there is none."""
     if not path.is_file():
         raise ValueError(f"{path.name}: {'a directory' if path.is_dir() else 'no such file'}; a parquet file is needed")
     pandas = needed(path.name, "pandas", "pyarrow")
     try:
-        frame = pandas.read_parquet(path, engine="pyarrow")
+        return pandas.read_parquet(path, engine="pyarrow")
     except Exception as error:  # pyarrow has errors of its own
         raise ValueError(f"{path.name}: cannot be read as a parquet file ({one_line(error)})") from error
-    return load_frame(frame, label_column, missing, conditions, columns, path.name, **options)
 
 
 def needed(name: str, *packages: str) -> Any:

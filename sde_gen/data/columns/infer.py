@@ -20,6 +20,8 @@ MOST_WORDS = 1000
 GRID = 10
 """Multiples of a step are dequantised where each value is there so many times on average."""
 ZEROS = 0.01
+ROUNDING = 1e-9
+"""Relative error of a ratio of numbers as they were typed."""
 OFTEN = 0.005
 """Share of a column from which a whole number is a jump of its density."""
 CYCLES = (("degrees", 360.0, (0.0, -180.0)), ("radians", 2 * np.pi, (0.0, -np.pi)))
@@ -77,18 +79,25 @@ def as_asked(name: str, values: np.ndarray, asked: Mapping[str, Any]) -> tuple[K
         raise ValueError(f"column {name!r} holds words ({values[0]!r}), which are no {kind}; 'category' or 'drop' is needed")
     if cls is Category:
         words = options.pop("words", None)
+        if words is not None and (not isinstance(words, list | tuple) or not words or len(set(map(str, words))) < len(words)):
+            raise ValueError(f"column {name!r}: words {words!r}; a list of different words is needed")
         found = _category(name, values, options.pop("form", None), words)[0]
     elif cls is Integer:
-        step = float(options.pop("step", 1.0))
-        ends = {key: float(options.pop(key)) for key in ("low", "high") if key in options}
-        found = _integer(values, np.unique(values), step, decimals_of(np.array([step])) or 0, **ends)
+        unit = _number(name, "step", options.pop("step", 1.0), positive=True)
+        ends = {key: _number(name, key, options.pop(key)) for key in ("low", "high") if key in options}
+        found = _integer(values, np.unique(values), unit, decimals_of(np.array([unit])), **ends)
     elif cls is Fraction:
-        low, high = float(options.pop("low", 0.0)), float(options.pop("high", 1.0))
+        low, high = (_number(name, key, options.pop(key, usual)) for key, usual in (("low", 0.0), ("high", 1.0)))
         found = Fraction(low, high, (bool((values == low).any()), bool((values == high).any())), decimals_of(values))
     elif cls is Angle:
-        whole = bool((values == np.round(values)).all())
-        given = {"period": 360.0, "low": 0.0, "step": 1.0 if whole else None} | options
-        found, options = Angle(float(given.pop("period")), float(given.pop("low")), given.pop("step"), decimals_of(values)), given
+        period = _number(name, "period", options.pop("period", 360.0), positive=True)
+        start = _number(name, "low", options.pop("low", 0.0))
+        whole = bool((values == np.round(values)).all()) and period.is_integer() and start.is_integer()
+        step = options.pop("step", 1.0 if whole else None)
+        of_arc = None if step is None else _number(name, "step", step, positive=True)
+        if of_arc is not None and abs(period / of_arc - round(period / of_arc)) > ROUNDING * period / of_arc:
+            raise ValueError(f"column {name!r}: step {of_arc:g} of a period of {period:g}; a whole number of steps in the period is needed")
+        found = Angle(period, start, of_arc, decimals_of(values))
     else:
         found = cls(decimals_of(values))  # type: ignore[call-arg]
     if options:
@@ -97,6 +106,13 @@ def as_asked(name: str, values: np.ndarray, asked: Mapping[str, Any]) -> tuple[K
     if bad.any():
         raise ValueError(f"column {name!r} holds {values[bad][0]!s}, which is no {kind} ({_needed(found)})")
     return found, "as asked"
+
+
+def _number(name: str, option: str, value: Any, positive: bool = False) -> float:
+    """An option of a kind as a finite number; ValueError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value) or (positive and value <= 0):
+        raise ValueError(f"column {name!r}: {option} {value!r}; a finite number{' greater than 0' * positive} is needed")
+    return float(value)
 
 
 def decimals_of(values: np.ndarray) -> int | None:
@@ -113,7 +129,8 @@ def _needed(kind: Kind) -> str:
     if isinstance(kind, Fraction):
         return f"from {kind.low:g} to {kind.high:g}"
     if isinstance(kind, Angle):
-        return f"from {kind.low:g} to {kind.low + kind.period:g}"
+        of_step = "" if kind.step is None else f"multiples of {kind.step:g}, "
+        return f"{of_step}from {kind.low:g} to {kind.low + kind.period:g}"
     if isinstance(kind, Integer):
         return f"multiples of {kind.step:g}" + ("" if kind.low is None else f" from {kind.low:g}")
     return {"positive": "greater than 0", "zero_inflated": "0 or greater"}.get(kind.name, "finite numbers")
@@ -139,7 +156,7 @@ def _category(name: str, values: np.ndarray, form: str | None = None, words: Any
 
 
 def _integer(
-    values: np.ndarray, different: np.ndarray, step: float, decimals: int, low: float | None = None, high: float | None = None
+    values: np.ndarray, different: np.ndarray, step: float, decimals: int | None, low: float | None = None, high: float | None = None
 ) -> Integer:
     few = len(different) <= FEW
     least = float(different[0])

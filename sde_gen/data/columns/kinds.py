@@ -140,7 +140,7 @@ class Integer(Kind):
 
     low, high: the smallest and largest value that is written, None for no end; cells of the ends reach on to infinity.
     seen: the multiples v/step that are so frequent that the density jumps there.
-    decimals: places that values are written with; 0: as whole numbers.
+    decimals: places that values are written with; 0: as whole numbers; None: all digits.
     """
 
     name = "integer"
@@ -148,7 +148,7 @@ class Integer(Kind):
     low: float | None = None
     high: float | None = None
     seen: tuple[float, ...] = ()
-    decimals: int = 0
+    decimals: int | None = 0
 
     @property
     def chains(self) -> list[Chain]:
@@ -273,7 +273,11 @@ class Angle(Kind):
         return of_radius - log_r + of_turn
 
     def strange(self, values: np.ndarray) -> np.ndarray:
-        return ~((values >= self.low) & (values <= self.low + self.period))
+        within = (values >= self.low) & (values <= self.low + self.period)
+        if self.step is None:
+            return ~within
+        ratio = (values - self.low) / self.step
+        return ~(within & (np.abs(ratio - np.round(ratio)) < 1e-6 * np.maximum(1, np.abs(ratio))))
 
 
 @dataclass(frozen=True)

@@ -249,3 +249,29 @@ def test_a_bad_configuration_is_refused(config) -> None:  # type: ignore[no-unty
 def test_every_kind_has_a_column_here() -> None:
     codec, _ = Codec.fit(table())
     assert {(kind.inner if isinstance(kind, Gaps) else kind).name for kind in codec.kinds} == set(KINDS)
+
+
+def test_steps_of_any_length_come_back_and_odd_options_are_one_line() -> None:
+    whole = np.arange(60.0).repeat(5)
+    for values, asked in (
+        (whole / 3, {"kind": "integer", "step": 1 / 3}),  # which no number of places writes
+        (whole * 7, {"kind": "angle", "period": 420, "step": 7}),
+    ):
+        column = Column("a", values, np.zeros(300, bool))
+        codec, _ = Codec.fit([column], {"a": asked})
+        codec = Codec.from_config(codec.to_config())
+        np.testing.assert_allclose(codec.decode(codec.encode([column]))[0].values, values, atol=1e-9)
+    column = Column("a", whole, np.zeros(300, bool))
+    for asked, words in (
+        ({"kind": "integer", "step": 0}, "column 'a': step 0; a finite number greater than 0 is needed"),
+        ({"kind": "integer", "step": -1}, "step -1; a finite number greater than 0"),
+        ({"kind": "integer", "low": [0]}, r"low \[0\]; a finite number is needed"),
+        ({"kind": "fraction", "low": None}, "low None; a finite number is needed"),
+        ({"kind": "angle", "period": 60, "step": "x"}, "step 'x'; a finite number greater than 0"),
+        ({"kind": "angle", "period": 60, "step": 7}, "a whole number of steps in the period is needed"),
+        ({"kind": "angle", "period": 60, "step": 5}, "holds 1.0, which is no angle \\(multiples of 5, from 0 to 60\\)"),
+        ({"kind": "category", "words": 5}, "words 5; a list of different words is needed"),
+        ({"kind": "category", "words": [0, 1, 1]}, "a list of different words is needed"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Codec.fit([column], {"a": asked})
