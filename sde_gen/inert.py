@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import reprlib
 import struct
 from dataclasses import dataclass
 from typing import IO, Any
@@ -144,7 +145,8 @@ class Inert:
             raise PickleError("it has a tensor without a storage")
         for name, values in (("size", size), ("stride", stride), ("offset", (offset,))):
             if not isinstance(values, tuple) or not all(type(value) is int and 0 <= value < 1 << 48 for value in values):
-                raise PickleError(f"it has a tensor whose {name} is {str(values)[:60]}")
+                said = reprlib.repr(values)[:60]  # whole it may be beyond memory, as parts of parts are shared
+                raise PickleError(f"it has a tensor whose {name} is {said}")
         if len(size) != len(stride) or len(size) > 16:
             raise PickleError(f"it has a tensor of {len(size)} dimensions with {len(stride)} strides")
         count = math.prod(size)

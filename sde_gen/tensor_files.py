@@ -36,6 +36,8 @@ MOST_MEMBERS = 1 << 16
 """Members of a zip file."""
 MOST_PICKLE = 1 << 26
 """Bytes of the pickle in a file of torch.save, which holds no numbers of tensors."""
+MOST_MODULES = 1 << 16
+"""Modules of a network that was pickled whole, each counted as often as it is part of another."""
 PLAIN_GLOBALS = {
     "collections.OrderedDict",
     "torch._utils._rebuild_tensor_v2",
@@ -198,8 +200,13 @@ def _check_shared(tree: Any, size: int) -> None:
 def state_of(record: Any) -> dict[str, Tensor]:
     """The parameters and buffers of a network that was pickled whole, under the names of its state_dict; PickleError where it is none."""
     found: dict[str, Tensor] = {}
+    visits = 0
 
     def walk(module: Any, prefix: str) -> None:
+        nonlocal visits
+        visits += 1
+        if visits > MOST_MODULES:  # modules that share modules: a few of them may be beyond any count
+            raise PickleError(f"it holds a network of more than {MOST_MODULES} modules")
         state = module.state if isinstance(module, Record) and module.state is not None else module
         if isinstance(module, Record) and state is module:
             state = next(

@@ -21,6 +21,7 @@ from ..tensor_files import MOST_JSON, read
 from .diffusers_unet import Unlike, options_of, read_unet
 from .facts import Facts
 from .imported import ExternalModel, Imported, checked_range, external_model, tensors
+from .weights import MOST_NUMBER
 
 FACTS = ("size", "schedule", "steps", "beta_start", "beta_end", "prediction", "sigma_min", "sigma_max", "sigma_data", "length")
 LICENCE = "diffusers is under the Apache License 2.0; the weights are under what their own page says"
@@ -31,6 +32,9 @@ CODECS = ("vae", "vqvae", "movq", "first_stage_model")
 SCHEDULES = {"linear": "linear", "scaled_linear": "quadratic", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
 """Their names of ours (see `sdes.BETAS`)."""
 PREDICTIONS = {"epsilon": "noise", "sample": "data", "v_prediction": "v"}
+CONSISTENCY = ("LCM", "TCD", "CMStochastic")
+OTHER_CLOCKS = {"timestep_type": "discrete", "snr_shift_scale": 1.0}
+"""Settings of schedulers that change what the network is told or the process, and the values that leave both alone."""
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.bin")
 
 
@@ -74,9 +78,19 @@ def from_diffusers(
     low, high = checked_range(value_range)
     if weights not in ("ema", "raw"):
         raise ValueError(f"unknown weights {weights!r}; choose from ema, raw")
-    parts = _of_folder(Path(source), weights) if isinstance(source, str | os.PathLike) else _of_object(source)
+    if isinstance(source, str | os.PathLike):
+        try:
+            return _model(_of_folder(Path(source), weights), scheduler, config, (low, high))
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeError, TypeError) as error:
+            said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise CheckpointError(f"{source} is not what diffusers writes: {said}") from error
+    return _model(_of_object(source), scheduler, config, (low, high))
+
+
+def _model(parts: Parts, scheduler: Any, config: Mapping[str, Any] | None, value_range: tuple[float, float]) -> ExternalModel:
     if scheduler is not None:
         parts.scheduler = _scheduler_config(scheduler)
+    _check_sizes(parts.config, len(parts.weights))
     facts = Facts(config or {}, FACTS)
     if not parts.scheduler:
         raise ValueError(f"a {parts.kind} alone does not say its process: give from_diffusers(..., scheduler=...), or the pipeline")
@@ -106,7 +120,20 @@ def from_diffusers(
         scaling = parts.codec.get("scaling_factor") or 1.0
         facts.find("latents", f"of {parts.codec.get('_class_name', 'a codec')}, times {scaling:g}", "the pipeline")
     found = Imported(network, sde, settings, facts, "only", LICENCE, lowest)
-    return external_model(found, None if latent else (low, high), parts.source)
+    return external_model(found, None if latent else value_range, parts.source)
+
+
+def _check_sizes(config: Mapping[str, Any], tensors: int) -> None:
+    """CheckpointError for a configuration that claims more layers than it has tensors, or sizes of no network."""
+    waiting = list(config.items())
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, list):
+            if len(value) > max(16, tensors):
+                raise CheckpointError(f"its configuration lists {len(value)} {name} for {tensors} tensors")
+            waiting += [(name, part) for part in value]
+        elif isinstance(value, int) and value > (tensors if "layers" in name else MOST_NUMBER):
+            raise CheckpointError(f"its configuration says {name} = {value:.0f}, with {tensors} tensors: no network is so large")
 
 
 class Process(NamedTuple):
@@ -122,6 +149,11 @@ class Process(NamedTuple):
 def process_of(scheduler: Mapping[str, Any], facts: Facts) -> Process:
     """What a scheduler's configuration says; ValueError for one of which this library has no process."""
     name = str(scheduler.get("_class_name", "a scheduler"))
+    if name.startswith(CONSISTENCY):
+        raise ValueError(f"{name} is of a consistency model, whose output is the start of the flow and not the mean of the data: not read")
+    for setting, read_as in OTHER_CLOCKS.items():
+        if scheduler.get(setting, read_as) not in (read_as, None):
+            raise ValueError(f"{name} with {setting} = {scheduler[setting]!r}: only {read_as!r} is read")
     if name.startswith("ScoreSdeVe"):
         for end in ("sigma_min", "sigma_max"):
             facts.find(end, scheduler[end], name)
@@ -152,6 +184,8 @@ def process_of(scheduler: Mapping[str, Any], facts: Facts) -> Process:
 
 def _chain(scheduler: Mapping[str, Any], facts: Facts, name: str) -> SDE:
     betas, steps = scheduler.get("trained_betas"), int(scheduler.get("num_train_timesteps", 1000))
+    if max(steps, 0 if betas is None else len(betas)) > MOST_NUMBER:
+        raise ValueError(f"{name} has a chain of more than {MOST_NUMBER} steps")
     schedule = str(scheduler.get("beta_schedule", "linear"))
     rescaled = bool(scheduler.get("rescale_betas_zero_snr"))
     if betas is None and schedule not in SCHEDULES:
@@ -218,6 +252,12 @@ def _own_class(parts: Parts, shape: tuple[int, ...], clock: str, facts: Facts) -
         clock = "whole_step"
         facts.find("clock", "whole steps", f"{parts.kind} looks its steps up in a table")
     out = int(config.get("out_channels") or shape[0])
+    with torch.device("meta"):  # nothing is allocated before the file is known to hold as much
+        wanted = DiffusersNetwork(shape, conditions, out, kind=parts.kind, config=config, clock=clock).module.state_dict()
+    for key, value in wanted.items():
+        if key not in parts.weights or parts.weights[key].shape != value.shape:
+            found = tuple(parts.weights[key].shape) if key in parts.weights else None
+            raise CheckpointError(f"its weights are not those of its configuration: {key} should be {tuple(value.shape)}, it has {found}")
     network = DiffusersNetwork(shape, conditions, out, kind=parts.kind, config=config, clock=clock)
     try:
         network.module.load_state_dict(parts.weights)
@@ -301,6 +341,8 @@ def _of_network(folder: Path, scheduler: dict[str, Any], codec: dict[str, Any] |
 
 def _json(file: Path) -> dict[str, Any]:
     try:
+        if not file.is_file():  # a pipe or a device would be read without end
+            raise CheckpointError(f"{file}: no such file")
         if file.stat().st_size > MOST_JSON:
             raise CheckpointError(f"{file} has {file.stat().st_size} bytes; at most {MOST_JSON} are read")
         found = json.loads(file.read_text(encoding="utf-8"))

@@ -69,7 +69,7 @@ def _is_state(tree: Any) -> bool:
 def _class_of(record: Record) -> str:
     """The class of an object that was pickled with its source code, or by name."""
     for part in record.arguments if isinstance(record.arguments, tuple) else ():
-        if "class_name" in mapping(part):
+        if isinstance(mapping(part).get("class_name"), str):
             return str(mapping(part)["class_name"])
     return record.name.rpartition(".")[2]
 

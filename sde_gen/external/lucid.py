@@ -175,7 +175,8 @@ def _objective_of(betas: Tensor, weight: Tensor | None) -> str | None:
 
 
 def _filled(named: Weights, shape: tuple[int, ...], out: int, options: dict[str, Any]) -> LucidUNet:
-    network = make_network("lucid", shape, None, out, **options)
+    with torch.device("meta"):  # nothing is allocated before the file is known to hold as much
+        network = make_network("lucid", shape, None, out, **options)
     assert isinstance(network, LucidUNet)
     names = {module: name for name, module in network.named_modules()}
     state: dict[str, Tensor] = {}
@@ -239,5 +240,8 @@ def _filled(named: Weights, shape: tuple[int, ...], out: int, options: dict[str,
             raise CheckpointError(
                 f"{name} should be {tuple(value.shape)}, the file has {tuple(state[name].shape) if name in state else None}"
             )
-    network.load_state_dict({name: state[name].float().reshape(value.shape) for name, value in network.state_dict().items()})
+    filled = {name: state[name].float().reshape(value.shape) for name, value in network.state_dict().items()}
+    network = make_network("lucid", shape, None, out, **options)
+    assert isinstance(network, LucidUNet)
+    network.load_state_dict(filled)
     return network

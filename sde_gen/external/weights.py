@@ -13,6 +13,8 @@ from ..networks import make_network
 from ..networks.resampled import ResampledUNet
 from ..networks.resampled_blocks import Attention, FilteredConv, ResampledConv, ResidualBlock, Stage
 
+MOST_NUMBER = 1 << 16
+"""Channels, classes or steps beyond which a file is not believed: a tensor without elements, or a configuration, may claim any."""
 BLOCK = ("norm1", "conv1", "modulation", "norm2", "conv2", "shortcut")
 Weights = Mapping[str, Tensor]
 
@@ -61,6 +63,11 @@ class Filler:
         # of a foreign network no label fades with the noise
         conditions = None if classes is None else {"label": {"kind": "label", "classes": classes, "fade": None}}
         self.made = (kind, shape, conditions, out_channels, options)
+        if options["blocks"] > len(weights):
+            raise CheckpointError(f"it has {options['blocks']} blocks in a level, but {len(weights)} tensors in all")
+        for name, value in (("classes", classes or 0), ("channels", max(shape[0], out_channels, options["width"]))):
+            if value > MOST_NUMBER:
+                raise CheckpointError(f"it has {value} {name}; at most {MOST_NUMBER} are read")
         with torch.device("meta"):  # nothing is allocated before the file is known to hold as much
             network = make_network(kind, shape, conditions, out_channels, **options)
         assert isinstance(network, ResampledUNet)

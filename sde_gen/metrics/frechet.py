@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import zipfile
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,8 @@ from sde_gen.metrics.estimate import Estimate, check_count, half_samples, matrix
 _MOST_ROWS = 8192  # items whose influence is worked out: the variance of a mean does not need more of them
 _NEGLIGIBLE = 1e-14  # eigenvalues below this part of the largest are rounding
 _MOST_WIDTH = 1 << 14
+_HEADER = 1 << 12  # bytes beside the numbers of an array in a file
+_ARCHIVE_FAULTS = (zipfile.BadZipFile, zlib.error, MemoryError)
 LEAST_TIMES = 4
 """Items over features from which on the bias is taken to fall as one over the number of items."""
 
@@ -61,18 +64,25 @@ class Moments:
         """
         path = Path(path)
         try:
+            sizes = _sizes(path)
+            _check_size(sizes, "mu", _MOST_WIDTH)
+            _check_size(sizes, "count", 1)
             with np.load(path, allow_pickle=False) as file:
                 if "mu" not in file or "sigma" not in file:
                     raise ValueError(f"it holds {', '.join(file) or 'nothing'}, not mu and sigma")
-                mean, covariance = file["mu"], file["sigma"]
+                mean = file["mu"]
+                _check_size(sizes, "sigma", mean.size**2)
+                covariance = file["sigma"]
                 count = int(file["count"]) if "count" in file else None
-        except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, RuntimeError, *_ARCHIVE_FAULTS) as error:
             reason = "no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())[:200]
             raise ValueError(f"{path}: no moments can be read ({reason}); an .npz of mu (D,) and sigma (D, D) is needed") from error
         width = mean.shape[0] if mean.ndim == 1 else 0
         if not 1 <= width <= _MOST_WIDTH or covariance.shape != (width, width) or {mean.dtype.kind, covariance.dtype.kind} != {"f"}:
             found = f"mu is {mean.dtype} {mean.shape} and sigma {covariance.dtype} {covariance.shape}"
             raise ValueError(f"{path}: {found}; floating-point numbers (D,) and (D, D) are needed")
+        if count is not None and count < 2:
+            raise ValueError(f"{path}: count is {count}; moments are of at least 2 items")
         mu, sigma = (torch.from_numpy(value.astype(np.float64)) for value in (mean, covariance))
         if not bool(torch.isfinite(mu).all() and torch.isfinite(sigma).all()):
             raise ValueError(f"{path}: mu or sigma holds NaN or infinite values; finite numbers are needed")
@@ -103,6 +113,19 @@ class Moments:
         """S^(1/2), (D, D)."""
         values, vectors = self.roots
         return (vectors * values) @ vectors.T
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    """Bytes that each array of an .npz claims: a compressed one may claim more than there is memory."""
+    if not path.is_file():
+        raise FileNotFoundError
+    with zipfile.ZipFile(path) as archive:
+        return {info.filename: info.file_size for info in archive.infolist()}
+
+
+def _check_size(sizes: dict[str, int], name: str, numbers: int) -> None:
+    if (found := sizes.get(f"{name}.npy", 0)) > _HEADER + 16 * numbers:
+        raise ValueError(f"{name} claims {found} bytes, more than {numbers} numbers")
 
 
 @dataclass(frozen=True)

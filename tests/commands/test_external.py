@@ -3,7 +3,9 @@
 import json
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,9 @@ from foreign_checkpoints import adm_state, edm_pickle, lucid_file, moved, random
 from toys import Command
 
 import sde_gen
+from sde_gen.commands import likelihood
+from sde_gen.commands.external import with_moments
+from sde_gen.data import rows_drawn
 from sde_gen.networks import make_network
 from sde_gen.training import read_extra
 
@@ -74,8 +79,29 @@ def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sde_gen.commands.cli._report", lambda directory: None)
 
 
+def bits_of_the_file(arguments: list[str]) -> sde_gen.BitsPerDim:
+    """Bits per dimension of the same held-out pictures, by the functions, on the network in the file."""
+    data, cond = sde_gen.load_dataset(arguments[-1]), {}
+    facts: dict[str, Any] = {}
+    if "--facts" in arguments:
+        facts = yaml.safe_load(Path(arguments[arguments.index("--facts") + 1]).read_text())
+    for flag, text in pairwise(arguments):
+        if flag == "--set":
+            facts[text.partition("=")[0]] = yaml.safe_load(text.partition("=")[2])
+    model = with_moments(sde_gen.load_external(arguments[0], config=facts or None), data)
+    assert data.test is not None and tuple(data.value_range or ()) == (0, 255)
+    rows = rows_drawn(len(data.test), 2, likelihood.SEED_OF_ORDER)
+    if model.network.classes is not None:
+        assert data.test_labels is not None
+        cond = {"label": data.test_labels[rows]}
+    options: dict[str, Any] = {"divergence": "hutchinson", "probes": 1, "seed": 0, "rtol": 0.5, "atol": 0.5, "batch_size": 256}
+    return sde_gen.bits_per_dim(model, data.test[rows].long(), 256, "truncated_normal", together=True, cond=cond, **options)
+
+
 @LIBRARIES
-def test_three_commands(make: Callable[[Path], list[str]], sde_gen_command: Command, tmp_path: Path) -> None:
+def test_three_commands(
+    make: Callable[[Path], list[str]], sde_gen_command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     arguments = make(tmp_path)
     code, out, err = sde_gen_command("import", *arguments, "--out", "run")
     assert (code, err) == (0, [])
@@ -87,11 +113,17 @@ def test_three_commands(make: Callable[[Path], list[str]], sde_gen_command: Comm
     code, out, err = sde_gen_command("sample", "--run", "run", "--samples", "4", "--steps", "2", "--out", "new.npz", "--no-progress")
     assert (code, err) == (0, [])
     assert np.load(tmp_path / "new.npz")["x"].shape == (4, 3, 8, 8)
-    if make is not of_score_sde:  # the seconds of the others; external/test_formats.py scores every library's by the function
-        return
+    monkeypatch.setattr(likelihood, "CHAINS", {4: 2})  # the chain's terms by the dozen are seconds for each library
+    monkeypatch.setattr(likelihood, "CONTINUOUS_TERMS", 4)
+    monkeypatch.setattr(likelihood, "CLASSIFIED", 0)
     flags = ["--images", "2", "--tolerance", "0.5", "--probes", "1", "--divergence", "hutchinson"]
     code, out, err = sde_gen_command("likelihood", "--run", "run", *flags)
-    assert (code, err) == (0, []) and any("bits/dim" in line for line in out)
+    assert (code, err) == (0, []) and any(re.match(r"held-out +\S+ \+- \S+ bits/dim", line) for line in out)
+    saved = json.loads((tmp_path / "run" / "likelihood" / "likelihood.json").read_text())
+    found = bits_of_the_file(arguments)
+    assert saved["parts"]["held-out"]["each"] == pytest.approx(found.each.tolist(), rel=1e-5)
+    chains = [name for name in saved["parts"] if name.startswith("held-out, chain of 4 steps")]
+    assert len(chains) == (3 if make is of_adm else 1)  # whose variance is learned
 
 
 def test_the_other_commands_take_it(sde_gen_command: Command, tmp_path: Path) -> None:

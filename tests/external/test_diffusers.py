@@ -1,6 +1,7 @@
 """Pipelines of diffusers in and out: folders in the library's layout, and beside the library itself where it is installed."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,10 @@ def test_schedulers(tmp_path: Path) -> None:
             {"prediction_type": "epsilon", "trained_betas": None, "beta_schedule": "laplace"},
             "beta_schedule = 'laplace'; choose from linear",
         ),
+        ({"beta_schedule": "linear", "_class_name": "LCMScheduler"}, "LCMScheduler is of a consistency model"),
+        ({"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}, "timestep_type = 'continuous': only 'discrete' is read"),
+        ({"timestep_type": None, "snr_shift_scale": 3.0}, "snr_shift_scale = 3.0: only 1.0 is read"),
+        ({"snr_shift_scale": None, "num_train_timesteps": 10**9, "trained_betas": None}, "more than 65536 steps"),
         ({"beta_schedule": None, "_class_name": "FlowMatchEulerDiscreteScheduler"}, "has no betas: .*no flows nor consistency"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -268,6 +273,48 @@ def test_what_is_no_folder_of_theirs(tmp_path: Path) -> None:
         load_external(folder)
     (folder / "unet" / "config.json").write_text(json.dumps({"_class_name": "os.system"}))
     with pytest.raises(CheckpointError, match="does not name the network's class"):
+        load_external(folder)
+
+
+WRONG = ([], 0, 10**9, [10**400])
+
+
+@pytest.mark.parametrize("part", ["unet/config.json", "scheduler/scheduler_config.json", "model_index.json"])
+def test_any_wrong_setting_is_one_line(part: str, tmp_path: Path) -> None:
+    """Each setting missing, of another type or far too large: what is raised is a line for the user, and nothing large is made."""
+    folder = to_diffusers(model_of(network("plain", size=(8, 8), width=16, groups=4)), tmp_path / "pipe")
+    values = json.loads((folder / part).read_text())
+    for name in values:
+        others = [{key: value for key, value in values.items() if key != name}, *(values | {name: wrong} for wrong in WRONG)]
+        for other in others:
+            (folder / part).write_text(json.dumps(other))
+            try:
+                load_external(folder)
+            except (ValueError, ImportError) as error:
+                assert "\n" not in str(error) and len(str(error)) < 600, (name, other.get(name))
+
+
+def test_hostile_folders(tmp_path: Path) -> None:
+    folder = to_diffusers(model_of(network("plain")), tmp_path / "pipe")
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    for change, message in (
+        ({"layers_per_block": 10**9}, "layers_per_block = 1000000000, with .* tensors: no network is so large"),
+        ({"num_class_embeds": 10**9}, "num_class_embeds = 1000000000"),
+        ({"block_out_channels": [10**9]}, "block_out_channels = 1000000000"),
+        ({"block_out_channels": [32] * 10**5}, "lists 100000 block_out_channels"),
+        ({"block_out_channels": []}, "is not what diffusers writes: IndexError"),
+        ({"attention_head_dim": 0}, "is not what diffusers writes: ZeroDivisionError"),
+    ):
+        (folder / "unet" / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(CheckpointError, match=message):
+            load_external(folder)
+    (folder / "unet" / "config.json").unlink()
+    os.mkfifo(folder / "unet" / "config.json")  # which nobody writes
+    with pytest.raises(CheckpointError, match="no such file"):
+        load_external(folder)
+    (folder / "unet" / "config.json").unlink()
+    (folder / "unet" / "config.json").symlink_to("/dev/zero")
+    with pytest.raises(CheckpointError, match="no such file"):
         load_external(folder)
 
 

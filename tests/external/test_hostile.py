@@ -89,6 +89,23 @@ def safetensors(header: Any, content: bytes = b"", length: int | None = None) ->
     return struct.pack("<Q", len(text) if length is None else length) + text + content
 
 
+def doubled(levels: int) -> Any:
+    """A tuple of the same tuple twice, and so on: short in a file, beyond memory in print."""
+    value: Any = ("x",)
+    for _ in range(levels):
+        value = (value, value)
+    return value
+
+
+def sharing(levels: int) -> dict[str, Any]:
+    """The state of a network whose modules are each the same one ten times over."""
+    state: dict[str, Any] = {"_modules": {}, "_parameters": {}}
+    for _ in range(levels):
+        child = Call(print, state=state)
+        state = {"_modules": {str(k): child for k in range(10)}, "_parameters": {}}
+    return state
+
+
 def edm(source: str = f"open('{CANARY}', 'w')", **state: Any) -> bytes:
     """What EDM pickles: a function that would execute the source code of a class, and then build it from its state."""
     meta = {"type": "class", "version": 6, "module_src": source, "class_name": "EDMPrecond", "state": state}
@@ -131,6 +148,7 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
         "knows no such checkpoint",
     ),
     "exec of embedded source": (edm, "is not what edm writes"),
+    "modules that share modules": (lambda: edm(**sharing(6)), "more than 65536 modules"),
     "embedded source with a state": (lambda: edm(_modules={}, _parameters={"w": torch.ones(3)}), "is not what edm writes"),
     "a key of the state that is called": (
         lambda: with_pickle(pickle.dumps({"a": Call(exec, f"open('{CANARY}', 'w')")}, 2)),
@@ -162,6 +180,8 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "a storage of no known kind": (lambda: tensor_of(kind=print), "unknown kind"),
     "the old format with a storage of terabytes": (lambda: old_of(MANY, MANY), "more than the"),
     "the old format with two sizes": (lambda: old_of(4, 5), "not what its tensors say"),
+    "a size of parts that share parts": (lambda: tensor_of(size=doubled(60)), "size"),
+    "an offset of parts that share parts": (lambda: tensor_of(offset=doubled(60)), "offset"),
     # storages inside of storages
     "a storage that is a pickle": (
         lambda: pickle.dumps({"w": Call(VIEW, Call(OF_BYTES, pickle.dumps(system())), 0, (1,), (1,))}),
@@ -269,6 +289,39 @@ def test_the_hostile_files_would_execute_what_they_name(tmp_path: Path, monkeypa
         pickle.loads(make())
         assert (tmp_path / CANARY).exists()
         (tmp_path / CANARY).unlink()
+
+
+def adm_claiming(blocks: int) -> dict[str, torch.Tensor]:
+    """A state of guided-diffusion whose names claim so many blocks in a level, of a width of 4."""
+    named = {f"input_blocks.{blocks}.0.x": torch.zeros(1), f"output_blocks.{blocks}.0.x": torch.zeros(1)}
+    named |= {"input_blocks.0.0.weight": torch.zeros(4, 3, 3, 3), "time_embed.0.weight": torch.zeros(16, 4)}
+    named |= {"input_blocks.1.0.in_layers.2.weight": torch.zeros(4, 4, 3, 3), "middle_block.0.emb_layers.1.weight": torch.zeros(8, 16)}
+    return named | {"out.2.weight": torch.zeros(3, 4, 3, 3)}
+
+
+def test_names_and_empty_tensors_that_claim_much_make_nothing(tmp_path: Path) -> None:
+    """What a network is made of is in the file before any of it is made."""
+    from sde_gen.external import load_external
+
+    facts = {"size": 8, "schedule": "linear", "steps": 1000, "prediction": "noise", "rescale_timesteps": False}
+    torch.save(adm_claiming(10**9), tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="1000000000 blocks in a level, but 7 tensors"):
+        load_external(tmp_path / "a.pt", "adm", facts | {"heads": 1, "attention_order": "new"})
+    wide = 50_000
+    named = {"init_conv.weight": torch.zeros(wide, 3, 0, 7), "time_mlp.1.weight": torch.zeros(0, wide)}
+    named |= {"final_conv.weight": torch.zeros(3, 0, 1, 1), "final_res_block.block1.proj.weight": torch.zeros(0)}
+    named |= {
+        "downs.0.3.weight": torch.zeros(wide, 0),
+        "mid_attn.to_qkv.weight": torch.zeros(0),
+        "mid_attn.mem_kv": torch.zeros(2, 1, 4, 8),
+    }
+    named |= {"downs.0.2.mem_kv": torch.zeros(2, 1, 8, 4)}
+    torch.save(named, tmp_path / "l.pt")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match="the file lacks"):
+        given = {"size": 8, "auto_normalize": True, "objective": "pred_noise", "schedule": "linear", "steps": 1000}
+        load_external(tmp_path / "l.pt", "lucid", given)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # KiB
 
 
 def test_an_old_pytorch_is_refused_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
+import io
 import math
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -160,6 +162,50 @@ def test_files_that_are_no_moments_are_one_line(tmp_path):
             Moments.read(tmp_path / name)
     with pytest.raises(ValueError, match="finite numbers"):
         Moments.of(torch.tensor([[1.0], [math.nan]]))
+
+
+def packed(path, **members):
+    """An archive of arrays, each given by its bytes, compressed."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(f"{name}.npy", content)
+
+
+def array_of(shape, numbers=0):
+    """An array's header that claims a shape, and so many zeros of float64."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    return header.getvalue() + bytes(8 * numbers)
+
+
+def test_archives_made_to_do_harm_are_one_line(tmp_path):
+    """Arrays that are large once unpacked, or claim to be; damage inside of what is compressed."""
+    file = tmp_path / "a.npz"
+    mu = array_of((3,), 3)
+    for members, message in (
+        ({"mu": array_of((1 << 20,), 1 << 20), "sigma": array_of((3, 3), 9)}, "mu claims 8388736 bytes"),
+        ({"mu": mu, "sigma": array_of((1 << 10, 1 << 10), 1 << 20)}, "sigma claims 8388736 bytes, more than 9 numbers"),
+        ({"mu": array_of((1 << 50,)), "sigma": mu}, "no moments can be read"),
+        ({"mu": mu, "sigma": array_of((3, 3), 9), "count": array_of((1000,), 1000)}, "count claims"),
+    ):
+        packed(file, **members)
+        with pytest.raises(ValueError, match=message) as raised:
+            Moments.read(file)
+        assert "\n" not in str(raised.value)
+    packed(file, mu=mu, sigma=bytes(range(256)) * 10)
+    content = bytearray(file.read_bytes())
+    at = content.index(b"sigma.npy") + 9
+    content[at : at + 8] = b"\xff" * 8
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="no moments can be read"):
+        Moments.read(file)
+    for count in (-5, 1):
+        np.savez(file, mu=np.zeros(3), sigma=np.eye(3), count=np.int64(count))
+        with pytest.raises(ValueError, match=f"count is {count}"):
+            Moments.read(file)
+    np.savez(file, mu=np.zeros(3), sigma=np.eye(3), count=np.float64(np.inf))
+    with pytest.raises(ValueError, match="no moments can be read"):
+        Moments.read(file)
 
 
 def test_bad_arguments_are_one_line(tmp_path):
