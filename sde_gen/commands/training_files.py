@@ -13,7 +13,7 @@ import torch
 
 from .. import progress, report
 from ..data import Dataset
-from ..exact.empirical import best_level_loss
+from ..exact.empirical import affordable_states, best_level_loss
 from ..models.score import ScoreModel
 from ..report.files import write_text
 from ..training import read_extra, read_state
@@ -123,7 +123,7 @@ def _write_history(directory: Path, model: ScoreModel, data: Dataset, config: Ru
     names = conditions_of(config, data)
     levels = extra["linear"]["levels"]
     most = max(LEAST, MOST_NUMBERS // (len(levels) * math.prod(data.shape)))  # all states of all levels are in memory together
-    samples = None if most >= MOST_ITEMS else most
+    samples = min(most, affordable_states(data.train, len(levels)))
     of_labels = data.train_labels if "label" in names else None
     linear = extra["linear"] | {"best": best_level_loss(model, data.train, levels, of_labels, samples)}
     per_call = seconds_per_call(model, data.shape, LEAST)

@@ -16,7 +16,7 @@ BINS, FRAMES, FLOOR = 128, 256, -80.0
 LOW, HIGH, DECAY = 12.0, 52.0, 25.0
 """Bins between which a chirp begins and ends, and the most (dB) that it loses over the time."""
 _WIDTH, _OVERTONE = 3.0, -15.0
-VOXELS, VOLUME_MEAN, VOLUME_STD, CORRELATION = 16, 1000.0, 150.0, 2.0
+VOXELS, VOLUME_MEAN, VOLUME_STD, CORRELATION = 12, 1000.0, 150.0, 2.0
 """Of a volume: edge, mean, standard deviation, and the length (voxels) over which it is correlated."""
 _CHIRPS, _VOLUMES, _HELD_OUT = 1000, 4000, 200
 
@@ -47,17 +47,18 @@ def spectrograms(root: Path | None = None, seed: int = 0) -> Dataset:
 
 
 def volume_spectrum() -> Tensor:
-    """Variance, float64 (16, 16, 16), of each of the discrete Fourier coefficients (orthonormal) of a volume of `volumes` about its mean:
-    proportional to e^{-(2 pi l k)^2/2} for the frequency k in cycles a voxel and l = 2 voxels, with a mean of 150^2."""
+    """Variance, float64 (12, 12, 12), of each of the discrete Fourier coefficients (orthonormal) of a volume of `volumes` about its mean:
+    proportional to (1 + (2 pi l k)^2)^{-2} for the frequency k in cycles a voxel and l = 2 voxels, with a mean of 150^2: Matern's of order
+    1/2 (Whittle 1954), which without a grid and without ends has the correlation e^{-r/l}."""
     k = torch.fft.fftfreq(VOXELS, dtype=torch.float64)
     square = k[:, None, None] ** 2 + k[:, None] ** 2 + k**2
-    power = torch.exp(-((2 * math.pi * CORRELATION) ** 2) * square / 2)
+    power = (1 + (2 * math.pi * CORRELATION) ** 2 * square) ** -2
     return VOLUME_STD**2 * power / power.mean()
 
 
 def volumes(root: Path | None = None, seed: int = 0) -> Dataset:
-    """4,000 stationary Gaussian random fields (1, 16, 16, 16), periodic, of mean 1000, standard deviation 150 and the spectrum
-    `volume_spectrum`, so that voxels r apart have the correlation e^{-r^2/(2 2^2)}; 200 held out. `root` is not read."""
+    """4,000 stationary Gaussian random fields (1, 12, 12, 12), periodic, of mean 1000, standard deviation 150 and the spectrum
+    `volume_spectrum`; 200 held out. `root` is not read."""
     rng = np.random.default_rng(seed)
     white = torch.from_numpy(rng.standard_normal((_VOLUMES + _HELD_OUT, VOXELS, VOXELS, VOXELS), dtype=np.float32))
     axes = (-3, -2, -1)

@@ -19,8 +19,10 @@ from ..shapes import expand_as
 
 CHUNK = 1 << 22
 """So many distances between states and data are in memory at once."""
-EVALUATIONS = 1 << 22
-"""`best_level_loss` looks at about so many pairs of a state and a data point at each level, unless it is given a number."""
+EVALUATIONS, PRODUCTS = 1 << 22, 1 << 34
+"""`best_level_loss` looks at about so many pairs of a state and a data point at each level, and multiplies about so many numbers of them at
+all levels together (some seconds of a core), unless it is given a number of states."""
+LEAST_STATES, MOST_STATES = 32, 256
 
 
 class EmpiricalDenoiser(nn.Module):
@@ -197,6 +199,13 @@ def best_loss(model: Denoiser, data: Tensor, times: Tensor, draws: int = 256, se
 
 
 @torch.no_grad()
+def affordable_states(data: Tensor, levels: int) -> int:
+    """The number of draws that `best_level_loss` takes of data (N, *) at each of so many levels, by the cost of N items and of their size.
+    Data of more numbers need fewer: each draw's error is a mean over them."""
+    numbers = max(1, levels * data.numel())
+    return max(LEAST_STATES, min(MOST_STATES, EVALUATIONS // len(data), PRODUCTS // numbers))
+
+
 def best_level_loss(
     model: ScoreModel, data: Tensor, levels: Sequence[float], labels: Tensor | None = None, samples: int | None = None, seed: int = 0
 ) -> list[float]:
@@ -213,12 +222,12 @@ def best_level_loss(
     levels: half log-SNRs.
     labels: (N,) of a class-conditional network, which then knows the class; or None.
     samples: the number of draws of data and noise in the Monte Carlo estimate, which `seed` seeds; None takes 256, fewer for large
-        data, at least 32.
+        data (`affordable_states`), at least 32.
 
     All levels are done in one pass over the data, in O(levels samples N D): seconds for 60,000 images.
     """
     if samples is None:
-        samples = max(32, min(256, EVALUATIONS // len(data)))
+        samples = affordable_states(data, len(levels))
     normalizer, sde = model.normalizer, model.sde
     device = next((p.device for p in model.parameters()), data.device)
     z = data.to(device) if normalizer is None else normalizer.encode(data.to(device))

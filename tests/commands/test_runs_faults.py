@@ -191,6 +191,7 @@ def test_history_measures_held_out_items_beside_training_items(monkeypatch: pyte
     extra = {"steps": 3, "linear": {"levels": [2.0, -2.0], "linear": [0.7, 0.9]}}
     training_files._write_history(tmp_path, check(config, data), data, config, extra)
     assert seen["best"][1] is data.train and seen["best"][2] == [2.0, -2.0] and torch.equal(seen["best"][3], data.train_labels)
+    assert seen["best"][4] == training_files.affordable_states(data.train, 2)
     assert seen["items"][1] is data.train and seen["items"][2] is data.test and seen["items"][3] == 6
     assert torch.equal(seen["items"][4]["label"], data.train_labels) and torch.equal(seen["items"][5]["label"], data.test_labels)
     found = json.loads((tmp_path / "history.json").read_text())

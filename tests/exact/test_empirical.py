@@ -6,7 +6,7 @@ from toys import all_sdes
 
 from sde_gen import Moments, Normalizer, ScoreModel, make_sde, sample
 from sde_gen.exact import empirical
-from sde_gen.exact.empirical import best_level_loss, best_loss, empirical_score, gaussian_gap, reverse_kernel
+from sde_gen.exact.empirical import affordable_states, best_level_loss, best_loss, empirical_score, gaussian_gap, reverse_kernel
 from sde_gen.training.validation import Validation
 
 CPU = torch.device("cpu")
@@ -171,3 +171,13 @@ def test_bad_input() -> None:
         reverse_kernel(model, torch.zeros(1, 3), 0.2, 0.5)
     with pytest.raises(TypeError, match="empirical_score"):
         reverse_kernel(ScoreModel(lambda x, t: x, sde), torch.zeros(1, 3), 0.5, 0.2)
+
+
+def test_states_are_as_many_as_the_numbers_of_the_data_allow() -> None:
+    """Digits keep 256 draws, and large items need not wait minutes for them: 4,000 volumes of 16 x 16 x 16."""
+    with torch.device("meta"):
+        assert affordable_states(torch.empty(1437, 1, 8, 8), 16) == 256
+        assert affordable_states(torch.empty(120_000, 2), 16) == 34, "pairs of a state and an item are bounded too"
+        volumes, spectrograms = torch.empty(4000, 1, 16, 16, 16), torch.empty(1000, 1, 128, 256)
+        assert affordable_states(volumes, 16) == 65 and affordable_states(volumes, 32) == 32
+        assert affordable_states(spectrograms, 16) == 32, "the least"
