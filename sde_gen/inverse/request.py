@@ -41,9 +41,10 @@ class Posterior:
 
     x: (B, count, *data shape), in the data's units.
     log_weights: (B, count), not normalised, or None where the samples are equally weighted. The mean of their exponentials is the evidence.
-    ess: the effective number of samples by their weights, (B,); count where they are equally weighted.
+    ess: the effective number of samples by their weights, (B,); count where they are equally weighted, and a Metropolis chain's proposals'.
     log_evidence: log p(y) in nats, (B,), and log_evidence_error, its standard error; None for methods that do not know it.
     nfe: network evaluations for each measurement, (B,); a method that differentiates the network has vector-Jacobian products besides.
+    acceptance: the share of proposals that a Metropolis chain took, (B,); None for other methods.
     """
 
     x: Tensor
@@ -52,6 +53,7 @@ class Posterior:
     log_evidence: Tensor | None
     log_evidence_error: Tensor | None
     nfe: Tensor
+    acceptance: Tensor | None = None
 
     @property
     def weights(self) -> Tensor:
