@@ -41,13 +41,14 @@ class Posterior:
 
     x: (B, count, *data shape), in the data's units.
     log_weights: (B, count), not normalised, or None where the samples are equally weighted. The mean of their exponentials is the evidence.
-    ess: the effective number of samples by their weights, (B,); count where they are equally weighted. Where `count` of more particles are
-        kept it is that of the particles.
+    ess: the effective number of samples by their weights, (B,); count where they are equally weighted, and a Metropolis chain's proposals'.
+        Where `count` of more particles are kept it is that of the particles.
     lineages: the effective number of particles of the start that the samples come from, (B,); None where each was drawn by itself. Samples
         of one ancestor share a part of their way, so that as many as `lineages` are independent for certain, and no more than `ess`.
     log_evidence: log p(y) in nats, (B,), and log_evidence_error, its standard error; None for methods that do not know it.
         An error near 1 nat is the largest that can be said: where `lineages` is 1 or 2 the evidence may be off by far more.
     nfe: network evaluations for each measurement, (B,); a method that differentiates the network has vector-Jacobian products besides.
+    acceptance: the share of proposals that a Metropolis chain took, (B,); None for other methods.
     """
 
     x: Tensor
@@ -57,6 +58,7 @@ class Posterior:
     log_evidence_error: Tensor | None
     nfe: Tensor
     lineages: Tensor | None = None
+    acceptance: Tensor | None = None
 
     @property
     def weights(self) -> Tensor:

@@ -32,6 +32,7 @@ from sde_gen.inverse import (
     moment_matched,
     twisted,
 )
+from sde_gen.inverse.exact_flow import chain
 from sde_gen.inverse.gibbs import narrowed
 from sde_gen.models.moments import Moments
 
@@ -246,6 +247,51 @@ def test_the_guided_flow_s_evidence_is_within_its_error() -> None:
     assert bool(((found.log_evidence - evidence).abs() < 3.5 * found.log_evidence_error).all())
 
 
+def test_a_chain_has_the_law_that_is_asked_of_it_and_says_how_much_it_took() -> None:
+    wanted, offered = torch.tensor([0.4, 0.3, 0.2, 0.1, 0.0]).double(), torch.tensor([0.1, 0.1, 0.3, 0.3, 0.2]).double()
+    chains, count = 400, 300
+    generator = torch.Generator().manual_seed(1)
+    proposals = torch.multinomial(offered.expand(chains, -1), count, replacement=True, generator=generator)
+    ratio = wanted / offered
+    chosen, taken = chain(ratio.log()[proposals], torch.rand(chains, count + 1, generator=generator, dtype=torch.float64))
+    found = proposals.gather(1, chosen)
+    shares = torch.bincount(found.flatten(), minlength=5) / found.numel()
+    torch.testing.assert_close(shares.double(), wanted, rtol=0, atol=0.006)
+    assert int((found == 4).sum()) == 0, "what has no weight is never taken"
+    expected = (wanted[:, None] * offered * (ratio / ratio[:, None]).clamp(max=1).nan_to_num()).sum()
+    assert abs(float(taken.mean()) - float(expected)) < 0.01
+    moved = (chosen[:, 1:] != chosen[:, :-1]).double().mean(1)
+    assert float((taken - moved).abs().max()) <= 1 / count + 0.01
+
+
+def test_metropolis_reaches_the_posterior_of_a_mixture_that_its_proposals_miss() -> None:
+    data, measurement = law(4), SPLIT
+    model = model_of(data)
+    y = measured(measurement, data, model, 2)[:1]
+    truth = data.posterior_sample(20000, *normalised(measurement, model, y)).flatten(2)
+    common: dict[str, Any] = {"count": 400, "method": "exact_flow", "rtol": 1e-3, "progress": False}
+    found = sde_gen.posterior(model, measurement, y, accept="metropolis", **common)
+    weighted = sde_gen.posterior(model, measurement, y, **common)
+    assert model.normalizer is not None and found.acceptance is not None
+    chained, proposals = (model.normalizer.encode(one.x).flatten(2).mean(1) for one in (found, weighted))
+    assert float((chained - truth.mean(1)).abs().max()) < 0.35 < 1 < float((proposals - truth.mean(1)).abs().max())
+    assert found.log_weights is None and weighted.acceptance is None
+    assert 0.1 < float(found.acceptance) < 0.6
+    torch.testing.assert_close(found.ess, weighted.ess)
+    torch.testing.assert_close(found.log_evidence, weighted.log_evidence)
+
+
+def test_chains_do_not_depend_on_their_batch() -> None:
+    data, measurement = law(2), SPLIT
+    model = model_of(data)
+    y = measured(measurement, data, model, 2)
+    common: dict[str, Any] = {"count": 6, "method": "exact_flow", "rtol": 1e-2, "progress": False, "accept": "metropolis", "seed": 3}
+    whole = sde_gen.posterior(model, measurement, y, **common)
+    alone = sde_gen.posterior(model, measurement, y[1:], index_offset=1, batch_size=5, **common)
+    torch.testing.assert_close(alone.x, whole.x[1:], rtol=0, atol=1e-5)
+    assert whole.acceptance is not None and alone.acceptance is not None and torch.equal(alone.acceptance, whole.acceptance[1:])
+
+
 POISSON = Measurement(Matrix(torch.tensor([[0.5, 1.0]], dtype=torch.float64), (1, 2)), Poisson(3.0))
 ONE_BIT = Measurement(Matrix(torch.tensor([[0.5, 1.0], [1.0, -1.0]], dtype=torch.float64), (1, 2)), Quantised(2.0, 0.7, -1.0, 1.0))
 CURVED = Measurement(Function(lambda x: x.square().sum((1, 2))[:, None]), Gaussian(0.8))
@@ -388,6 +434,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "model": ({"model": torch.nn.Linear(2, 2)}, TypeError, "model must be a Denoiser"),
     "measurement": ({"measurement": Mask()}, TypeError, r"measurement must be a Measurement\(operator, noise\), got Mask"),
     "method": ({"method": "magic"}, ValueError, "unknown method 'magic'; choose from twisted, gibbs"),
+    "accept": ({"method": "exact_flow", "accept": "all"}, ValueError, "accept must be one of weights, metropolis, got 'all'"),
     "option": ({"method": "mmps", "rounds": 3}, ValueError, "method 'mmps' has no setting rounds; it takes model, measurement, directions"),
     "width of y": ({"y": torch.zeros(2, 5)}, ValueError, r"y must have shape \(B, 3\), as Matrix gives of data \(2, 1, 4\), got \(2, 5\)"),
     "rank of y": ({"y": torch.zeros(3)}, ValueError, r"y must be a tensor \(B, \*measured shape\).*got \(3,\)"),
