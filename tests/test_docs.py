@@ -58,8 +58,8 @@ def little(small_run: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return train(data, network=network, network_options=size, steps=3, batch=16, device="cpu", progress=False, **settings)
 
     @functools.wraps(fit_grid)
-    def roughly(model: Any, solver: str, steps: int) -> Any:
-        return fit_grid(model, solver, steps, samples=6, iterations=1)
+    def roughly(model: Any, solver: str, steps: int, **settings: Any) -> Any:
+        return fit_grid(model, solver, steps, samples=6, iterations=1, **settings)
 
     monkeypatch.chdir(small_run)
     monkeypatch.setattr(sde_gen, "train", briefly)

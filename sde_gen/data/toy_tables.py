@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 
 from sde_gen.data.columns.codec import Codec, Column
 from sde_gen.data.dataset import Dataset
@@ -46,6 +45,8 @@ def adult(root: Path | None = None, seed: int = 0) -> Dataset:
 
 def rain_table(count: int, seed: int = 0) -> dict[str, np.ndarray]:
     """The columns of `rain`, `count` days."""
+    from scipy import stats  # here, as it takes as long to import as the rest of the package
+
     rng = np.random.default_rng([seed, 1])
     season = rng.uniform(0, 2 * np.pi, count)
     front, first, second = rng.standard_normal((3, count))

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
 Chain = tuple[str, ...]
@@ -96,6 +95,8 @@ class BoxCox(Transform):
 
     @classmethod
     def fit(cls, values: Tensor, breaks: Sequence[Sequence[float]]) -> BoxCox:
+        from scipy import stats  # here, as it takes as long to import as the rest of the package
+
         found = []
         for row in values:
             x = row[(row > 0) & torch.isfinite(row)].numpy()
@@ -375,8 +376,7 @@ def _knots(values: np.ndarray, breaks: np.ndarray) -> tuple[np.ndarray, np.ndarr
     if len(places) < 2:  # few values, or few different ones
         span = max(x[-1] - x[0], abs(x[0]) * 1e-6, 1e-12)
         places, below = np.array([x[0] - 0.5 * span, x[-1] + 0.5 * span]), np.array([0.25 * total, 0.75 * total])
-    score = stats.norm.ppf(below / total)
-    score = np.where(below * 2 > total, -stats.norm.ppf((total - below) / total), score)
+    score = _normal_score(torch.from_numpy(below / total), torch.from_numpy((total - below) / total)).numpy()
     far = max(1, min(len(places) - 1, len(places) // 10))
     slopes = np.array(
         [(score[far] - score[0]) / (places[far] - places[0]), (score[-1] - score[-1 - far]) / (places[-1] - places[-1 - far])]

@@ -317,8 +317,8 @@ def sample_together(model: Denoiser, shape: Sequence[int], cond: dict[str, Tenso
     except SolverError as error:
         raise SolverError(error.solver, error.time, error.step, error.failed + rows.start, error.healthy + rows.start, error.x) from None
     names = ("x", "nfe", "failed", "log_weights", "ess", "lineages", "evidence_error")
-    found = {name: getattr(out, name) for name in names if getattr(out, name) is not None}
-    return replace(out, **{name: parallel.gather_rows(value) for name, value in found.items()})
+    found: dict[str, Any] = {name: parallel.gather_rows(getattr(out, name)) for name in names if getattr(out, name) is not None}
+    return replace(out, **found)
 
 
 def _batches(count: int, size: int) -> Iterator[tuple[int, int]]:

@@ -153,7 +153,7 @@ def test_a_fit_is_judged_by_the_converged_flow_and_not_by_the_solver_fitted() ->
     """The default error of a method that cannot know the data's axes is as large as it is."""
     alone = Moments(torch.zeros(WIDE), variance=drawn(WIDE, 500).var(0))
     model = gaussian(WIDE, alone, std=0.6)
-    fitted = fit_grid(model, "angle", 6, (WIDE,), samples=3, batch_size=1, iterations=1)
+    fitted = fit_grid(model, "angle", 6, (WIDE,), samples=4, batch_size=1, iterations=1)
     noise_free = sample(model, (24, WIDE), "angle", 6, grid="angle", progress=False, dtype=torch.float64, final="state")
     exact = sample(model, (24, WIDE), "ode", progress=False, dtype=torch.float64, final="state")
     true = float((noise_free.x - exact.x).square().mean(1).sqrt().log().mean().exp())

@@ -139,7 +139,7 @@ def test_order_of_deterministic_solvers(name, method):
     x, exact = on_the_flow(name, 1, 0), on_the_flow(name, 1, 1)
     counts = [64, 256]
     warm = [float((from_exact_history(solver, name, steps) - exact).norm()) for steps in counts]
-    assert slope(counts, warm) >= solver.order - 0.15
+    assert slope(counts, warm) >= solver.order - (0.15 if solver.order < 5 else 0.2)  # float64 ends the range of the fifth order
     if not looked_back(plan_of(solver, name, 64), 64):
         return  # it would be the same run again
     cold = [float((solver.solve(run_of(model, 64), x, START, END, steps, "half_log_snr") - exact).norm()) for steps in counts]

@@ -126,8 +126,12 @@ def test_what_dry_run_prints_needs_no_alias() -> None:
 
 
 DATA: dict[str, tuple[str, Callable[[], bytes], str]] = {
-    "a pickle named pt": ("weights.pt", lambda: pickle.dumps(Planted()), "weights.pt: not a known kind of file"),
-    "what torch.save writes": ("data.pt", torch_saved, "data.pt: not a known kind of file"),
+    "a pickle named pt": (
+        "weights.pt",
+        lambda: pickle.dumps(Planted()),
+        "weights.pt: holds Record; a tensor, or a dict of tensors by name, is needed",
+    ),
+    "what torch.save writes": ("data.pt", torch_saved, "constant data, all 4 training items are equal"),
     "what torch.save writes, named npz": ("data.npz", torch_saved, "data.npz: "),
     "what torch.save writes, named npy": ("data.npy", torch_saved, "data.npy: its content is not"),
     "what torch.save writes, named zip": ("data.zip", torch_saved, "data.zip: no images"),
