@@ -16,7 +16,7 @@ The model sees the data in units of their standard deviation, as trained models 
 have parted at t_max already, where d is large, and most steps lie where nothing happens. Noise levels are in these units.
 
 --peer: a Python in which azula is installed; its samplers are given the same exact denoiser, problems and number of steps. Left out where
-there is none.
+there is none. --deepinv: the same of deepinv, see inverse_peers_deepinv.py.
 """
 
 from __future__ import annotations
@@ -233,20 +233,22 @@ with open(f"{folder}/faults.json", "w") as file:
 PEER_METHODS = ("mmps", "tmpd", "diffpir", "tds")
 
 
-def theirs(python: str, one: Problem, count: int, steps: int, seed: int, folder: Path) -> dict[str, Any]:
+def theirs(library: str, python: str, one: Problem, count: int, steps: int, seed: int, folder: Path) -> dict[str, Any]:
     scale = one.data.scale()
     tensors = {"means": one.data.means, "log_weights": one.data.log_weights, "matrix": one.matrix, "y": one.y[0]}
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "task.safetensors")
     task = {"std": one.std, "count": count, "steps": steps, "seed": seed, "methods": PEER_METHODS, "scale": scale}
     (folder / "task.json").write_text(json.dumps(task), encoding="utf-8")
-    script = folder / "peer.py"
-    script.write_text(PEER, encoding="utf-8")
+    script = HERE / "inverse_peers_deepinv.py"
+    if library == "azula":
+        script = folder / "peer.py"
+        script.write_text(PEER, encoding="utf-8")
     done = subprocess.run([python, str(script), str(folder)], capture_output=True, text=True)
     if done.returncode:
-        return {"azula": done.stderr.strip().splitlines()[-1][:200]}
+        return {library: done.stderr.strip().splitlines()[-1][:200]}
     found: dict[str, Any] = json.loads((folder / "faults.json").read_text(encoding="utf-8"))
     found |= load_file(folder / "found.safetensors")
-    return {f"azula {name}": found[name] for name in PEER_METHODS}
+    return {f"{library} {name}": value for name, value in found.items()}
 
 
 def cell(dim: int, measured: int, methods: list[str], args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -268,8 +270,10 @@ def cell(dim: int, measured: int, methods: list[str], args: argparse.Namespace, 
                 continue
             found["distance"] = distance(found.pop("x"), found.pop("weights"), exact)
             rows.setdefault(method, []).append(found)
-        if args.peer:
-            for name, x in theirs(args.peer, one, args.count, args.steps, seed, folder).items():
+        for library, python in (("azula", args.peer), ("deepinv", args.deepinv)):
+            if not python:
+                continue
+            for name, x in theirs(library, python, one, args.count, args.steps, seed, folder).items():
                 good = isinstance(x, Tensor) and bool(torch.isfinite(x).all())
                 rows.setdefault(name, []).append({"distance": distance(x, even, exact)} if good else {"failed": str(x)[:200]})
     return {"dim": dim, "measured": measured, "methods": {name: summary(found, rows["floor"]) for name, found in rows.items()}}
@@ -359,11 +363,12 @@ def main(arguments: list[str] | None = None) -> None:
     everything = [f"{dim}/{measured}" for dim in DIMENSIONS for measured in MEASURED_DIMENSIONS]
     every = [name for name in METHODS if name != "exact_flow"] + ["dps normed", "exact_flow"]
     parser.add_argument("--cells", nargs="+", default=everything, choices=everything, metavar="D/DY")
-    parser.add_argument("--methods", nargs="+", default=every, choices=every, metavar="METHOD")
+    parser.add_argument("--methods", nargs="*", default=every, choices=every, metavar="METHOD")
     parser.add_argument("--problems", type=int, default=20)
     parser.add_argument("--count", type=int, default=1000, help="samples, and particles")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--peer", default=None, help="a Python with azula")
+    parser.add_argument("--deepinv", default=None, help="a Python with deepinv")
     parser.add_argument("--no-scores", action="store_true")
     parser.add_argument("--json", type=Path, default=HERE / "results" / "inverse_mixture.json")
     args = parser.parse_args(arguments)
