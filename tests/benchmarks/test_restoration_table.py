@@ -78,7 +78,7 @@ def test_an_exact_network_fills_a_table_as_its_conditional_law_does() -> None:
     off = ((found.means - exact) / (units.scale * torch.stack(spreads)))[hidden]
     assert 32**-0.5 * 0.8 < float(off.square().mean().sqrt()) < 10**-0.5 * 1.1  # of 32 particles more than ten count at 40 steps
     ours, law = ((((value - truths) / units.scale)[hidden]).square().mean().sqrt() for value in (found.means, exact))
-    assert float(ours / law) == pytest.approx(1.0, abs=0.05)
+    assert float(ours / law) == pytest.approx(1.0, abs=0.1)
     ranks = benchmark.randomised_ranks(truths, found.samples, found.log_weights)
     inside = ((2 * ranks - 1).abs() <= 0.9)[hidden].double().mean()
     assert 0.83 < float(inside) < 0.97

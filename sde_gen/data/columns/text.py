@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from sde_gen.data.cell_text import NOT_THERE, number_of
 from sde_gen.data.columns.codec import Column, read_asked
@@ -32,6 +31,8 @@ def told(name: str, columns: str | os.PathLike[str] | Mapping[str, Any]) -> Told
 def _read(name: str, path: Path) -> Any:
     if not path.is_file():
         raise ValueError(f"{name}: columns={str(path)!r}: no such file; 'infer', or a YAML file of {{COLUMN: KIND}}, is needed")
+    import yaml  # here, as few tables have such a file
+
     try:
         if path.stat().st_size > MOST_BYTES:
             raise ValueError(f"more than {MOST_BYTES} bytes")
