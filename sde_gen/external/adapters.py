@@ -60,9 +60,9 @@ def as_azula(model: Denoiser) -> Any:
     """
     _checked(model)
     try:
-        from azula.denoise import Denoiser as AzulaDenoiser  # type: ignore[import-not-found,unused-ignore]
+        from azula.denoise import Denoiser as AzulaDenoiser
         from azula.denoise import DiracPosterior
-        from azula.noise import Schedule  # type: ignore[import-not-found,unused-ignore]
+        from azula.noise import Schedule
     except ImportError as error:
         raise ImportError("as_azula needs the package azula: pip install azula") from error
     first, span = model.sde.t_min, model.sde.t_max - model.sde.t_min
@@ -98,7 +98,7 @@ def as_deepinv(model: Denoiser, value_range: Sequence[float] = (0.0, 255.0)) -> 
         raise ValueError("as_deepinv needs one scale for all channels: the noise that deepinv adds is the same in all of them")
     unit = (high - low) / float(scale.flatten()[0])
     try:
-        from deepinv.models import Denoiser as DeepinvDenoiser  # type: ignore[import-not-found,unused-ignore]
+        from deepinv.models import Denoiser as DeepinvDenoiser
     except ImportError as error:
         raise ImportError("as_deepinv needs the package deepinv: pip install deepinv") from error
 
