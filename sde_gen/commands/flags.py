@@ -18,15 +18,13 @@ from ..data.write import FORMATS
 from ..external.feature_networks import FEATURES
 from ..guidance import GUIDANCE
 from ..inverse import METHODS
-from ..likelihood.bits_per_dim import DEQUANTISATIONS
-from ..likelihood.divergence import DIVERGENCES
-from ..likelihood.flow import EXACT_UP_TO
 from ..networks import NETWORKS
 from ..sdes import SDES
 from ..solvers import GRIDS, SOLVERS
 from ..training import OBJECTIVES, SHARDINGS
 from .compare import CALLS, CompareSettings
 from .config import ConfigError, merge, read_config, read_yaml
+from .estimate_flags import add_estimate_flags
 from .likelihood import LikelihoodSettings
 from .measurement_text import OPERATORS
 from .noise_ends import AUTO
@@ -320,15 +318,7 @@ def add_likelihood_flags(parser: argparse.ArgumentParser) -> None:
     default = LikelihoodSettings()
     add_named_run_flags(parser)
     parser.add_argument("--images", metavar="N", type=int, default=default.images, help="of training and held-out data (%(default)s)")
-    names = ", ".join(DEQUANTISATIONS)
-    parser.add_argument("--dequantization", metavar="NAME", default=default.dequantization, help=f"{names} (default %(default)s)")
-    parser.add_argument("--draws", metavar="N", type=int, default=default.draws, help="dequantisations of each image (%(default)s)")
-    divergences = f"{', '.join(DIVERGENCES)} (default: exact up to {EXACT_UP_TO} dimensions, else resampled)"
-    parser.add_argument("--divergence", metavar="NAME", help=divergences)
-    parser.add_argument("--probes", metavar="N", type=int, default=default.probes, help="random vectors of a divergence (%(default)s)")
-    parser.add_argument("--tolerance", metavar="X", type=float, default=default.tolerance, help="of the integrator (%(default)s)")
-    parser.add_argument("--seed", metavar="N", type=int, default=default.seed, help="of all draws (%(default)s)")
-    parser.add_argument("--batch", metavar="N", type=int, default=default.batch, help="images at a time (%(default)s)")
+    add_estimate_flags(parser, default, "image")
 
 
 COMPARE_EXAMPLES = """examples:

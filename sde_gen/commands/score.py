@@ -19,9 +19,6 @@ from ..conditions import Valid
 from ..data import rows_drawn
 from ..data.columns import Codec, Column
 from ..data.write import DataDescription
-from ..likelihood.bits_per_dim import DEQUANTISATIONS
-from ..likelihood.divergence import DIVERGENCES
-from ..likelihood.flow import EXACT_UP_TO
 from ..likelihood.outliers import ItemScores, item_scores, p_values
 from ..models.score import ScoreModel
 from ..report.files import write_text
@@ -29,6 +26,7 @@ from ..training import CheckpointError, load, read_extra
 from ..training.checkpoint import WEIGHTS, checkpoint_of, open_checkpoint
 from ..unknown_numbers import from_json, shown_number, to_json
 from .config import ConfigError, RunConfig, read_config
+from .estimate_flags import add_estimate_flags
 from .given_conditions import Given, given_conditions
 from .item_files import Items, check_out, read_items, write_beside
 from .likelihood import LikelihoodSettings, check_settings
@@ -87,15 +85,7 @@ def add_score_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--held-out", metavar="N", type=int, default=default.held_out, help="items that p-values come from (%(default)s)")
     what = "a condition of all items, as for sample (repeatable; default: the file's own)"
     parser.add_argument("--cond", metavar="NAME=VALUE", action="append", default=[], help=what)
-    names = ", ".join(DEQUANTISATIONS)
-    parser.add_argument("--dequantization", metavar="NAME", default=default.dequantization, help=f"{names} (default %(default)s)")
-    parser.add_argument("--draws", metavar="N", type=int, default=default.draws, help="dequantisations of each item (%(default)s)")
-    divergences = f"{', '.join(DIVERGENCES)} (default: exact up to {EXACT_UP_TO} dimensions, else resampled)"
-    parser.add_argument("--divergence", metavar="NAME", help=divergences)
-    parser.add_argument("--probes", metavar="N", type=int, default=default.probes, help="random vectors of a divergence (%(default)s)")
-    parser.add_argument("--tolerance", metavar="X", type=float, default=default.tolerance, help="of the integrator (%(default)s)")
-    parser.add_argument("--seed", metavar="N", type=int, default=default.seed, help="of all draws (%(default)s)")
-    parser.add_argument("--batch", metavar="N", type=int, default=default.batch, help="items at a time (%(default)s)")
+    add_estimate_flags(parser, default, "item")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: cuda where present)")
     parser.add_argument("--threads", metavar="N", type=int, help="threads on the CPU (default: OMP_NUM_THREADS, else free cores)")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")

@@ -119,6 +119,13 @@ class Items:
             yield first, values, labels
             first += len(values)
 
+    def known(self) -> dict[str, np.ndarray]:
+        """What is known of all samples, (N, *) by name: the conditions `beside`, and "label" where they have labels."""
+        found = {name: column(0, self.count) for name, column in self.beside.items()}
+        if self.labelled:
+            found["label"] = np.concatenate([labels for _, labels in self.parts() if labels is not None])
+        return found
+
 
 @dataclass(frozen=True)
 class Format:

@@ -101,10 +101,7 @@ def write(path: Path, items: Items) -> None:
         for first, values, _ in items.numbered():
             for target, dataset in zip(variables, made, strict=True):
                 dataset[target.rows(first, first + len(values))] = target.batch(values)
-        known = {name: column(0, items.count) for name, column in items.beside.items()}
-        if items.labelled:
-            known["label"] = np.concatenate([found for _, found in items.parts() if found is not None])
-        for name, values in known.items():
+        for name, values in items.known().items():
             file.create_dataset(name, data=values.astype(object) if values.dtype.kind == "U" else values)
 
 

@@ -79,10 +79,7 @@ def write(path: Path, items: Items) -> None:
         for first, values, _ in items.numbered():
             for target, variable in zip(variables, made, strict=True):
                 variable[target.rows(first, first + len(values))] = target.batch(values)
-        known = {name: column(0, items.count) for name, column in items.beside.items()}
-        if items.labelled:
-            known["label"] = np.concatenate([found for _, found in items.parts() if found is not None])
-        for name, values in known.items():
+        for name, values in items.known().items():
             dims = (SAMPLE, *(f"{name}_{k}" for k in range(1, values.ndim)))
             _dimensions(file, dims, values.shape)
             text = values.dtype.kind == "U"
