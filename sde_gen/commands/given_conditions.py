@@ -94,7 +94,7 @@ def _given(encoder: Condition, text: str, samples: int, label_names: Sequence[st
             return Given(text, np.array([words.index(text)]), names)
     sha256, ending = None, Path(text).suffix.lower()
     if ending == ".npy":
-        values = _rows(encoder, open_npy(Path(text)), names)
+        values = condition_rows(encoder, open_npy(Path(text)), names)
         if len(values) not in (1, samples):
             raise ValueError(f"it has {len(values):,} rows for {samples:,} samples; one, or as many, are needed")
         with Path(text).open("rb") as file:
@@ -111,7 +111,7 @@ def _given(encoder: Condition, text: str, samples: int, label_names: Sequence[st
     return Given(text, values, names, sha256)
 
 
-def _rows(encoder: Condition, array: np.ndarray, names: Sequence[str | int] | None) -> np.ndarray:
+def condition_rows(encoder: Condition, array: np.ndarray, names: Sequence[str | int] | None) -> np.ndarray:
     """The rows of a file's array, classes by the data's own words for them."""
     if names is not None:
         array = array.reshape(1) if array.ndim == 0 else array

@@ -20,7 +20,7 @@ from ..data.columns.known import impossible, read_cells, read_known
 from ..data.degraded import Degraded, read_degraded
 from ..data.write import DataDescription
 from ..report.files import atomic_path
-from .given_conditions import _rows as rows_of_array
+from .given_conditions import condition_rows
 
 LABELS = ("label", *arrays.KEYS["labels"])
 """Names of the labels in an .npz file."""
@@ -128,12 +128,12 @@ def _of_table(path: Path, about: DataDescription, columns: Mapping[str, str]) ->
 
 
 def _of_npz(path: Path, encoders: Mapping[str, Condition], columns: Mapping[str, str]) -> dict[str, np.ndarray]:
-    members, found = arrays._members(path), {}
+    members, found = arrays.npz_members(path), {}
     for name in encoders:
         wanted = LABELS if name == "label" else (name, columns.get(name, name))
         key = next((key for key in wanted if key in members), None)
         if key is not None:
-            found[name] = np.array(arrays._open_member(path, members[key]))
+            found[name] = np.array(arrays.open_member(path, members[key]))
     return found
 
 
@@ -145,10 +145,10 @@ def _values(path: Path, name: str, encoder: Condition, raw: np.ndarray, about: D
         if isinstance(encoder, Label):
             words = about.label_names if name == "label" else encoder.names
             names = list(words or range(encoder.classes))
-            value = torch.from_numpy(rows_of_array(encoder, raw[~empty], names).astype(np.int64))
+            value = torch.from_numpy(condition_rows(encoder, raw[~empty], names).astype(np.int64))
         else:
             numbers = raw if raw.dtype.kind != "U" else np.array([_number(word) for word in raw[~empty].tolist()])
-            value = torch.from_numpy(np.array(rows_of_array(encoder, numbers, None), dtype=np.float64))
+            value = torch.from_numpy(np.array(condition_rows(encoder, numbers, None), dtype=np.float64))
         null = encoder.missing(len(raw), torch.device("cpu"))
         value = value.reshape(len(value), *null.shape[1:]) if value.numel() == value.shape[:1].numel() * null[:1].numel() else value
         whole = null.to(value.dtype)
@@ -201,7 +201,7 @@ def write_beside(out: Path, items: Items, columns: Mapping[str, np.ndarray]) -> 
 
 def _own_arrays(items: Items) -> dict[str, np.ndarray]:
     if items.path.is_file() and items.path.suffix.lower() == ".npz":
-        return {key: np.array(arrays._open_member(items.path, info)) for key, info in arrays._members(items.path).items()}
+        return {key: np.array(arrays.open_member(items.path, info)) for key, info in arrays.npz_members(items.path).items()}
     own = {"x": items.x.numpy()} if items.rows is None else {column.name: column.values for column in items.rows}
     return own | {name: value.numpy() for name, value in items.cond.items()}
 

@@ -205,7 +205,7 @@ def _job(directory: Path, out: str, settings: SampleSettings, device: torch.devi
         for name, value in (("samples", settings.samples), ("batch-size", settings.batch), ("threads", settings.threads)):
             if value is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1, got {value}")
-        about = _description(directory, extra)
+        about = description_of(directory, extra)
         form = about.form(out)
         about.check(form)
         given = _given(model, about, settings)
@@ -302,7 +302,7 @@ def _own_config(directory: Path) -> RunConfig | None:
         raise ConfigError(f"{file} is no configuration of a run: {error.errors()[0]['msg']}") from error
 
 
-def _description(directory: Path, extra: dict[str, Any]) -> DataDescription:
+def description_of(directory: Path, extra: dict[str, Any]) -> DataDescription:
     """That of the data that the network was trained on: of the checkpoint, or, of an earlier version's, of the data themselves."""
     known = extra.get("data_description")
     if known is not None:

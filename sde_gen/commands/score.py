@@ -31,7 +31,7 @@ from .given_conditions import Given, given_conditions
 from .item_files import Items, check_out, read_items, write_beside
 from .likelihood import LikelihoodSettings, check_settings
 from .runs import config_of_run, load_data
-from .sample import _description
+from .sample import description_of
 
 PIECE = 1024
 """Items between two looks at the progress."""
@@ -115,7 +115,7 @@ def score_run(
     except CheckpointError as error:
         raise ConfigError(f"{directory} holds no trained network: {error}") from error
     try:
-        about = _description(directory, extra)
+        about = description_of(directory, extra)
         asked, missing = _own_reading(directory)
         items = read_items(file, about, model.encoders, asked, missing)
         given = given_conditions(model.encoders, settings.cond, len(items.x), about.label_names)

@@ -38,7 +38,7 @@ def load_npy(path: Path, axes: str | None = None, **options: Any) -> Dataset:
     Raises:
         ValueError: no such file or not an .npy file, truncated, objects, text or complex numbers, or a shape that is not allowed.
     """
-    return dataset_of(path, {"train": _checked(path.name, open_npy(path))}, (), axes, **options)
+    return dataset_of(path, {"train": checked_array(path.name, open_npy(path))}, (), axes, **options)
 
 
 def load_npz(path: Path, axes: str | None = None, conditions: Sequence[str] = (), **options: Any) -> Dataset:
@@ -53,7 +53,7 @@ def load_npz(path: Path, axes: str | None = None, conditions: Sequence[str] = ()
         ValueError: as `load_npy`, or no array for the training part or for a condition, or arrays that unpack to more than
             `MOST_UNPACKED` bytes.
     """
-    members = _members(path)
+    members = npz_members(path)
     keys_of_conditions = _keys_of_conditions(path, conditions)
     for name, key in keys_of_conditions.items():
         if key not in members:
@@ -62,8 +62,8 @@ def load_npz(path: Path, axes: str | None = None, conditions: Sequence[str] = ()
     keys = {("train", name): key for name, key in keys_of_conditions.items()}
     keys |= {("test", name): f"{key}_test" for name, key in keys_of_conditions.items() if f"{key}_test" in members}
     found = _chosen(path, members, set(keys.values()))
-    arrays = {part: _open_member(path, members[key]) for part, key in found.items()}
-    of_cond = {place: _open_member(path, members[key]) for place, key in keys.items()}
+    arrays = {part: open_member(path, members[key]) for part, key in found.items()}
+    of_cond = {place: open_member(path, members[key]) for place, key in keys.items()}
     unused = sorted(set(members) - {*found.values(), *keys.values()})
     return dataset_of(path, arrays, [f"arrays not used: {', '.join(unused)}"] if unused else (), axes, of_cond, **options)
 
@@ -80,9 +80,9 @@ def item_shape(path: Path, axes: str | None = None, conditions: Sequence[str] = 
     if path.suffix.lower() == ".npy":
         array = open_npy(path)
     else:
-        members = _members(path)
-        array = _open_member(path, members[_chosen(path, members, _keys_of_conditions(path, conditions).values())["train"]])
-    return arrange(path.name, _checked(path.name, _rows(array) if series else array), axes)[1].item
+        members = npz_members(path)
+        array = open_member(path, members[_chosen(path, members, _keys_of_conditions(path, conditions).values())["train"]])
+    return arrange(path.name, checked_array(path.name, _rows(array) if series else array), axes)[1].item
 
 
 def arrange(name: str, array: Any, axes: str | None = None) -> tuple[Source, Layout]:
@@ -152,13 +152,13 @@ def _condition(path: Path, name: str, array: np.ndarray, rank: int, axes: str | 
 def open_items(path: Path) -> tuple[str | None, np.ndarray]:
     """The array of items of an .npy or .npz file, and its name in the latter."""
     if path.suffix.lower() == ".npy":
-        return None, _checked(path.name, open_npy(path))
-    members = _members(path)
+        return None, checked_array(path.name, open_npy(path))
+    members = npz_members(path)
     key = _chosen(path, members)["train"]
-    return key, _checked(path.name, _open_member(path, members[key]))
+    return key, checked_array(path.name, open_member(path, members[key]))
 
 
-def _checked(name: str, array: Any) -> Any:
+def checked_array(name: str, array: Any) -> Any:
     """The array, of numbers, of one to five axes and not empty; ValueError for another."""
     if array.dtype.kind not in "buif":
         what = "Python objects, which would have to be unpickled" if array.dtype.hasobject else str(array.dtype)
@@ -225,7 +225,8 @@ def _needs_file(path: Path, magic: bytes, ending: str) -> None:
         )
 
 
-def _members(path: Path) -> dict[str, zipfile.ZipInfo]:
+def npz_members(path: Path) -> dict[str, zipfile.ZipInfo]:
+    """The arrays of an .npz file by name. ValueError where it is none."""
     _needs_file(path, b"PK", ".npz")
     try:
         with zipfile.ZipFile(path) as archive:
@@ -252,7 +253,8 @@ def _chosen(path: Path, members: dict[str, zipfile.ZipInfo], keys_of_conditions:
     return {part: key for part, key in found.items() if key is not None}
 
 
-def _open_member(path: Path, info: zipfile.ZipInfo) -> np.ndarray:
+def open_member(path: Path, info: zipfile.ZipInfo) -> np.ndarray:
+    """An array of an .npz file, mapped from disk where it is not compressed. ValueError where it is broken."""
     member = info.filename.removesuffix(".npy")
 
     def unpacked() -> np.ndarray:
@@ -275,4 +277,4 @@ def _open_member(path: Path, info: zipfile.ZipInfo) -> np.ndarray:
     where = f"{path.name}: {member}"
     if array.dtype.kind == "U" and array.ndim == 1:  # words as labels
         return array
-    return _checked(where, array)
+    return checked_array(where, array)

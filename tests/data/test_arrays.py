@@ -83,7 +83,7 @@ def test_npz_by_name(compressed: bool, tmp_path: Path) -> None:
     assert dataset.test is not None and dataset.test_labels is not None
     assert items_and_labels(dataset.test, dataset.test_labels) == items_and_labels(torch.from_numpy(x[:5]), (y[:5] == 9) * 1)
     assert "arrays not used: extra" in dataset.notes and item_shape(str(tmp_path / "x.npz")) == (1, 3, 4)
-    opened = module._open_member(tmp_path / "x.npz", module._members(tmp_path / "x.npz")["x"])
+    opened = module.open_member(tmp_path / "x.npz", module.npz_members(tmp_path / "x.npz")["x"])
     assert isinstance(opened, np.memmap) is not compressed
 
 

@@ -64,7 +64,7 @@ def load(
     ValueError, one line, for a package that is not installed, a file that is broken or holds several things, and what `arrays.load_npz`
     raises.
     """
-    contents, header = _contents(path, form, names, axes, variables, conditions, options.get("window") is not None)
+    contents, header = contents_of(path, form, names, axes, variables, conditions, options.get("window") is not None)
     dataset = arrays.dataset_of(path, contents.arrays, contents.notes, contents.axes, contents.cond, **options)
     return dataclasses.replace(dataset, header=header)
 
@@ -73,11 +73,11 @@ def item_shape(
     path: Path, form: str, names: Sequence[str] | None = None, axes: str | None = None, variables: Sequence[str] = (), series: bool = False
 ) -> tuple[int, ...]:
     """Shape of one item; `series`: of a row. ValueError as in `load`."""
-    contents, _ = _contents(path, form, names, axes, variables, (), series)
+    contents, _ = contents_of(path, form, names, axes, variables, (), series)
     return arrays.arrange(path.name, contents.arrays["train"], contents.axes)[1].item
 
 
-def _contents(
+def contents_of(
     path: Path,
     form: str,
     names: Sequence[str] | None,
@@ -104,7 +104,7 @@ def _contents(
         if isinstance(array, OnDisk):
             array.where = path, f"{chosen.name} file"
     train = contents.arrays["train"]
-    layout = arrays.arrange(path.name, arrays._checked(path.name, train), contents.axes)[1]
+    layout = arrays.arrange(path.name, arrays.checked_array(path.name, train), contents.axes)[1]
     kept: dict[str, Any] = {"format": form, "dtype": train.dtype.newbyteorder("=").str, "folder": None}
     if names is not None:
         ending = next(ending for ending in sorted(ENDINGS, key=len, reverse=True) if names[0].lower().endswith(ending))

@@ -38,7 +38,7 @@ def read_items(
     header = about.header or {}
     own = [each["name"] for each in header.get("variables", ())]
     axes = header.get("letters") if not header.get("folder") and names is None and header.get("format") == form else None
-    contents, kept = formats._contents(path, form, names, axes, own if form in formats.NAMED else (), (), False)
+    contents, kept = formats.contents_of(path, form, names, axes, own if form in formats.NAMED else (), (), False)
     if "test" in contents.arrays:
         raise FormatError(f"{path.name}: its folders are training and held-out items; a folder of items to be restored is needed")
     source, _ = arrays.arrange(path.name, contents.arrays["train"], contents.axes)
