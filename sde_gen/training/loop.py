@@ -29,6 +29,7 @@ from ..networks import MOST_TOKENS, Network, affordable_options, make_network
 from ..progress import bar as progress_bar
 from ..sdes import SDE, make_sde
 from .checkpoint import CheckpointError, State
+from .objective import Objective
 from .settings import TrainSettings
 from .trainer import AbandonedStep, Trainer, TrainResult
 
@@ -120,6 +121,7 @@ def fit(
     on_pace: Callable[[float, TrainResult], None] | None = None,
     on_finish: Callable[[TrainResult], None] | None = None,
     held_out_cond: Mapping[str, Tensor] | None = None,
+    objective: Objective | None = None,
 ) -> TrainResult:
     """Train `model` on data (N, *) in its own units, in memory or read batch by batch; `cond`: the items' conditions by name, (N, *) each.
 
@@ -132,7 +134,8 @@ def fit(
     go on. `resume`: such a state; the training goes on from there, bit for bit on the CPU what it would have been.
     `on_log(entry)`: called with each new entry of the history, complete. `on_pace(seconds, result)`: called once, after the first steps,
     with the seconds that a step takes; a training of so few steps that this cannot be known does not call it. `on_finish(result)`:
-    called after the last step, where `result.state()` is what a training of more steps goes on from.
+    called after the last step, where `result.state()` is what a training of more steps goes on from. `objective`: another one than the
+    settings name, which says how items are encoded, what is drawn and what the losses are.
 
     A batch is computed in parts where one would cost too much (`Trainer`). The end of `max_seconds`, Ctrl-C and SIGTERM are looked at
     between parts too: the training then ends at the last whole step.
@@ -145,7 +148,7 @@ def fit(
     callbacks run in the first process alone. Raises TrainingError when more than ten steps in a row are not finite, or memory does
     not suffice for one sample. Vincent 2011; Song et al. 2021, arXiv:2011.13456; AdamW: Loshchilov and Hutter 2019, arXiv:1711.05101.
     """
-    trainer = Trainer(model, data, settings or TrainSettings(), cond, held_out, levels, device, held_out_cond)
+    trainer = Trainer(model, data, settings or TrainSettings(), cond, held_out, levels, device, held_out_cond, objective)
     result = trainer.result
     if resume is not None:
         try:

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from ..conditions import Valid
 from ..discrete import IndexSampler, chain_loss, chain_of
+from ..models.denoiser import only_valid
+from ..models.moments import Moments
 from ..models.score import ScoreModel
 from .losses import TIME_SAMPLERS, dsm_loss
 from .settings import TrainSettings
+from .validation import Validation
 
 
 class Draw(NamedTuple):
@@ -61,6 +64,17 @@ class Objective(nn.Module):
         if settings.objective != "dsm":
             self.chain = chain_of(model.sde, settings.chain_steps)
             self.indices = IndexSampler(len(self.chain), settings.indices)
+
+    def encode(self, model: ScoreModel, x: Tensor) -> Tensor:
+        """Items (N, *) as they are stored as those that `forward` takes: data in their own units in normalised ones, float32."""
+        assert model.normalizer is not None
+        # data that need float64 need it in their own units alone
+        return only_valid(model.normalizer.encode(x).float(), model.valid({}))
+
+    def validation(self, model: ScoreModel, held: Tensor, cond: dict[str, Tensor]) -> Validation:
+        """What measures a model on held-out items `held` (N, *), encoded, under their conditions."""
+        moments = model.moments if model.moments is not None else Moments.fit(held)
+        return Validation.prepare(model, held, moments, cond, self.settings.seed)
 
     def draw(self, model: ScoreModel, shape: Sequence[int], generator: torch.Generator, drop: Mapping[str, float] | None = None) -> Draw:
         """Draw what is random of a batch of `shape` (B, *); `drop`: with which probability each condition is left out, by name."""

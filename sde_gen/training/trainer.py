@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,6 @@ from torch import Tensor, nn
 from .. import memory, parallel
 from ..data import Source, rows_drawn
 from ..devices import OnItsWay, current, random_state, set_random_state
-from ..models.denoiser import only_valid
-from ..models.moments import Moments
 from ..models.score import ScoreModel
 from ..networks import Network
 from ..shapes import expand_as
@@ -29,7 +28,7 @@ from .objective import Objective
 from .resume import load_optimizer_state, optimizer_state, restore_generator
 from .settings import DECAYS, TrainSettings, check_layout, check_processes
 from .sharding import Placement, load_whole, whole
-from .validation import MOST_SAMPLES, Validation
+from .validation import MOST_SAMPLES
 
 MOST_SKIPPED = 10
 """So many steps in a row may be left out because they are not finite."""
@@ -109,17 +108,15 @@ class Trainer:
         levels: int | None,
         device: torch.device | str,
         held_out_cond: Mapping[str, Tensor] | None = None,
+        objective: Objective | None = None,
     ) -> None:
         self.settings, self.device = settings, torch.device(device)
         self.rank, self.world = parallel.rank(), parallel.world()
         check_processes(settings, self.world)
         check_layout(settings, data.shape)
         self.model = model = model.to(self.device)
-        normalizer = model.normalizer
-        assert normalizer is not None
-        self.encode = lambda x: only_valid(
-            normalizer.encode(x).float(), model.valid({})
-        )  # data that need float64 need it in their own units alone
+        self.objective = Objective(settings, model, levels) if objective is None else objective
+        self.encode = partial(self.objective.encode, model)
         self.x = self.encode(data.to(self.device)) if isinstance(data, Tensor) else data
         cond = check_conditions(model, cond or {}, len(data), self.device)
         self.cond = cond
@@ -136,10 +133,8 @@ class Trainer:
         items, of_items = (data, cond) if held_out is None or unknown else (held_out, held_out_cond or {})
         rows = rows_drawn(len(items), MOST_SAMPLES, settings.seed)
         held = self.encode(items[rows].to(self.device))
-        moments = model.moments if model.moments is not None else Moments.fit(held)
         of_held = {name: of_items[name][rows] for name in cond}
-        self.validation = Validation.prepare(model, held, moments, model.conditions(of_held, len(held), self.device), settings.seed)
-        self.objective = Objective(settings, model, levels)
+        self.validation = self.objective.validation(model, held, model.conditions(of_held, len(held), self.device))
         self.placement = Placement(model, settings, self.device)
         self.network, self.average = self.placement.network, self.placement.average
         self.result = TrainResult(model.with_network(self.placement.averaged).eval().requires_grad_(False), model, self)
