@@ -44,6 +44,8 @@ from .runs import (
 )
 from .sample import SampleSettings, sample_to_files
 from .score import SCORE_EXAMPLES, ScoreSettings, add_score_flags, score_run
+from .tokens import EXAMPLES as TOKENS_EXAMPLES
+from .tokens import add_tokens_flags, holds_tokens, tokens_run, tokens_to_file
 
 
 def _complain(message: str, name: str = "sde-gen") -> None:
@@ -100,6 +102,9 @@ def _run(arguments: argparse.Namespace, config: RunConfig, device: torch.device)
 
 def sample(arguments: argparse.Namespace) -> None:
     """Write samples of a run's network to a file or a folder."""
+    if holds_tokens(arguments.run):
+        tokens_to_file(arguments, choose_device(arguments.device), say)
+        return
     chosen = ("samples", "solver", "steps", "grid", "seed", "label", "guidance", "rule", "threads")
     given = {name: getattr(arguments, name) for name in chosen}
     settings = SampleSettings(**given, batch=arguments.batch_size, cond=tuple(arguments.cond))
@@ -157,6 +162,11 @@ def restore(arguments: argparse.Namespace) -> None:
         opened = _named_run(arguments, _device(arguments), hold)
         restore_run(opened, settings, arguments.out, not arguments.no_progress, say)
         _report(opened.directory)
+
+
+def tokens(arguments: argparse.Namespace) -> None:
+    """Discrete diffusion of text or images of few levels."""
+    tokens_run(arguments, _device(arguments), say)
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -263,6 +273,13 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], Sequence[F
         "degraded data restored by a run's network",
         "Posterior samples of degraded data with a run's network as prior: what is missing, how sure that is, how far to trust it.",
         flags.RESTORE_EXAMPLES,
+    ),
+    "tokens": (
+        tokens,
+        (add_tokens_flags,),
+        "text and images of few levels as symbols",
+        "Train a discrete diffusion model of text or of images of whole numbers, bound its bits, sample it, fill in text.",
+        TOKENS_EXAMPLES,
     ),
     "doctor": (
         doctor,

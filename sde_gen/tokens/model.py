@@ -45,6 +45,10 @@ class TokenDenoiser(nn.Module):
         """The conditions that the model takes, by name."""
         return {}
 
+    def null(self, name: str, value: Tensor) -> Tensor | None:
+        """Rows of the shape of `value` that stand for the condition `name` not being given; None for a condition that is not known."""
+        return self.encoders[name].null(value) if name in self.encoders else None
+
     def log_probabilities(self, x: Tensor, kept: Tensor, **cond: Tensor) -> Tensor:
         """log p(x_0 | x_t = x), (B, L, K), which is certain where the process says that x_t shows x_0."""
         found = self.predict(x, kept, **cond).reshape(len(x), self.entries, self.process.symbols)

@@ -40,6 +40,11 @@ class TokenProcess(ABC):
     def transition(self, kept: Tensor) -> Tensor:
         """q(x_t = b | x_s = a), (*, S, S), where alpha(t)/alpha(s) = kept (*)."""
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {"symbols": self.symbols}
+
     def stationary(self) -> Tensor:
         """The law of an entry of which nothing is kept, (S,)."""
         return self.transition(torch.zeros((), dtype=torch.float64))[0]
@@ -148,6 +153,10 @@ class DiscretisedGaussian(TokenProcess):
         self._decays = (-decays / slowest).clamp_min(0)
         self._decays[-1] = 0.0
         self._rates = rates / slowest
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return super().settings | {"width": self.width}
 
     @property
     def rates(self) -> Tensor:

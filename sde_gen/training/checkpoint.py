@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from ..models.score import ScoreModel
 from ..networks import NETWORKS, Network, make_network
 from ..sampling.fitted import FittedGrid
 from ..sdes import SDE, SDES, make_sde
+from ..tokens import PROCESSES, TokenModel
 from ..unknown_numbers import to_json
 from ..version import __version__
 from .store import MANIFEST, CheckpointError, fault, newest, versions, write_version
@@ -34,6 +36,8 @@ MOST_VALUES = 1 << 26
 """Bytes of a JSON file beyond which it is not read."""
 MOST_OF_ANYTHING = 1 << 16
 """The largest whole number in a checkpoint's settings of a process or options of a network."""
+TOKENS = "tokens"
+"""The kind of a checkpoint that holds a TokenModel."""
 State = tuple[dict[str, Tensor], dict[str, Any]]
 
 
@@ -50,17 +54,20 @@ def _check_rebuilt(what: str, kind: type, settings: Any, attribute: str) -> None
         raise CheckpointError(f"cannot save this {what}: load could not rebuild {kind.__name__}(**{attribute}): {error}; {hint}") from error
 
 
-def describe(model: ScoreModel) -> dict[str, Any]:
+def describe(model: ScoreModel | TokenModel) -> dict[str, Any]:
     """All that rebuilds `model` but its numbers, JSON-able.
 
     A network or SDE of a class that is not registered is described by its class's name, and `load` must be given one.
     Raises TypeError for another Denoiser, CheckpointError for parts that cannot be written.
     """
-    if not isinstance(model, ScoreModel):
+    if not isinstance(model, ScoreModel | TokenModel):
         raise TypeError(f"save takes a ScoreModel, whose network it writes, got {type(model).__name__}: save the model that it wraps")
-    network, normalizer = model.network, model.normalizer
-    if not isinstance(network, nn.Module):
-        raise CheckpointError(f"cannot save a network that is a {type(network).__name__}: make it a torch.nn.Module")
+    about = _describe_network(model.network)
+    common = {"format": FORMAT, "version": __version__, "network": about}
+    if isinstance(model, TokenModel):
+        process = {"name": _name_of(PROCESSES, model.process), "settings": model.process.settings}
+        return common | {"kind": TOKENS, "process": process, "shape": list(model.shape), "ordered": model.ordered}
+    normalizer = model.normalizer
     if normalizer is not None and not isinstance(normalizer, Normalizer):
         raise CheckpointError(f"cannot save a model whose normalizer is {type(normalizer).__name__}; it must be sde_gen.data.Normalizer")
     for what in ("prediction", "clock"):
@@ -68,26 +75,12 @@ def describe(model: ScoreModel) -> dict[str, Any]:
             raise CheckpointError(
                 f"cannot save a {what} that is a function: register it, sde_gen.models.score.{what.upper()}S['name'] = it"
             )
-    if _name_of(NETWORKS, network) is not None and not isinstance(network, Network):
-        _check_rebuilt("network", type(network), getattr(network, "options", {}), "options")
     if _name_of(SDES, model.sde) is not None:
         _check_rebuilt("SDE", type(model.sde), model.sde.settings, "settings")
-    about = {"name": _name_of(NETWORKS, network), "class": type(network).__name__, "options": getattr(network, "options", {})}
-    if isinstance(network, Network):
-        about |= {"shape": list(network.shape), "conditions": network.conditions, "out_channels": network.out_channels}
     process = {"name": _name_of(SDES, model.sde), "class": type(model.sde).__name__, "settings": dict(model.sde.settings)}
-    for what, values in (("network", about["options"]), ("SDE", process["settings"])):
-        try:
-            json.dumps(values, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"cannot save the settings of this {what}: {error}; they must be finite numbers, strings, lists and dicts"
-            ) from error
-    return {
-        "format": FORMAT,
-        "version": __version__,
+    _check_json("SDE", process["settings"])
+    return common | {
         "sde": process,
-        "network": about,
         "model": model.settings(),
         "normalizer": None if normalizer is None else normalizer.to_config(),
         "moments": None if model.moments is None else {"covariance": model.moments.eigenvectors is not None},
@@ -96,8 +89,29 @@ def describe(model: ScoreModel) -> dict[str, Any]:
     }
 
 
+def _describe_network(network: Any) -> dict[str, Any]:
+    if not isinstance(network, nn.Module):
+        raise CheckpointError(f"cannot save a network that is a {type(network).__name__}: make it a torch.nn.Module")
+    options = getattr(network, "options", {})
+    if _name_of(NETWORKS, network) is not None and not isinstance(network, Network):
+        _check_rebuilt("network", type(network), options, "options")
+    _check_json("network", options)
+    about = {"name": _name_of(NETWORKS, network), "class": type(network).__name__, "options": options}
+    if isinstance(network, Network):
+        about |= {"shape": list(network.shape), "conditions": network.conditions, "out_channels": network.out_channels}
+    return about
+
+
+def _check_json(what: str, values: Any) -> None:
+    try:
+        json.dumps(values, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        reason = f"cannot save the settings of this {what}: {error}; they must be finite numbers, strings, lists and dicts"
+        raise CheckpointError(reason) from error
+
+
 def save(
-    model: ScoreModel,
+    model: ScoreModel | TokenModel,
     path: str | os.PathLike[str],
     ema: nn.Module | None = None,
     extra: dict[str, Any] | None = None,
@@ -114,10 +128,13 @@ def save(
     path = Path(path)
     description = describe(model) | {"extra": extra or {}}
     tensors: dict[str, Tensor] = {}
-    for part, module in (("network", model.network), ("ema", ema), ("normalizer", model.normalizer), ("moments", model.moments)):
+    parts: dict[str, Any] = {"network": model.network, "ema": ema}
+    if isinstance(model, ScoreModel):
+        parts |= {"normalizer": model.normalizer, "moments": model.moments}
+        tensors |= {} if model.mask is None else {"mask.mask": model.mask}
+    for part, module in parts.items():
         if isinstance(module, nn.Module):
             tensors |= {f"{part}.{key}": value for key, value in module.state_dict().items()}
-    tensors |= {} if model.mask is None else {"mask.mask": model.mask}
     files = {WEIGHTS: _tensors(tensors), DESCRIPTION: _values(description)}
     if state is not None:
         files |= {STATE: _tensors(state[0]), STATE_VALUES: _values(state[1])}
@@ -228,32 +245,20 @@ def load(
     shape than its description says, or of classes that are neither registered nor given.
     """
     device = find_device(device)
-    path = checkpoint_of(path)
-    version = open_checkpoint(path)
-    description = _read_description(version)
-    try:
+    with loading(path) as (description, version):
+        if description.get("kind") == TOKENS:
+            raise ValueError("it holds a model of symbols: sde_gen.training.load_tokens reads it")
         tensors = load_file(version / WEIGHTS, device=str(device))
         _check_size(description["sde"])
-        _check_size(description["network"]["options"])
-        process, about = description["sde"], description["network"]
-        _of_today(about, tensors)
+        process = description["sde"]
         if sde is None and process["name"] not in SDES:
             raise _Unknown("an SDE", process, "sde", "register_sde")
-        if network is None and about["name"] not in NETWORKS:
-            raise _Unknown("a network", about, "network", "register_network")
         sde = make_sde(process["name"], **process["settings"]) if sde is None else sde
-        if network is None:
-            with torch.device("meta"):  # nothing is allocated before the file is known to hold as much
-                _check_weights(_made(about), tensors)
-            network = _made(about)
-        else:
-            _check_weights(network, tensors)
-        network = network.to(device)
-        parts: dict[str, dict[str, Tensor]] = {"network": {}, "ema": {}, "normalizer": {}, "moments": {}, "mask": {}}
+        network = load_network(description["network"], tensors, ema, device, network)
+        parts: dict[str, dict[str, Tensor]] = {"normalizer": {}, "moments": {}, "mask": {}}
         for key, value in tensors.items():
             part, _, rest = key.partition(".")
-            parts[part][rest] = value
-        network.load_state_dict(parts["ema"] if ema and parts["ema"] else parts["network"])
+            parts.setdefault(part, {})[rest] = value
         normalizer = None
         if description["normalizer"] is not None:
             normalizer = Normalizer.from_config(description["normalizer"]).to(device)
@@ -263,10 +268,43 @@ def load(
         model = ScoreModel(network, sde, **description["model"], normalizer=normalizer, moments=moments, mask=mask)
         fitted = [FittedGrid.from_config(values) for values in description.get("fitted", [])]
         model.fitted = {grid.key: grid for grid in fitted}
+    return model.eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def loading(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], Path]]:
+    """The description and the directory of the checkpoint at `path`; what goes wrong in here is a CheckpointError, one line."""
+    path = checkpoint_of(path)
+    version = open_checkpoint(path)
+    description = _read_description(version)
+    try:
+        yield description, version
     except (OSError, SafetensorError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error) if isinstance(error, _Unknown) else f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise CheckpointError(f"cannot load the checkpoint at {path}: {reason}") from error
-    return model.eval().requires_grad_(False)
+
+
+def load_network(
+    about: dict[str, Any], tensors: dict[str, Tensor], ema: bool, device: torch.device, network: nn.Module | None = None
+) -> nn.Module:
+    """The network that a checkpoint describes with its weights, or `network` with them; ValueError and others where they do not fit."""
+    _check_size(about["options"])
+    _of_today(about, tensors)
+    if network is None and about["name"] not in NETWORKS:
+        raise _Unknown("a network", about, "network", "register_network")
+    if network is None:
+        with torch.device("meta"):  # nothing is allocated before the file is known to hold as much
+            _check_weights(_made(about), tensors)
+        network = _made(about)
+    else:
+        _check_weights(network, tensors)
+    weights: dict[str, dict[str, Tensor]] = {"network": {}, "ema": {}}
+    for key, value in tensors.items():
+        part, _, rest = key.partition(".")
+        weights.setdefault(part, {})[rest] = value
+    network = network.to(device)
+    network.load_state_dict(weights["ema"] if ema and weights["ema"] else weights["network"])
+    return network
 
 
 def checkpoint_of(path: str | os.PathLike[str]) -> Path:

@@ -53,7 +53,7 @@ min_snr: min(SNR, 5) (Hang et al. 2023, arXiv:2303.09556).
 """
 
 
-def _strata(n: int, generator: torch.Generator | None) -> Tensor:
+def strata(n: int, generator: torch.Generator | None) -> Tensor:
     # One draw in each of n equal cells: the batch covers all noise levels evenly whatever its size.
     device = generator.device if generator is not None else None
     offset = torch.rand(n, generator=generator, dtype=torch.float64, device=device)
@@ -67,13 +67,13 @@ def _uniform(sde: SDE, n: int, generator: torch.Generator | None, data_std: floa
 
 
 def _stratified(sde: SDE, n: int, generator: torch.Generator | None, data_std: float) -> tuple[Tensor, Tensor]:
-    u = _strata(n, generator)
+    u = strata(n, generator)
     return sde.t_min + (sde.t_max - sde.t_min) * u, torch.ones_like(u)
 
 
 def _importance(sde: SDE, n: int, generator: torch.Generator | None, data_std: float) -> tuple[Tensor, Tensor]:
     high, low = (float(sde.half_log_snr(t)) for t in (sde.t_min, sde.t_max))
-    u = _strata(n, generator)
+    u = strata(n, generator)
     t = sde.time_of(high + (low - high) * u).clamp(sde.t_min, sde.t_max)
     return t, (high - low) / ((sde.t_max - sde.t_min) * -sde.slopes(t)[1])
 
@@ -85,7 +85,7 @@ LOG_NORMAL_MEAN, LOG_NORMAL_STD = -0.5, 1.2
 def _lognormal(sde: SDE, n: int, generator: torch.Generator | None, data_std: float) -> tuple[Tensor, Tensor]:
     centre = -(LOG_NORMAL_MEAN + torch.log(torch.tensor(data_std, dtype=torch.float64)))
     high, low = (float(sde.half_log_snr(t)) for t in (sde.t_min, sde.t_max))
-    lambda_ = centre + LOG_NORMAL_STD * torch.special.ndtri(_strata(n, generator))
+    lambda_ = centre + LOG_NORMAL_STD * torch.special.ndtri(strata(n, generator))
     return sde.time_of(lambda_.clamp(low, high)).clamp(sde.t_min, sde.t_max), torch.ones_like(lambda_)
 
 
