@@ -12,6 +12,7 @@ from typing import NoReturn
 import torch
 
 from .. import parallel, threads
+from ..data.captions import CAPTION
 from ..locks import LockError
 from ..sampling.failures import SolverError
 from ..training import CheckpointError, Interrupted, TrainingError
@@ -102,7 +103,8 @@ def sample(arguments: argparse.Namespace) -> None:
     """Write samples of a run's network to a file or a folder."""
     chosen = ("samples", "solver", "steps", "grid", "seed", "label", "guidance", "rule", "threads")
     given = {name: getattr(arguments, name) for name in chosen}
-    settings = SampleSettings(**given, batch=arguments.batch_size, cond=tuple(arguments.cond))
+    prompt = [] if arguments.prompt is None else [f"{CAPTION}={arguments.prompt}"]
+    settings = SampleSettings(**given, batch=arguments.batch_size, cond=(*arguments.cond, *prompt))
     with parallel.processes(choose_device(arguments.device)) as device:
         sample_to_files(arguments.run, arguments.out, settings, device, arguments.overwrite, not arguments.no_progress, say)
 
