@@ -17,6 +17,7 @@ from ..locks import LockError
 from ..sampling.failures import SolverError
 from ..training import CheckpointError, Interrupted, TrainingError
 from . import flags
+from .clip import CLIP_EXAMPLES, add_clip_flags, clip_run
 from .compare import CompareSettings, check_compare, compare_run
 from .config import ConfigError, RunConfig, parse_seconds, registered_solver, resolve
 from .distance import EXAMPLES as DISTANCE_EXAMPLES
@@ -151,6 +152,11 @@ def distance(arguments: argparse.Namespace) -> None:
     distance_run(arguments, choose_device(arguments.device), say)
 
 
+def clip(arguments: argparse.Namespace) -> None:
+    """Pictures and captions in one space."""
+    clip_run(arguments, _device(arguments), say)
+
+
 def restore(arguments: argparse.Namespace) -> None:
     """Degraded data restored by the network of a run."""
     chosen = {name: getattr(arguments, name) for name in RestoreSettings.__dataclass_fields__ if name != "methods"}
@@ -258,6 +264,13 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], Sequence[F
         "FID, KID and Inception Score of images of your own",
         "Compare a set of images with another, or with published moments, in features that are the same for everybody.",
         DISTANCE_EXAMPLES,
+    ),
+    "clip": (
+        clip,
+        (add_clip_flags,),
+        "CLIP: pictures and captions in one space, and retrieval",
+        "Train CLIP on captioned pictures (or go on with it), clean or noisy, and measure how often a picture finds its caption.",
+        CLIP_EXAMPLES,
     ),
     "restore": (
         restore,

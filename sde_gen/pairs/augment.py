@@ -1,13 +1,16 @@
-"""Pictures moved about a little, so that a tower does not learn them by heart."""
+"""Pictures moved about a little and captions said in fewer words, so that no tower learns them by heart."""
 
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from ..conditions.tokenizer import words_of
 
 
 @dataclass(frozen=True)
@@ -44,3 +47,25 @@ class Jitter:
             mean = moved.mean((2, 3), keepdim=True)
             moved = mean + (moved - mean) * (1 + drawn(self.contrast, 1, 1, 1))
         return moved
+
+
+SIDED = frozenset(
+    ("left", "right", "clockwise", "anticlockwise", "counterclockwise", "east", "west", "clock", "oclock", "arrow", "arrows", "keycap")
+    + ("button", "symbol", "sign", "mark", "letter", "letters", "number", "numbers", "flag", "input", "abc", "japanese", "moon")
+)
+"""Words of captions whose pictures say something else in a mirror."""
+
+
+def may_be_mirrored(caption: str) -> bool:
+    """Whether none of a caption's words is about sides or signs (`SIDED`)."""
+    return not SIDED & set(words_of(caption))
+
+
+def shorter(caption: str, count: int, seed: int = 0) -> list[str]:
+    """Variants of a caption of several phrases with commas between: the caption itself, the one of its first and last phrase alone, and
+    count - 2 in which some of the others stand between these, drawn by the seed and in a random order."""
+    first, *middle = [phrase.strip() for phrase in caption.split(",")]
+    last = [middle.pop()] if middle else []
+    generator = random.Random(f"{seed} {caption}")
+    chosen = [middle, [], *(generator.sample(middle, generator.randint(0, len(middle))) for _ in range(count - 2))]
+    return [", ".join([first, *some, *last]) for some in chosen[:count]]

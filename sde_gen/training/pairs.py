@@ -25,7 +25,7 @@ from ..pairs.contrast import MOST_SCALE
 from ..progress import bar as progress_bar
 from ..sdes import SDE, SDES, make_sde
 from .batches import batch_order
-from .checkpoint import STATE, STATE_VALUES, WEIGHTS, _name_of, _read_values, _tensors, _values, open_checkpoint
+from .checkpoint import STATE, STATE_VALUES, WEIGHTS, name_of, open_checkpoint, read_values, tensors_file, values_file
 from .ema import PowerAverage
 from .resume import load_optimizer_state, optimizer_state
 from .store import write_version
@@ -239,7 +239,7 @@ class _Training:
             return False
         version = open_checkpoint(self.path)
         try:
-            tensors, values = load_file(version / STATE), _read_values(version / STATE_VALUES)
+            tensors, values = load_file(version / STATE), read_values(version / STATE_VALUES)
             if values["about"] != self._about():
                 changed = [key for key, value in self._about().items() if values["about"].get(key) != value]
                 raise CheckpointError(f"{self.path} holds a CLIP of other {' and '.join(changed)}: give another directory, or remove it")
@@ -265,7 +265,7 @@ def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 
 
 def _of_sde(sde: SDE | None) -> dict[str, Any] | None:
-    return None if sde is None else {"name": _name_of(SDES, sde), "settings": dict(sde.settings)}
+    return None if sde is None else {"name": name_of(SDES, sde), "settings": dict(sde.settings)}
 
 
 def save_clip(
@@ -281,11 +281,11 @@ def save_clip(
         raise CheckpointError(f"cannot save a CLIP of {type(clip.sde).__name__}: register the SDE first (sde_gen.register_sde)")
     about = {"format": FORMAT, **clip.settings(), "sde": process, "normalizer": clip.normalizer.to_config(), "extra": extra or {}}
     files = {
-        WEIGHTS: _tensors({f"clip.{key}": value for key, value in clip.state_dict().items()}),
-        CLIP_DESCRIPTION: _values(about),
+        WEIGHTS: tensors_file({f"clip.{key}": value for key, value in clip.state_dict().items()}),
+        CLIP_DESCRIPTION: values_file(about),
     }
     if state is not None:
-        files |= {STATE: _tensors(state[0]), STATE_VALUES: _values(state[1])}
+        files |= {STATE: tensors_file(state[0]), STATE_VALUES: values_file(state[1])}
     write_version(Path(path), files)
     return Path(path)
 
@@ -294,7 +294,7 @@ def load_clip(path: str | os.PathLike[str], device: torch.device | str | None = 
     """The CLIP saved at `path`, in evaluation mode; nothing is executed. CheckpointError, one line, for none or a damaged one."""
     version = open_checkpoint(path)
     try:
-        about = _read_values(version / CLIP_DESCRIPTION)
+        about = read_values(version / CLIP_DESCRIPTION)
         if about.get("format") != FORMAT:
             raise ValueError(f"it is not a CLIP of format {FORMAT!r}")
         tensors = _part(load_file(version / WEIGHTS), "clip")
