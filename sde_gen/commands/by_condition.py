@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from .. import report
-from ..conditions import Condition, Label, Map, SequenceCondition, Valid
+from ..conditions import Condition, Label, Map, SequenceCondition, Text, Valid
 from ..data import rows_drawn
+from ..data.captions import texts_of
 from ..diagnostics.condition_checks import entropy
 from ..diagnostics.information import LEVELS, information
 from ..guidance import guide
@@ -106,13 +107,15 @@ def _words(encoders: Mapping[str, Condition], cond: Mapping[str, Tensor], row: i
             continue
         if isinstance(encoder, Label):
             text = encoder.word(int(value))
+        elif isinstance(encoder, Text):
+            text = texts_of(value[None])[0]
         elif isinstance(encoder, SequenceCondition):
             text = f"{int((~torch.isnan(value).any(1)).sum())} places"
         else:
             numbers = value.double().reshape(-1)
             text = ", ".join("?" if number != number else f"{number:.3g}" for number in numbers[:3].tolist())
             text += ", ..." if len(numbers) > 3 else ""
-        line = text if len(encoders) == 1 and name == "label" else f"{name} {text}"
+        line = text if len(encoders) == 1 and (name == "label" or isinstance(encoder, Text)) else f"{name} {text}"
         lines.append(line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}...")
     return "\n".join(lines) or f"{row + 1}"
 

@@ -12,10 +12,12 @@ from typing import NoReturn
 import torch
 
 from .. import parallel, threads
+from ..data.captions import CAPTION
 from ..locks import LockError
 from ..sampling.failures import SolverError
 from ..training import CheckpointError, Interrupted, TrainingError
 from . import flags
+from .clip import CLIP_EXAMPLES, add_clip_flags, clip_run
 from .compare import CompareSettings, check_compare, compare_run
 from .config import ConfigError, RunConfig, parse_seconds, registered_solver, resolve
 from .distance import EXAMPLES as DISTANCE_EXAMPLES
@@ -107,7 +109,8 @@ def sample(arguments: argparse.Namespace) -> None:
         return
     chosen = ("samples", "solver", "steps", "grid", "seed", "label", "guidance", "rule", "threads")
     given = {name: getattr(arguments, name) for name in chosen}
-    settings = SampleSettings(**given, batch=arguments.batch_size, cond=tuple(arguments.cond))
+    prompt = [] if arguments.prompt is None else [f"{CAPTION}={arguments.prompt}"]
+    settings = SampleSettings(**given, batch=arguments.batch_size, cond=(*arguments.cond, *prompt))
     with parallel.processes(choose_device(arguments.device)) as device:
         sample_to_files(arguments.run, arguments.out, settings, device, arguments.overwrite, not arguments.no_progress, say)
 
@@ -152,6 +155,11 @@ def compare(arguments: argparse.Namespace) -> None:
 def distance(arguments: argparse.Namespace) -> None:
     """FID and its kin of a set of images, without a run."""
     distance_run(arguments, choose_device(arguments.device), say)
+
+
+def clip(arguments: argparse.Namespace) -> None:
+    """Pictures and captions in one space."""
+    clip_run(arguments, _device(arguments), say)
 
 
 def restore(arguments: argparse.Namespace) -> None:
@@ -266,6 +274,13 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], Sequence[F
         "FID, KID and Inception Score of images of your own",
         "Compare a set of images with another, or with published moments, in features that are the same for everybody.",
         DISTANCE_EXAMPLES,
+    ),
+    "clip": (
+        clip,
+        (add_clip_flags,),
+        "CLIP: pictures and captions in one space, and retrieval",
+        "Train CLIP on captioned pictures (or go on with it), clean or noisy, and measure how often a picture finds its caption.",
+        CLIP_EXAMPLES,
     ),
     "restore": (
         restore,

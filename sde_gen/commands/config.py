@@ -36,7 +36,9 @@ class DataConfig(_Section):
     "nan" or in a table a word; split: how a tenth is held out, "random", "stratified" or "tail"; group: a column or array whose groups are
     held out whole; window, stride: of a series, so many rows are an item, so many rows apart; conditions: what the network is told of each
     item, columns of a table or arrays of an .npz file, each COLUMN or NAME=COLUMN; condition_map: a folder or archive of images that are
-    the condition "map" of the images of the same names; variable: of a NetCDF, zarr or HDF5 file, the array that is the data, or several
+    the condition "map" of the images of the same names; captions: a table of file and caption, or a folder of text files of the same
+    names, which are the condition "caption"; text: options of the encoder of captions (`conditions.Text`, and vocabulary: the path of a
+    BERT vocab.txt); variable: of a NetCDF, zarr or HDF5 file, the array that is the data, or several
     that are its channels; mode: "grey", "rgb" or "rgba", to which images from files are converted; columns: of a table,
     what its columns are, "infer" or {COLUMN: KIND or {kind: KIND, ...}}; relative_to: the directory that relative paths in name, root and
     condition_map start from (None: where the command is called), which a run directory's config.yaml keeps."""
@@ -55,6 +57,8 @@ class DataConfig(_Section):
     stride: int | None = Field(default=None, ge=1)
     conditions: tuple[str, ...] = ()
     condition_map: str | None = None
+    captions: str | None = None
+    text: dict[str, Any] = {}
     variable: tuple[str, ...] = ()
     mode: str | None = None
     columns: str | dict[str, Any] | None = None
@@ -69,6 +73,12 @@ class DataConfig(_Section):
         except ValueError:
             return value
         return number if math.isfinite(number) else "nan" if isinstance(value, float) and math.isnan(value) else value
+
+    @field_validator("text")
+    @classmethod
+    def _whole_path(cls, value: dict[str, Any]) -> dict[str, Any]:
+        vocabulary = value.get("vocabulary")
+        return value | {"vocabulary": os.path.abspath(vocabulary)} if isinstance(vocabulary, str) else value
 
     @field_validator("conditions", "variable", mode="before")
     @classmethod
@@ -90,10 +100,11 @@ class DataConfig(_Section):
     @property
     def reading(self) -> Reading:
         """How files of the user's own are to be read."""
-        place = None if self.condition_map is None else os.path.join(self.relative_to or "", self.condition_map)
+        beside = {key: getattr(self, key) for key in BESIDE}
+        places = {key: None if path is None else os.path.join(self.relative_to or "", path) for key, path in beside.items()}
         column = None if self.label_column is None else str(self.label_column)
         chosen = {field.name: getattr(self, field.name) for field in fields(Reading)}
-        return Reading(**chosen | {"condition_map": place, "label_column": column})
+        return Reading(**chosen | places | {"label_column": column})
 
 
 class SDEConfig(_Section):
@@ -157,7 +168,7 @@ class RunConfig(_Section):
         data = found["data"]
         del data["relative_to"]
         data["name"] = self.data.name if self.data.name in DATASETS else os.path.abspath(self.data.location)
-        for key, place in (("root", self.data.root_location), ("condition_map", self.data.reading.condition_map)):
+        for key, place in (("root", self.data.root_location), *((key, getattr(self.data.reading, key)) for key in BESIDE)):
             data[key] = None if place is None else os.path.abspath(place)
         for name in ("micro_batch", "workers", "shard", "compile", "channels_last"):  # how, not what
             del found["training"][name]
@@ -166,7 +177,8 @@ class RunConfig(_Section):
     def anchored(self) -> RunConfig:
         """The same run, which says where its relative paths start: it means the same data wherever it is read."""
         data = self.data
-        paths = [path for path in (None if data.name in DATASETS else data.name, data.root, data.condition_map) if path is not None]
+        beside = (getattr(data, key) for key in BESIDE)
+        paths = [path for path in (None if data.name in DATASETS else data.name, data.root, *beside) if path is not None]
         if all(map(os.path.isabs, paths)):
             return self
         return self.model_copy(update={"data": data.model_copy(update={"relative_to": os.path.abspath(data.relative_to or ".")})})
@@ -176,6 +188,8 @@ class RunConfig(_Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
+BESIDE = ("condition_map", "captions")
+"""Of data, the paths of what lies beside the items."""
 BELONGS = {"network": ("options",), "solver": ("options", "steps", "grid"), "name": ("settings",)}
 """Of each choice, the settings beside it that mean nothing for another."""
 MOST_CONFIG = 1 << 20
@@ -208,7 +222,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         if choice in over and choice in base and over[choice] != base[choice]:
             for belongs in of_it:
                 merged.pop(belongs, None)
-    if {"name", "root", "condition_map"} & set(over) and "relative_to" not in over:
+    if {"name", "root", *BESIDE} & set(over) and "relative_to" not in over:
         merged.pop("relative_to", None)  # another layer's path does not start there
     for key, value in over.items():
         old = merged.get(key)

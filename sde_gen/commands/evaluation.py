@@ -9,10 +9,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .. import parallel, report
+from ..data.captions import texts_of
 from ..data.write import DataDescription, in_words, write_npz
 from ..external.feature_networks import LABELS
 from ..models.score import ScoreModel
@@ -81,7 +83,9 @@ def sample_run(run: TrainedRun, device: torch.device | str = "cpu", progress: bo
     _film(run, place / "denoising.gif", common)
     report.picture_samples(x, place / "samples.png", pictured(run.data), run.data.value_range)
     with atomic_path(place / "samples.npz") as temporary:
-        given = {name: in_words(value, run.data.cond_names.get(name)) for name, value in (cond or {}).items() if name != "label"}
+        texts = {name: np.array(texts_of(value)) for name, value in (cond or {}).items() if name in run.data.texts}
+        numbers = {name: in_words(value, run.data.cond_names.get(name)) for name, value in (cond or {}).items() if name not in texts}
+        given = {name: value for name, value in (numbers | texts).items() if name != "label"}
         valid = run.model.valid(run.model.conditions(cond, len(x), out.x.device))
         known = None if valid is None else valid.cpu().numpy()
         write_npz(temporary, x, (cond or {}).get("label"), DataDescription.of(run.data), given, known)

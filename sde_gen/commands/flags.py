@@ -59,6 +59,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "stride": ("data", "stride"),
     "condition": ("data", "conditions"),
     "condition_map": ("data", "condition_map"),
+    "captions": ("data", "captions"),
     "variable": ("data", "variable"),
     "mode": ("data", "mode"),
     "columns": ("data", "columns"),
@@ -115,6 +116,9 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         help="a column of a table (name or number), or an array of an .npz, that the network is told, under another name (repeatable)",
     )
     what.add_argument("--condition-map", metavar="DIR", help="folder or archive of images that the network is told, of the data's names")
+    what.add_argument(
+        "--captions", metavar="PATH", help="of images: a .csv or .tsv of file and caption, or a folder of .txt of their names"
+    )
     what.add_argument(
         "--variable",
         metavar="NAME",
@@ -293,9 +297,10 @@ def add_sample_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         action="append",
         default=[],
-        help="a condition: a category's word, numbers separated by commas (nan: not known), a .npy file of one row or one a sample, of a "
-        "map an image too, or nothing for not given (repeatable)",
+        help="a condition: a category's word, a text (or a .txt file, a line a sample), numbers separated by commas (nan: not known), "
+        "a .npy file of one row or one a sample, of a map an image too, or nothing for not given (repeatable)",
     )
+    parser.add_argument("--prompt", metavar="TEXT", help="short for --cond caption=TEXT, of a network that is told captions")
     parser.add_argument("--guidance", metavar="X", type=float, help="push samples towards their conditions: 1 not at all, 2 or 3 strongly")
     parser.add_argument("--rule", metavar="NAME", help=f"rule of guidance: {', '.join(GUIDANCE)} (default cfg)")
     parser.add_argument(

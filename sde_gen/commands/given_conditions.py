@@ -12,14 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..conditions import Condition, Label
+from ..conditions import Condition, Label, Text
 from ..data.arrays import open_npy
+from ..data.captions import decoded
 from ..data.decode import FORMATS, decode
 from ..data.precision import wide
 from ..data.write import in_words
 
 MOST_IMAGE = 256 << 20
 _PIECE = 4096
+_SHOWN = 200
+"""Letters of a caption that are shown and kept with the samples' settings; of a longer one its checksum says what it was."""
 _OF_SPACE = ("map", "mask")
 
 
@@ -30,12 +33,16 @@ class Given:
     text: as it was asked for; sha256: of the file that it names, or None.
     values: classes (R,) or numbers (R, *) of one sample, R = 1, for all, or of each, perhaps mapped from disk.
     names: of a category, the data's own words for its classes, else None.
+    texts: of captions, whose values are a tokenizer's numbers, the captions themselves, else None.
+    notes: what is to be said of it, a line each.
     """
 
     text: str
     values: np.ndarray
     names: Sequence[str | int] | None = None
     sha256: str | None = None
+    texts: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     def rows(self, first: int, last: int) -> np.ndarray:
         """Those of the samples first .. last - 1."""
@@ -45,10 +52,12 @@ class Given:
 
     def tensor(self, first: int, last: int) -> Tensor:
         """The same, as a model takes them."""
-        return _tensor(self.rows(first, last))
+        return _tensor(self.rows(first, last)) if self.texts is None else torch.from_numpy(self.rows(first, last).copy())
 
     def written(self, first: int, last: int) -> np.ndarray:
         """The same, as a file has them: words, or numbers."""
+        if self.texts is not None:
+            return np.array(self.texts[first:last] if len(self.texts) > 1 else self.texts * (last - first))
         return in_words(self.rows(first, last), self.names)
 
     @property
@@ -86,6 +95,8 @@ def given_conditions(
 def _given(encoder: Condition, text: str, samples: int, label_names: Sequence[str | int] | None) -> Given | None:
     if not text:
         return None
+    if isinstance(encoder, Text):
+        return _given_text(encoder, text, samples)
     names = None
     if isinstance(encoder, Label):
         names = label_names or encoder.names or list(range(encoder.classes))
@@ -109,6 +120,29 @@ def _given(encoder: Condition, text: str, samples: int, label_names: Sequence[st
     for first in range(0, len(values), _PIECE):
         encoder.check(_tensor(values[first : first + _PIECE]))
     return Given(text, values, names, sha256)
+
+
+def _given_text(encoder: Text, text: str, samples: int) -> Given | None:
+    """A caption for all samples, or the lines of a .txt file."""
+    sha256, texts = None, [text]
+    if text.lower().endswith(".txt"):
+        texts = [line.strip() for line in decoded(Path(text)).splitlines()]
+        if len(texts) not in (1, samples):
+            raise ValueError(f"it has {len(texts):,} lines for {samples:,} samples; one, or as many, are needed")
+        sha256 = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    tokenizer = encoder.tokenizer
+    unknown = dict.fromkeys(word for each in texts for word in tokenizer.unknown(each))
+    longest = max(len(tokenizer.split(each)) for each in texts)
+    if longest == 0:
+        return None
+    notes = []
+    if unknown:
+        notes.append(f"{', '.join(list(unknown)[:10])}{', ...' * (len(unknown) > 10)}: in no training caption, read by their letters alone")
+    if longest > tokenizer.length:
+        notes.append(f"{longest:,} words, of which the first {tokenizer.length} are read")
+    shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    digest = sha256 if sha256 is not None or shown == text else hashlib.sha256(text.encode()).hexdigest()
+    return Given(shown, encoder.check(tokenizer(texts)).numpy(), None, digest, tuple(texts), tuple(notes))
 
 
 def condition_rows(encoder: Condition, array: np.ndarray, names: Sequence[str | int] | None) -> np.ndarray:

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..conditions import Condition, Label
+from ..conditions import Condition, Label, Text
 from ..data import arrays, conditions, folders, tables
+from ..data.captions import text_tensor
 from ..data.cell_text import NOT_THERE, number_of
 from ..data.columns import Codec, Column, frames
 from ..data.columns.known import impossible, read_cells, read_known
@@ -141,6 +142,8 @@ def _values(path: Path, name: str, encoder: Condition, raw: np.ndarray, about: D
     """A condition as the network takes it, its null where a cell or word is empty."""
     where = f"{path.name}: condition {name!r}"
     try:
+        if isinstance(encoder, Text):
+            return encoder.check(text_tensor(raw.astype(str).tolist()))
         empty = raw == "" if raw.dtype.kind == "U" else np.zeros(len(raw), bool)
         if isinstance(encoder, Label):
             words = about.label_names if name == "label" else encoder.names

@@ -92,6 +92,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "mnist": MNIST,
     "fashion_mnist": MNIST,
     "cifar10": MNIST,
+    "emoji": MNIST,
     "gaussians8": VECTORS,
     "moons": VECTORS,
     "checkerboard": VECTORS,

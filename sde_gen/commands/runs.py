@@ -148,7 +148,8 @@ def check(config: RunConfig, data: Dataset) -> ScoreModel:
             raise ValueError(f"data {data.name!r} has no labels to train on")
         names = conditions_of(config, data)
         known: dict[str, Any] = data.conditions(names)
-        specs = {n: fit_condition(n, value, data.shape[1:], names=category_names(data, n)) for n, value in known.items()}
+        kinds = {key: {"kind": "text", **config.data.text} for key in data.texts}
+        specs = {n: fit_condition(n, value, data.shape[1:], kinds.get(n), category_names(data, n)) for n, value in known.items()}
         model = build_model(
             data.train,
             config.sde.name,

@@ -452,6 +452,7 @@ def _result_lines(job: _Job, touched: list[int]) -> Iterator[str]:
         yield f"guidance  {rule}: samples of the rule, not of the data's law{kept}"
     if job.beside:
         yield f"condition {', '.join(f'{name}={value.text}' for name, value in job.beside.items())}"
+    yield from (f"warning   {condition}: {note}" for condition, given in job.beside.items() for note in given.notes)
     absent = [name for name in job.model.encoders if job.given.get(name) is None and not (name == "label" and job.labelled)]
     if absent:
         several = len(absent) > 1

@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.captions import texts_of
 from ..registry import Registry, lookup
 from .base import RESERVED, Condition, standardised
 from .label import FADE, Label
 from .maps import Map, Mask, Valid, valid_entries
 from .numbers import Numbers
 from .sequence import Sequence as SequenceCondition
+from .text import Text, TextTransformer
+from .tokenizer import Tokenizer
 
 __all__ = [
     "CONDITIONS",
@@ -26,6 +29,9 @@ __all__ = [
     "Mask",
     "Numbers",
     "SequenceCondition",
+    "Text",
+    "TextTransformer",
+    "Tokenizer",
     "Valid",
     "fit_condition",
     "make_condition",
@@ -40,8 +46,17 @@ CONDITIONS: Registry[Any] = Registry(
         "map": Map,
         "mask": Mask,
         "valid": Valid,
+        "text": Text,
     },
-    aliases={"category": "label", "number": "numbers", "vector": "numbers", "image": "map", "field": "map", "set": "sequence"},
+    aliases={
+        "caption": "text",
+        "category": "label",
+        "number": "numbers",
+        "vector": "numbers",
+        "image": "map",
+        "field": "map",
+        "set": "sequence",
+    },
 )
 """The kinds of conditions by name, each a class of (name, width, spatial, options of its own)."""
 MOST_CLASSES = 100_000
@@ -71,17 +86,29 @@ def make_condition(name: str, spec: Mapping[str, Any], width: int, spatial: Sequ
 
 
 def fit_condition(
-    name: str, values: Tensor, spatial: Sequence[int], kind: str | None = None, names: Sequence[str | int] | None = None
+    name: str,
+    values: Tensor,
+    spatial: Sequence[int],
+    kind: str | Mapping[str, Any] | None = None,
+    names: Sequence[str | int] | None = None,
 ) -> dict[str, Any]:
     """The spec of a condition with these values (N, *), its scale learned from them.
 
     spatial: the data's grid; () for vectors.
     kind: a key of CONDITIONS. None: what type and shape say: integers (N,) are labels, numbers (N,) or (N, K) numbers, Booleans over
         space a mask ("valid" where it is called so), (N, C, *grid) with as many axes as the data a map, and (N, L, K) otherwise a sequence.
+        A mapping {"kind": ..., **options} sets options of the kind too. Texts (`data.captions.text_tensor`) have to be called "text"; their
+        words are learned here, or are those of the BERT vocab.txt that the option "vocabulary" names.
     names: of a label, the data's own words for the classes 0, 1, ...
 
     Raises ValueError for values that are none of these.
     """
+    if isinstance(kind, Mapping):
+        options = dict(kind)
+        chosen = options.pop("kind", None)
+        if chosen is not None and lookup(CONDITIONS, "kind of condition", chosen) is Text:
+            return _fit_text(name, values, options)
+        return fit_condition(name, values, spatial, chosen, names) | options
     rank, over_space = len(spatial), values.ndim == 2 + len(spatial) and len(spatial) > 0
     if kind is None:
         whole = not (values.is_floating_point() or values.is_complex())
@@ -107,6 +134,8 @@ def fit_condition(
                 "are classes: give numbers as floats, or kind 'numbers')"
             )
         return {"kind": kind, "classes": classes, "fade": FADE} | ({} if names is None else {"names": list(names)})
+    if kind == "text":
+        return _fit_text(name, values, {})
     if kind == "numbers" and values.ndim in (1, 2):
         mean, std = standardised(values if values.ndim == 2 else values[:, None])
         return {"kind": kind, "size": len(mean), "mean": mean, "std": std}
@@ -120,3 +149,20 @@ def fit_condition(
         mean, std = standardised(values)
         return shape | {"mean": mean, "std": std}
     raise ValueError(f"condition {name!r} of shape {tuple(values.shape)} is no {kind} for data of {rank} axes of space")
+
+
+def _fit_text(name: str, values: Tensor, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The spec of captions, with the tokenizer of their words, or of a vocabulary's pieces."""
+    own = {key: options[key] for key in ("buckets", "length") if key in options}
+    try:
+        texts = texts_of(values)
+        if "vocabulary" in options:
+            words = Tokenizer.read_vocabulary(options["vocabulary"])
+            longest = max((len(Tokenizer(words, pieces=True).split(text)) for text in texts), default=0)
+            tokenizer = Tokenizer(words, pieces=True, **{"length": min(64, max(16, longest))} | own)
+        else:
+            tokenizer = Tokenizer.fit(texts, **own)
+    except ValueError as error:
+        raise ValueError(f"condition {name!r}: {error}") from error
+    known = {"words": tokenizer.words, "buckets": tokenizer.buckets, "length": tokenizer.length, "pieces": tokenizer.pieces}
+    return {"kind": Text.kind} | known | {key: value for key, value in options.items() if key not in ("vocabulary", *own)}

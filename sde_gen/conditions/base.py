@@ -20,11 +20,12 @@ class Condition(nn.Module):
     """One thing that a network is told beside the state: it checks the values and turns them into what the network's port takes.
 
     name: how it is given, `sample(..., cond={name: values})`.
-    port: "vector" (B, width) goes into the modulation of every block; "tokens" (B, L, width) are attended to; "map" (B, C, *spatial)
-        are input channels.
+    port: "vector" (B, width) goes into the modulation of every block; "tokens" (B, L, width) are attended to, and may bring a vector
+        along; "map" (B, C, *spatial) are input channels.
     options: JSON-able; `make_condition(name, {"kind": ..., **options}, ...)` rebuilds it.
 
-    A value that is not given is the null, which is no value of data: the number of classes for labels, NaN for everything else.
+    A value that is not given is the null, which is no value of data: the number of classes for labels, no words for
+    texts, NaN for everything else.
     """
 
     port: str

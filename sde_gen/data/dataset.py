@@ -48,6 +48,7 @@ class Dataset:
         source_cond: the same of `source`, tensors or sources.
         cond_names: of conditions that are categories, the files' own words for the classes 0, 1, ...; a class of their number is not known.
         cond_columns: of conditions that were columns of a table, name and place as in `label_column`.
+        texts: the conditions that are texts, UTF-8 in uint8 (N, longest) (`captions.text_tensor`).
         valid: which entries of an item are data, Boolean (*shape), where some are data in none (land in fields of the sea); None: all, or
             as the condition "valid" says of each item. What lies at other entries of `train` means nothing.
         missing: of data with such entries, the number that marks them in files, NaN included; else None.
@@ -76,6 +77,7 @@ class Dataset:
     source_cond: Mapping[str, Tensor | Source] = field(default_factory=dict)
     cond_names: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
     cond_columns: Mapping[str, tuple[str | None, int]] = field(default_factory=dict)
+    texts: tuple[str, ...] = ()
     valid: Tensor | None = None
     missing: float | None = None
     header: Mapping[str, Any] | None = None

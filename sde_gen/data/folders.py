@@ -14,6 +14,7 @@ import numpy as np
 from sde_gen.data import archives, formats
 from sde_gen.data.archives import MOST_MEMBER, members
 from sde_gen.data.assemble import Part, assemble
+from sde_gen.data.captions import CAPTION, read_captions, with_captions
 from sde_gen.data.dataset import Dataset
 from sde_gen.data.decode import CHANNELS, FORMATS, LEVELS, describe, read_limited
 from sde_gen.data.errors import one_line
@@ -30,6 +31,7 @@ def load_images(
     size: int | None = None,
     in_memory: int = IN_MEMORY,
     condition_map: Path | None = None,
+    captions: Path | None = None,
     mode: str | None = None,
     **options: Any,
 ) -> Dataset:
@@ -46,6 +48,7 @@ def load_images(
         in_memory: bytes.
         condition_map: another folder or archive, whose images are the condition "map" of those of the same names, whatever their endings:
             all of one size and mode, on the same grid or a coarser one. `size` resizes those that are larger or no squares.
+        captions: a table or a folder of texts, whose entry for each image is its condition "caption" (`captions.read_captions`).
         mode: a key of `decode.MODES`, to which the images (not their maps) are converted; None: all must be of one mode.
         options: of `assemble`.
 
@@ -54,7 +57,10 @@ def load_images(
             and all counted, a damaged archive, an image without a map or a map without an image.
     """
     images = _read(path, size, in_memory, mode)
-    return _finish(images, None if condition_map is None else _maps(condition_map, images, size, in_memory), in_memory, options)
+    maps = None if condition_map is None else _maps(condition_map, images, size, in_memory)
+    texts, about = ([], []) if captions is None else read_captions(captions, images.names)
+    found = _finish(images, maps, texts, in_memory, options)
+    return replace(found, notes=(*found.notes, *about))
 
 
 def item_shape(path: Path, size: int | None = None, mode: str | None = None) -> tuple[int, ...]:
@@ -195,9 +201,11 @@ def _from_archive(path: Path, size: int | None, in_memory: int, convert: str | N
     return _Images(path, names, source, seen.mode, left_out, described)
 
 
-def _finish(images: _Images, maps: Source | None, in_memory: int, options: dict[str, Any]) -> Dataset:
+def _finish(images: _Images, maps: Source | None, captions: Sequence[str], in_memory: int, options: dict[str, Any]) -> Dataset:
     path, names, mode, left_out = images.path, images.names, images.mode, images.left_out
     whole = Part(images.source, cond={} if maps is None else {"map": maps})
+    if captions:  # which go along as their numbers
+        whole = replace(whole, cond={**whole.cond, CAPTION: array_source(np.arange(len(captions), dtype=np.float64), path.name)})
     known = _described(path, names, images.described)
     if known is None:
         train, test, notes = _parts([PurePosixPath(name).parts for name in names], whole)
@@ -213,7 +221,8 @@ def _finish(images: _Images, maps: Source | None, in_memory: int, options: dict[
         notes.append(f"{left_out} other file(s) left out: only {_ENDINGS} are read, no hidden files, no links")
     shown = (0.0, LEVELS[mode] - 1.0)
     dataset = assemble(path.name, train, test, levels=LEVELS[mode], value_range=shown, notes=notes, in_memory=in_memory, **options)
-    return replace(dataset, header=_header(images))
+    dataset = replace(dataset, header=_header(images))
+    return with_captions(dataset, captions) if captions else dataset
 
 
 def _header(images: _Images) -> dict[str, Any] | None:

@@ -26,6 +26,7 @@ class Reading:
     split: str | None = None
     conditions: tuple[str, ...] = ()
     condition_map: str | os.PathLike[str] | None = None
+    captions: str | os.PathLike[str] | None = None
     group: str | int | None = None
     window: int | None = None
     stride: int | None = None
@@ -58,6 +59,7 @@ TAKEN_BY: dict[str, tuple[tuple[str, ...], str]] = {
     "size": ((IMAGES,), "images in a folder or archive"),
     "mode": ((IMAGES,), "images in a folder or archive"),
     "condition_map": ((IMAGES,), "images in a folder or archive"),
+    "captions": ((IMAGES,), "images in a folder or archive"),
     "label_column": ((TABLE, MEMORY), "tables"),
     "columns": ((TABLE, MEMORY), "tables"),
     "axes": (_ARRAYS, "arrays (.npy, .npz and other files of arrays)"),

@@ -12,6 +12,7 @@ from sde_gen.data import archives, arrays, folders, formats, tables
 from sde_gen.data.cifar import cifar10
 from sde_gen.data.columns import frames
 from sde_gen.data.dataset import Dataset, subset, validate
+from sde_gen.data.emoji import emoji
 from sde_gen.data.images import digits, fashion_mnist, mnist
 from sde_gen.data.labels import remarks_of_classes
 from sde_gen.data.reading import IMAGES, MEMORY, NAMED, NPY, NPZ, SINGLE, TABLE, Reading
@@ -26,6 +27,7 @@ DATASETS: dict[str, Callable[[Path | None, int], Dataset]] = {
     "mnist": mnist,
     "fashion_mnist": fashion_mnist,
     "cifar10": cifar10,
+    "emoji": emoji,
     "gaussians8": gaussians8,
     "moons": moons,
     "checkerboard": checkerboard,
@@ -66,6 +68,7 @@ def load_dataset(
     split: str | None = None,
     conditions: Sequence[str] = (),
     condition_map: str | os.PathLike[str] | None = None,
+    captions: str | os.PathLike[str] | None = None,
     group: str | int | None = None,
     window: int | None = None,
     stride: int | None = None,
@@ -97,6 +100,8 @@ def load_dataset(
             arrays of an .npz file (`arrays.load_npz`), each "COLUMN", or "NAME=COLUMN" for a condition of another name.
         condition_map: of images, a folder or archive with another image of the same name for each, on the same or a coarser grid, which
             is the condition "map" (`folders.load_images`).
+        captions: of images, a table of file and caption, or a folder of text files of the same names, which are the condition "caption"
+            (`captions.read_captions`).
         group: a column of a table or an array (N,) of an .npz file that says which items belong together, a patient's or a station's:
             whole groups are held out, and the column is no data.
         window: of a series, an array (T,) or (T, C) or a table whose rows are in the order of time: the items are windows of so many
@@ -121,6 +126,7 @@ def load_dataset(
         split,
         tuple(conditions),
         condition_map,
+        captions,
         group,
         window,
         stride,
@@ -162,8 +168,8 @@ def _load_path(path: Path, reading: Reading, limit: int | None) -> Dataset:
     reading.check(path.name, kind)
     options: dict[str, Any] = {"limit": limit, "split": reading.split}
     if kind == IMAGES:
-        place = None if reading.condition_map is None else Path(reading.condition_map)
-        return folders.load_images(path, reading.size, condition_map=place, mode=reading.mode, **options)
+        place, texts = (None if value is None else Path(value) for value in (reading.condition_map, reading.captions))
+        return folders.load_images(path, reading.size, condition_map=place, captions=texts, mode=reading.mode, **options)
     options |= {"window": reading.window, "stride": reading.stride}
     conditions = reading.conditions if reading.group is None else (*reading.conditions, f"{GROUP}={reading.group}")
     if form is not None:

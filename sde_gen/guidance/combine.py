@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.captions import is_texts, text_tensor
 from ..models.combination import ScoreCombination
 from ..models.denoiser import Denoiser, PlannedTime, Prediction, Wrapper, like
 from ..models.moments import Moments
@@ -27,11 +28,21 @@ def predict_each(model: Denoiser, x: Tensor, t: Tensor | float, conds: Sequence[
     if len(conds) == 1 or any(row is None for row in rows):
         return [model.predict(x, t, **cond) for cond in conds]
     count = len(conds)
-    together = {name: torch.cat([row[name] for row in rows if row is not None]) for name in rows[0] or {}}
+    together = {name: _stacked(model, name, [row[name] for row in rows if row is not None]) for name in rows[0] or {}}
     times = t.repeat(count) if isinstance(t, Tensor) and t.ndim else t
     found = model.predict(x.repeat(count, *[1] * (x.ndim - 1)), times, **together)
     fractions = [None] * count if found.variance_fraction is None else found.variance_fraction.chunk(count)
     return [Prediction(denoised, fraction) for denoised, fraction in zip(found.denoised.chunk(count), fractions, strict=True)]
+
+
+def _stacked(model: Denoiser, name: str, values: Sequence[Tensor]) -> Tensor:
+    """Values (B, *) of a condition one after the other, texts and sequences of unlike lengths filled up with places that are not there."""
+    longest = max(value.shape[1] if value.ndim > 1 else 0 for value in values)
+    if any(value.ndim == 3 and value.shape[1] < longest for value in values):
+        encoder = model.encoders[name]
+        rows = [encoder.null(value.new_zeros(len(value), longest - value.shape[1], *value.shape[2:])) for value in values]
+        values = [torch.cat([value, row], dim=1) for value, row in zip(values, rows, strict=True)]
+    return torch.cat(list(values))
 
 
 def _filled(model: Denoiser, cond: Cond, conds: Sequence[Cond]) -> Cond | None:
@@ -80,7 +91,7 @@ class Combine(ScoreCombination):
         super().__init__(parts[0][1], moments)
         self.weights = [float(weight) for weight, _, _ in parts]
         self.models = nn.ModuleList([model for _, model, _ in parts])
-        self.given = [None if cond is None else _fixed(cond) for _, _, cond in parts]
+        self.given = [None if cond is None else _fixed(cond, model) for _, model, cond in parts]
         self.cost = sum(model.cost for _, model, _ in parts)
         self.depends_on_state = any(model.depends_on_state for _, model, _ in parts)
 
@@ -114,10 +125,13 @@ def _distinct(models: Any) -> list[Any]:
     return list({id(model): model for model in models}.values())
 
 
-def _fixed(cond: Mapping[str, Any]) -> Cond:
-    """Conditions of a term, each a tensor with first dimension 1."""
+def _fixed(cond: Mapping[str, Any], model: Denoiser) -> Cond:
+    """Conditions of a term, each a tensor with first dimension 1; of a text its words' numbers, for it is read once."""
     found = {}
     for name, value in cond.items():
+        if isinstance(value, str) or is_texts(value):
+            value = text_tensor([value] if isinstance(value, str) else value)
+            value = model.encoders[name].check(value) if name in model.encoders else value
         tensor = torch.as_tensor(value)
         tensor = tensor[None] if tensor.ndim == 0 else tensor
         if len(tensor) != 1:

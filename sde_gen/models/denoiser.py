@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..conditions import Condition
+from ..data.captions import is_texts, text_tensor
 from ..sdes import SDE
 from ..sdes.base import as_time, check_positive
 from ..shapes import expand_as
@@ -209,13 +210,17 @@ class Denoiser(nn.Module, metaclass=_Complete):
         return None
 
     def conditions(self, cond: Mapping[str, Any] | None, count: int, device: torch.device) -> dict[str, Tensor]:
-        """`cond`, tensors or arrays by name with `count` rows each, as tensors on `device`; TypeError or ValueError for anything else."""
+        """`cond`, tensors, arrays or lists of texts by name with `count` rows each, as tensors on `device`; TypeError or ValueError for
+        anything else."""
         if cond is not None and not isinstance(cond, Mapping):
             raise TypeError(f"cond must be a dict of tensors by name, got {type(cond).__name__}")
         found = {}
         for name, value in (cond or {}).items():
+            if is_texts(value):
+                value = text_tensor(value)
             if not isinstance(value, Tensor | np.ndarray):
-                raise TypeError(f"condition {name!r} must be a tensor, got {type(value).__name__}")
+                each = f" (a text for each sample is a list of {count} strings)" if isinstance(value, str) else ""
+                raise TypeError(f"condition {name!r} must be a tensor, got {type(value).__name__}{each}")
             if tuple(value.shape[:1]) != (count,):
                 raise ValueError(f"condition {name!r} must have first dimension {count}, got shape {tuple(value.shape)}")
             found[name] = torch.as_tensor(value).to(device)

@@ -126,7 +126,10 @@ class ConditionEmbedding(nn.Module):
             if encoder.port == "vector":
                 vector = vector + found
             elif encoder.port == "tokens":
-                tokens.append(found)
+                several, there, *whole = found  # of a text the whole is a vector too
+                tokens.append((several, there))
+                for one in whole:
+                    vector = vector + one
             else:
                 maps.append(found)
         return Ports(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data import as_floats
+from ..data.captions import is_texts, text_tensor
 from ..models.denoiser import Denoiser
 from .sample import sample
 
@@ -40,7 +41,8 @@ def interpolate(model: Denoiser, a: Tensor | np.ndarray, b: Tensor | np.ndarray,
     shares = torch.linspace(0, 1, n, dtype=z_a.dtype, device=z_a.device).tolist()
     path = torch.stack([(torch.sin((1 - w) * angle) * z_a + torch.sin(w * angle) * z_b) / torch.sin(angle) for w in shares])
     # Step k of pair i lies at k N + i: each pair keeps its conditions all the way.
-    repeated = None if cond is None else {name: torch.cat([torch.as_tensor(value)] * n) for name, value in cond.items()}
+    given = {name: text_tensor(value) if is_texts(value) else torch.as_tensor(value) for name, value in (cond or {}).items()}
+    repeated = None if cond is None else {name: torch.cat([value] * n) for name, value in given.items()}
     out = sample(model, path.flatten(0, 1).shape, solver, x_init=path.flatten(0, 1), final="raw", cond=repeated, **options)
     return out.x.reshape(path.shape)
 

@@ -41,7 +41,8 @@ TOKENS = "tokens"
 State = tuple[dict[str, Tensor], dict[str, Any]]
 
 
-def _name_of(registry: dict[str, Any], value: object) -> str | None:
+def name_of(registry: dict[str, Any], value: object) -> str | None:
+    """The name under which the class of a value is registered, or None."""
     return next((name for name, kind in registry.items() if type(value) is kind), None)
 
 
@@ -65,7 +66,7 @@ def describe(model: ScoreModel | TokenModel) -> dict[str, Any]:
     about = _describe_network(model.network)
     common = {"format": FORMAT, "version": __version__, "network": about}
     if isinstance(model, TokenModel):
-        process = {"name": _name_of(PROCESSES, model.process), "settings": model.process.settings}
+        process = {"name": name_of(PROCESSES, model.process), "settings": model.process.settings}
         return common | {"kind": TOKENS, "process": process, "shape": list(model.shape), "ordered": model.ordered}
     normalizer = model.normalizer
     if normalizer is not None and not isinstance(normalizer, Normalizer):
@@ -75,9 +76,9 @@ def describe(model: ScoreModel | TokenModel) -> dict[str, Any]:
             raise CheckpointError(
                 f"cannot save a {what} that is a function: register it, sde_gen.models.score.{what.upper()}S['name'] = it"
             )
-    if _name_of(SDES, model.sde) is not None:
+    if name_of(SDES, model.sde) is not None:
         _check_rebuilt("SDE", type(model.sde), model.sde.settings, "settings")
-    process = {"name": _name_of(SDES, model.sde), "class": type(model.sde).__name__, "settings": dict(model.sde.settings)}
+    process = {"name": name_of(SDES, model.sde), "class": type(model.sde).__name__, "settings": dict(model.sde.settings)}
     _check_json("SDE", process["settings"])
     return common | {
         "sde": process,
@@ -93,10 +94,10 @@ def _describe_network(network: Any) -> dict[str, Any]:
     if not isinstance(network, nn.Module):
         raise CheckpointError(f"cannot save a network that is a {type(network).__name__}: make it a torch.nn.Module")
     options = getattr(network, "options", {})
-    if _name_of(NETWORKS, network) is not None and not isinstance(network, Network):
+    if name_of(NETWORKS, network) is not None and not isinstance(network, Network):
         _check_rebuilt("network", type(network), options, "options")
     _check_json("network", options)
-    about = {"name": _name_of(NETWORKS, network), "class": type(network).__name__, "options": options}
+    about = {"name": name_of(NETWORKS, network), "class": type(network).__name__, "options": options}
     if isinstance(network, Network):
         about |= {"shape": list(network.shape), "conditions": network.conditions, "out_channels": network.out_channels}
     return about
@@ -135,20 +136,22 @@ def save(
     for part, module in parts.items():
         if isinstance(module, nn.Module):
             tensors |= {f"{part}.{key}": value for key, value in module.state_dict().items()}
-    files = {WEIGHTS: _tensors(tensors), DESCRIPTION: _values(description)}
+    files = {WEIGHTS: tensors_file(tensors), DESCRIPTION: values_file(description)}
     if state is not None:
-        files |= {STATE: _tensors(state[0]), STATE_VALUES: _values(state[1])}
+        files |= {STATE: tensors_file(state[0]), STATE_VALUES: values_file(state[1])}
     write_version(path, files)
     for name in (WEIGHTS, DESCRIPTION):
         (path / name).unlink(missing_ok=True)  # of a checkpoint from before there were versions
     return path
 
 
-def _tensors(tensors: dict[str, Tensor]) -> Callable[[Path], None]:
+def tensors_file(tensors: dict[str, Tensor]) -> Callable[[Path], None]:
+    """What writes the tensors to a safetensors file."""
     return lambda file: save_file({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, file)
 
 
-def _values(values: dict[str, Any]) -> Callable[[Path], None]:
+def values_file(values: dict[str, Any]) -> Callable[[Path], None]:
+    """What writes the values to a JSON file."""
     text = to_json(values, 2) + "\n"
 
     def write(file: Path) -> None:
@@ -170,9 +173,9 @@ def _copy(source: Path) -> Callable[[Path], None]:
 def save_fitted(model: ScoreModel, path: str | os.PathLike[str]) -> None:
     """Write `model.fitted` into the checkpoint at `path`, which holds this model, as a new version; nothing else of it changes."""
     version = open_checkpoint(path)
-    description = _read_values(version / DESCRIPTION) | {"fitted": [asdict(fitted) for fitted in model.fitted.values()]}
+    description = read_values(version / DESCRIPTION) | {"fitted": [asdict(fitted) for fitted in model.fitted.values()]}
     others = [name for name in (WEIGHTS, STATE, STATE_VALUES) if (version / name).exists()]
-    write_version(Path(path), {name: _copy(version / name) for name in others} | {DESCRIPTION: _values(description)})
+    write_version(Path(path), {name: _copy(version / name) for name in others} | {DESCRIPTION: values_file(description)})
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Path:
@@ -189,7 +192,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Path:
     return newest(path)
 
 
-def _read_values(file: Path) -> dict[str, Any]:
+def read_values(file: Path) -> dict[str, Any]:
+    """The mapping of a JSON file; CheckpointError where it is none."""
     try:
         if file.stat().st_size > MOST_VALUES:
             raise CheckpointError(f"{file} has {file.stat().st_size} bytes; at most {MOST_VALUES} are read")
@@ -204,7 +208,7 @@ def _read_values(file: Path) -> dict[str, Any]:
 
 
 def _read_description(version: Path) -> dict[str, Any]:
-    description = _read_values(version / DESCRIPTION)
+    description = read_values(version / DESCRIPTION)
     if description.get("format") != FORMAT:
         raise CheckpointError(f"{version / DESCRIPTION} is not a checkpoint of format {FORMAT}")
     return description
@@ -222,7 +226,7 @@ def read_state(path: str | os.PathLike[str]) -> State | None:
     if not (version / STATE).exists():
         return None
     try:
-        return load_file(version / STATE) | load_file(version / WEIGHTS), _read_values(version / STATE_VALUES)
+        return load_file(version / STATE) | load_file(version / WEIGHTS), read_values(version / STATE_VALUES)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read the state of the training at {path}: {type(error).__name__}: {error}") from error
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .. import parallel
 from ..conditions import fit_condition
 from ..data import Dataset, Normalizer, Source, as_items, check_labels, load_dataset
+from ..data.captions import is_texts, text_tensor
 from ..data.columns import Codec
 from ..data.masks import VALID, split_masked
 from ..devices import find_device
@@ -256,7 +257,7 @@ def train(
     variance: str | None = None,
     levels: int | None = None,
     conditions: Mapping[str, Any] | None = None,
-    kinds: Mapping[str, str] | None = None,
+    kinds: Mapping[str, str | Mapping[str, Any]] | None = None,
     mask: Tensor | np.ndarray | None = None,
     **settings: Any,
 ) -> ScoreModel:
@@ -268,9 +269,10 @@ def train(
     network: a name or a module; None: "mlp" for vectors, else "unet".
     conditions: what the network is told of each item, by name: tensors or arrays (N, *), NaN where a number is not known.
         Integers (N,) are labels, numbers (N,) or (N, K) numbers, (N, C, *grid) over the data's space, or a coarser grid of it, maps,
-        Booleans there masks, and (N, L, K) sequences.
+        Booleans there masks, and (N, L, K) sequences. Lists of strings are captions, "" where one is not known.
     labels: a condition "label", (N,) in 0 .. classes - 1.
-    kinds: the kind of a condition by its name (a key of `sde_gen.conditions.CONDITIONS`), where its values do not say it.
+    kinds: the kind of a condition by its name (a key of `sde_gen.conditions.CONDITIONS`), where its values do not say it, or a dict of the
+        kind and options of its encoder, as {"caption": {"kind": "text", "vocabulary": "vocab.txt", "depth": 1}}.
     mask: of data of which some entries are never data (land in fields of the sea), Boolean, of one item's shape or broadcast to it, True
         where they are. Entries that are no data of single items are a condition "valid" of Booleans over space. What lies at such
         entries is not looked at, and may be NaN. A masked array says both itself.
@@ -321,7 +323,9 @@ def train(
     if strange:
         raise ValueError(f"kinds names {', '.join(map(repr, strange))}; the conditions are {', '.join(map(repr, cond)) or 'none'}")
     shown: dict[str, Any] = {n: loaded.cond[n] if isinstance(v, Source) and loaded is not None else v for n, v in cond.items()}
-    specs = {n: fit_condition(n, v, x.shape[2:], (kinds or {}).get(n)) for n, v in shown.items()} if isinstance(network, str) else None
+    texts = {n: "text" for n, v in given.items() if is_texts(v)} | dict.fromkeys(() if loaded is None else loaded.texts, "text")
+    of_kind: dict[str, Any] = texts | dict(kinds or {})
+    specs = {n: fit_condition(n, v, x.shape[2:], of_kind.get(n)) for n, v in shown.items()} if isinstance(network, str) else None
     there = None if mask is None else torch.as_tensor(mask)
     of_items = next((shown[name] for name, spec in (specs or {}).items() if spec["kind"] == "valid"), None)
     codec = None if loaded is None else loaded.codec
@@ -347,6 +351,8 @@ def train(
 
 def _as_values(name: str, value: Any) -> Tensor:
     """A condition as it is given, as a tensor (N, *)."""
+    if is_texts(value):
+        return text_tensor(value)
     try:
         found = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:

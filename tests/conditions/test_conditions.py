@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sde_gen.conditions import CONDITIONS, FADE, RESERVED, Condition, Label, Map, Mask, Numbers, fit_condition, make_condition
+from sde_gen.data.captions import text_tensor, texts_of
 
 WIDTH, COUNT, GRID = 16, 6, (8, 12)
 COARSE = (4, 6)
@@ -27,6 +28,7 @@ VALUES: dict[str, Tensor] = {
     "map": 1e5 + 30 * draws(COUNT, 2, *COARSE),
     "mask": draws(COUNT, 1, *GRID) > 0,
     "valid": draws(COUNT, 2, *GRID, seed=1) > -0.5,
+    "text": text_tensor(["a red heart, very small", "the owl of the north", "Grüße, äußerst ❤ 12 ok", *["one two three four five"] * 3]),
 }
 """Of every kind, in units of their own: their means are far larger than their spread."""
 
@@ -38,10 +40,16 @@ def made(kind: str, name: str = "told", **changes: Any) -> Condition:
     with torch.no_grad():
         for parameter in encoder.parameters():  # as after some training: nothing is zero any more
             parameter.add_(0.1 * torch.randn(parameter.shape))
-    return encoder
+    return encoder.eval()
 
 
-def outputs(found: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+def loss(found: Any) -> Tensor:
+    """A number that depends on all that an encoder gives."""
+    parts = [found] if isinstance(found, Tensor) else [part for part in found if part.is_floating_point()]
+    return torch.stack([part.square().sum() for part in parts]).sum()
+
+
+def outputs(found: Any) -> Tensor:
     """What an encoder gives, one row for each sample; of tokens only those that are there."""
     if isinstance(found, Tensor):
         return found.flatten(1).detach()
@@ -55,6 +63,8 @@ def partly(kind: str) -> Tensor:
         return torch.cat([values[:-1], torch.tensor([3])])
     if kind == "valid":  # which is known of every entry
         return values
+    if kind == "text":
+        return text_tensor([*texts_of(values)[:2], "one word is missing", *texts_of(values)[3:-1], ""])
     values = values.double().clone()
     values[2, 0] = torch.nan
     values[-1] = torch.nan
@@ -74,7 +84,7 @@ def test_every_kind_has_values_here() -> None:
 def test_a_spec_is_json_and_rebuilds_the_encoder(kind: str) -> None:
     encoder = made(kind)
     spec = json.loads(json.dumps(encoder.spec))
-    again = make_condition("told", spec, WIDTH, GRID)
+    again = make_condition("told", spec, WIDTH, GRID).eval()
     again.load_state_dict(encoder.state_dict())
     assert again.spec == encoder.spec and encoder.spec["kind"] == kind and type(again) is CONDITIONS[kind]
     assert torch.equal(outputs(again(partly(kind))), outputs(encoder(partly(kind))))
@@ -87,7 +97,8 @@ def test_its_output_is_what_its_port_takes(kind: str) -> None:
     if encoder.port == "vector":
         assert isinstance(found, Tensor) and found.shape == (COUNT, WIDTH)
     elif encoder.port == "tokens":
-        tokens, there = found
+        tokens, there, *whole = found
+        assert [vector.shape for vector in whole] == ([(COUNT, WIDTH)] if kind == "text" else [])
         assert tokens.shape == (COUNT, 6, WIDTH) and there.shape == (COUNT, 6) and there.dtype == torch.bool
         assert there.sum(1).tolist() == [6, 6, 5, 6, 6, 1]  # one is always there
     else:
@@ -112,8 +123,8 @@ def test_the_null_is_what_is_missing_and_no_value_of_data(kind: str) -> None:
 def test_the_null_is_learned(kind: str) -> None:
     encoder = made(kind)
     found = encoder(encoder.missing(COUNT, torch.device("cpu")))
-    (found if isinstance(found, Tensor) else found[0]).square().sum().backward()
-    learned = {"label": "table.weight", "numbers": "unknown", "sequence": "always", "map": "unknown", "mask": "unknown"}[kind]
+    loss(found).backward()
+    learned = {"label": "table.weight", "sequence": "always", "text": "always"}.get(kind, "unknown")
     gradient = dict(encoder.named_parameters())[learned].grad
     assert gradient is not None and float(gradient.abs().sum()) > 0
 
@@ -125,7 +136,7 @@ def test_what_is_not_known_leaks_into_no_gradient(kind: str) -> None:
     if values.is_floating_point():
         values.requires_grad_()
     found = encoder(values)
-    (found if isinstance(found, Tensor) else found[0]).square().sum().backward()
+    loss(found).backward()
     for name, parameter in encoder.named_parameters():
         assert parameter.grad is not None and bool(torch.isfinite(parameter.grad).all()), name
     if values.grad is not None:
@@ -146,7 +157,7 @@ def test_values_keep_their_digits_whatever_the_weights_become(kind: str, dtype: 
     tolerance = 0.05 if dtype == torch.bfloat16 else 1e-5
     torch.testing.assert_close(found.double(), expected.double(), rtol=tolerance, atol=tolerance)
     for part in ("mean", "std"):
-        assert kind in ("label", "mask") or torch.equal(getattr(cast, part), getattr(plain, part))
+        assert kind in ("label", "mask", "text") or torch.equal(getattr(cast, part), getattr(plain, part))
 
 
 def test_a_year_keeps_its_digits() -> None:
@@ -252,6 +263,8 @@ def test_type_and_shape_say_the_kind(case: str) -> None:
         (torch.rand(4, 2, 3), (), "mask", "is no mask for data of 0 axes"),
         (torch.rand(4, 2), (), "sequence", "is no sequence"),
         (torch.rand(4, 2, 3), (8, 8), "numbers", "is no numbers"),
+        (torch.rand(4, 2), (), "text", "condition 'told': texts are uint8 .*got torch.float32 of shape"),
+        (torch.zeros(4, 2, dtype=torch.uint8), (), "text", "4 captions have not a single word; at least one is needed"),
         (torch.rand(4), (), "colour", "unknown kind of condition 'colour'"),
     ],
 )
@@ -288,6 +301,10 @@ def test_names_that_are_arguments_are_refused(name: Any) -> None:
         ({"kind": "numbers", "std": [math.nan]}, GRID, r"positive std\(s\)"),
         ({"kind": "map"}, (), "is a map over space, and the data are vectors: give it as numbers"),
         ({"kind": "map", "grid": [4]}, GRID, r"has a grid of 1 axes, \[4\], for data of 2"),
+        ({"kind": "text", "words": []}, GRID, "a list of 1 .. 65,536 words is needed, got 0 entries"),
+        ({"kind": "text", "words": ["a", "a"]}, GRID, "the list has 'a' more than once"),
+        ({"kind": "text", "words": ["a"], "length": 0}, GRID, "length must be a whole number in 1 .. 1,024, got 0"),
+        ({"kind": "text", "words": ["a"], "width": 10, "heads": 4}, GRID, "width must be a multiple of heads"),
         ({"kind": "mask", "mean": [0.0]}, GRID, "unknown option mean"),
     ],
 )
@@ -312,6 +329,10 @@ def test_bad_specs_are_one_line(spec: dict[str, Any], spatial: tuple[int, ...], 
         ("sequence", torch.zeros(2, 6, 2), ValueError, "has at most 5 places, got 6"),
         ("sequence", torch.zeros(2, 5, 3), ValueError, r"must be a sequence of shape \(B, \*, 2\), got \(2, 5, 3\)"),
         ("map", torch.zeros(2, 2, *GRID), ValueError, r"must be a map of shape \(B, 2, 4, 6\), got \(2, 2, 8, 12\)"),
+        ("text", torch.zeros(2, 3, 17), ValueError, "must be a list of strings, .*integers .B, L, 17. with L <= 16, got torch.float32"),
+        ("text", torch.zeros(2, 17, 17, dtype=torch.int32), ValueError, r"with L <= 16, got torch.int32 of shape \(2, 17, 17\)"),
+        ("text", torch.full((2, 3, 17), 5000), ValueError, "must hold 0 .. [0-9]+, got 5000 .. 5000"),
+        ("text", torch.full((2, 3), 200, dtype=torch.uint8), ValueError, "texts are UTF-8 filled up with zeros, got bytes that are not"),
         ("mask", torch.full((2, 1, *GRID), 0.5), ValueError, r"is a mask of 0 and 1, got values 0.5 .. 0.5"),
     ],
 )
