@@ -9,7 +9,7 @@ from .discrete import DiscreteChain, elbo, elbo_continuous, make_chain
 from .exact.empirical import empirical_score
 from .external import as_azula, as_deepinv, as_kdiffusion, check_external, from_diffusers, load_external, to_diffusers
 from .guidance import guide
-from .inverse import Measurement, Posterior, posterior
+from .inverse import Measurement, Posterior, edit, posterior
 from .likelihood.bits_per_dim import BitsPerDim, bits_per_dim
 from .likelihood.classify import Classes, classify
 from .likelihood.flow import LogLikelihood, log_likelihood
@@ -64,6 +64,7 @@ __all__ = [
     "classify",
     "diagnose",
     "dsm_loss",
+    "edit",
     "elbo",
     "elbo_continuous",
     "empirical_score",

@@ -46,6 +46,8 @@ from .runs import (
 )
 from .sample import SampleSettings, sample_to_files
 from .score import SCORE_EXAMPLES, ScoreSettings, add_score_flags, score_run
+from .text import EXAMPLES as TEXT_EXAMPLES
+from .text import add_text_flags, text_run
 from .tokens import EXAMPLES as TOKENS_EXAMPLES
 from .tokens import add_tokens_flags, holds_tokens, tokens_run, tokens_to_file
 
@@ -172,6 +174,11 @@ def restore(arguments: argparse.Namespace) -> None:
         _report(opened.directory)
 
 
+def text(arguments: argparse.Namespace) -> None:
+    """Pictures of sentences."""
+    text_run(arguments, _device(arguments), say)
+
+
 def tokens(arguments: argparse.Namespace) -> None:
     """Discrete diffusion of text or images of few levels."""
     tokens_run(arguments, _device(arguments), say)
@@ -288,6 +295,13 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], Sequence[F
         "degraded data restored by a run's network",
         "Posterior samples of degraded data with a run's network as prior: what is missing, how sure that is, how far to trust it.",
         flags.RESTORE_EXAMPLES,
+    ),
+    "text": (
+        text,
+        (add_text_flags,),
+        "pictures of sentences",
+        "Train GLIDE, CLIP and DALL-E 2's prior and decoder on captioned pictures, small and true, and draw what a prompt says.",
+        TEXT_EXAMPLES,
     ),
     "tokens": (
         tokens,

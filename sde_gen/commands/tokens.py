@@ -23,16 +23,16 @@ from ..locks import held
 from ..networks import summary
 from ..report.files import write_text
 from ..tokens import PROCESSES, SAMPLERS, GuidedTokens, TokenDenoiser, TokenModel, sample_tokens, token_bound
-from ..training import CheckpointError, TrainResult, TrainSettings, fit, read_extra, read_state, save
+from ..training import CheckpointError, TrainSettings, read_extra
 from ..training.tokens import TokenObjective, build_token_model, load_tokens
 from ..unknown_numbers import shown_estimate, to_json
 from .config import ConfigError
+from .parts import Part
 from .sample_metrics import LEAST_PART, measure
 from .token_data import TokenData
-from .training_files import category_names, environment
+from .training_files import category_names
 
 Say = Callable[[str], None]
-KEEP_SECONDS = 30.0
 OPTIONS: dict[str, dict[str, Any]] = {
     "transformer": {"width": 128, "depth": 4},
     "unet": {"width": 32, "multipliers": [1, 2], "attention": [1]},
@@ -144,7 +144,7 @@ def tokens_run(arguments: argparse.Namespace, device: torch.device, say: Say = p
         say(f"samples   {path}")
         if given is None:
             training = read_extra(directory / "checkpoint")
-            kept = {name: training[name] for name in ("steps", "seconds", "settings", "environment")}
+            kept = {name: training[name] for name in ("steps", "seconds", "identity", "environment")}
             write_text(directory / "metrics.json", to_json({"training": kept, **scores}, 1))
             say(f"numbers   {directory / 'metrics.json'}")
     return directory
@@ -173,22 +173,10 @@ def _trained(
 ) -> TokenModel:
     """The run's network: reused where it is there, gone on with where its training was stopped, else trained now."""
     checkpoint = directory / "checkpoint"
-    resume = None
-    if checkpoint.exists() and not retrain:
-        try:
-            extra = read_extra(checkpoint)
-            other = {name: value for name, value in extra["settings"].items() if value != asdict(settings)[name]}
-            if other or extra["signature"] != data.signature:
-                changed = ", ".join(f"{name} {value!r}" for name, value in other.items()) or "other data"
-                remedy = "the same flags reuse it, --retrain replaces it, --out DIR spares it"
-                raise ConfigError(f"{checkpoint} holds a network of {changed}: {remedy}")
-            if extra["complete"]:
-                say(f"reusing   the network in {checkpoint} ({extra['steps']} steps, {extra['seconds']:.0f} s of training)")
-                return load_tokens(checkpoint, device=device)
-            resume = read_state(checkpoint)
-            say(f"going on  with the training in {checkpoint} from step {extra['steps']}")
-        except (CheckpointError, KeyError) as error:
-            raise ConfigError(f"{checkpoint} cannot be read: {error}; --retrain trains again") from error
+    part = Part(checkpoint, asdict(settings) | {"items": data.signature}, data.about)
+    known, state = (None, None) if retrain else part.earlier(say)
+    if known is not None and state is None:
+        return load_tokens(checkpoint, device=device)
     try:
         specs: dict[str, Any] = {}
         cond: dict[str, Tensor] = {}
@@ -214,19 +202,10 @@ def _trained(
     say(f"data      {len(data.train)} items of {'x'.join(map(str, data.shape))}, {data.symbols} symbols; {len(data.test)} held out")
     say(f"network   {summary(model.network, (channels, *data.shape[1:]))}")
 
-    def keep(step: int, result: TrainResult, complete: bool = False) -> None:
-        extra: dict[str, Any] = {"complete": complete, "steps": step, "seconds": result.seconds, "settings": asdict(settings)}
-        extra |= {"signature": data.signature, "environment": environment(device), **data.about}
-        save(result.raw, checkpoint, ema=result.model.network, extra=extra, state=result.state())  # type: ignore[arg-type]
-
-    result = fit(
-        *(model, data.train, training, cond or None, data.test),  # type: ignore[arg-type]
-        device=device,
-        progress=show,
-        on_checkpoint=keep,
-        checkpoint_seconds=KEEP_SECONDS,
-        resume=resume,
-        on_finish=lambda result: keep(result.steps, result, True),
+    result = part.train(
+        *(model, data.train, training, device, show, state),
+        cond=cond or None,
+        held_out=data.test,
         held_out_cond=of_test or None,
         objective=TokenObjective(training),
     )
@@ -295,7 +274,7 @@ def _drawn(
 def holds_tokens(directory: Path) -> bool:
     """Whether a run directory is one of this command."""
     try:
-        return "signature" in read_extra(directory / "checkpoint")
+        return "items" in read_extra(directory / "checkpoint").get("identity", {})
     except CheckpointError:
         return False
 

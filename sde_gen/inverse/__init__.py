@@ -6,6 +6,7 @@ from .ddnm import DDNM
 from .ddrm import DDRM
 from .diffpir import DiffPIR
 from .dps import DPS
+from .edit import edit
 from .exact_flow import ExactFlow
 from .gibbs import Gibbs
 from .measurement import MEASURED, Measurement
@@ -55,5 +56,6 @@ __all__ = [
     "Quantised",
     "RePaint",
     "Twisted",
+    "edit",
     "posterior",
 ]

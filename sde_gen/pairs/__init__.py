@@ -4,5 +4,6 @@ from .clip import CLIP
 from .contrast import info_nce, information_bound
 from .retrieval import Recall, recall
 from .towers import ImageTower, TextTower
+from .unclip import UnCLIP
 
-__all__ = ["CLIP", "ImageTower", "Recall", "TextTower", "info_nce", "information_bound", "recall"]
+__all__ = ["CLIP", "ImageTower", "Recall", "TextTower", "UnCLIP", "info_nce", "information_bound", "recall"]
