@@ -6,6 +6,7 @@ from .diagnostics.doctor import diagnose
 from .diagnostics.finding import Finding
 from .diagnostics.information import Information, information
 from .discrete import DiscreteChain, elbo, elbo_continuous, make_chain
+from .distillation import distill
 from .exact.empirical import empirical_score
 from .external import as_azula, as_deepinv, as_kdiffusion, check_external, from_diffusers, load_external, to_diffusers
 from .guidance import guide
@@ -14,6 +15,7 @@ from .likelihood.bits_per_dim import BitsPerDim, bits_per_dim
 from .likelihood.classify import Classes, classify
 from .likelihood.flow import LogLikelihood, log_likelihood
 from .models.denoiser import Denoiser, Prediction, Wrapper
+from .models.flow_map import FlowMap
 from .models.moments import Moments
 from .models.reverse import ReverseSDE
 from .models.score import ScoreModel
@@ -42,6 +44,7 @@ __all__ = [
     "DiscreteChain",
     "Finding",
     "FittedGrid",
+    "FlowMap",
     "Information",
     "LogLikelihood",
     "Measurement",
@@ -63,6 +66,7 @@ __all__ = [
     "check_external",
     "classify",
     "diagnose",
+    "distill",
     "dsm_loss",
     "edit",
     "elbo",

@@ -9,7 +9,18 @@ import sde_gen
 
 PACKAGE = Path(sde_gen.__file__).parent
 FLOORS = [
-    *(("commands",), ("diagnostics",), ("training",), ("inverse",), ("guidance",), ("external",), ("pairs",), ("latent",), ("tokens",)),
+    *(
+        ("commands",),
+        ("diagnostics",),
+        ("distillation",),
+        ("training",),
+        ("inverse",),
+        ("guidance",),
+        ("external",),
+        ("pairs",),
+        ("latent",),
+        ("tokens",),
+    ),
     *(("exact",), ("sampling",), ("likelihood",), ("solvers",), ("discrete",), ("models",), ("sdes",), ("networks",), ("conditions",)),
     ("data", "metrics", "report"),
 ]

@@ -11,10 +11,14 @@ import torch
 from torch import Tensor
 
 from ..models.denoiser import Denoiser
+from ..models.flow_map import FlowMap
 from ..registry import lookup
 from ..sdes import SDE
 from ..solvers import GRIDS, Solver, make_solver, solver_name
 from .fitted import find_fitted, why_not_fitted
+from .jumps import Jumps
+
+DEFAULT_SOLVER = "pc"
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Plan:
 
 def plan_run(
     model: Denoiser,
-    solver: str | Solver,
+    solver: str | Solver | None,
     steps: int | None,
     grid: str | Tensor | None,
     t_start: float | None,
@@ -43,7 +47,14 @@ def plan_run(
     options: dict[str, Any],
 ) -> Plan:
     """The plan of a `sample` with these arguments. ValueError or TypeError where they do not fit together."""
+    if isinstance(model, FlowMap):
+        told = {"solver": solver, "t_start": t_start, "t_end": t_end} | options
+        strange = [name for name, value in told.items() if value is not None]
+        if strange:
+            raise ValueError(f"a flow map is sampled by its own jumps, so many steps or the times in grid: leave {', '.join(strange)} out")
+        return _plan_jumps(model, steps, grid, final)
     fitted = None
+    solver = DEFAULT_SOLVER if solver is None else solver
     if isinstance(solver, str):
         name = solver_name(solver)
         method = make_solver(name, **options)
@@ -69,8 +80,7 @@ def plan_run(
     if steps is None:
         counted = isinstance(grid, Tensor) and grid.ndim == 1 and len(grid) > 1 and not method.adaptive
         steps = len(grid) - 1 if counted else method.default_steps  # type: ignore[arg-type]
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
+    _check_steps(steps)
     grid = method.default_grid if grid is None else grid
     given = t_end is not None
     if not isinstance(grid, Tensor):
@@ -95,6 +105,32 @@ def plan_run(
         final = "denoise" if end < start and not given else "state"
     choose("final", final, ("denoise", "raw", "state"))
     return Plan(name, method, steps, grid, start, end, final, fitted is not None)
+
+
+def _plan_jumps(model: FlowMap, steps: int | None, grid: str | Tensor | None, final: str | None) -> Plan:
+    """The plan of so many jumps (None: as many as `grid` has, or `Jumps.default_steps`)."""
+    _check_steps(1 if steps is None else steps)
+    if isinstance(grid, str):
+        raise ValueError(
+            f"a flow map jumps between the times that it was trained at, or those in grid; a grid by name is for solvers, got {grid!r}"
+        )
+    if grid is None:
+        times = model.grid(Jumps.default_steps if steps is None else steps)
+    elif _is_grid(grid, steps) and bool(grid[0] > grid[-1]):
+        times = _inside(model.sde, grid.detach().to("cpu", torch.float64))
+    else:
+        many = "at least two" if steps is None else str(steps + 1)
+        raise ValueError(f"the times of a flow map's jumps must be {many} numbers that fall, got shape {tuple(grid.shape)}")
+    final = ("raw" if grid is None else "state") if final is None else final
+    if final == "denoise":
+        raise ValueError("a flow map ends in the data and knows no E[x_0 | x_t] to denoise by: final must be raw or state")
+    choose("final", final, ("raw", "state"))
+    return Plan("jumps", Jumps(), len(times) - 1, times, float(times[0]), float(times[-1]), final, False)
+
+
+def _check_steps(steps: int) -> None:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
 
 
 def _is_grid(times: Tensor, steps: int | None) -> bool:

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from .. import memory, parallel
 from ..models.denoiser import Denoiser
+from ..models.flow_map import FlowMap
 from ..models.weighed import Weighed
 from ..progress import bar as progress_bar
 from ..randomness import NoiseStream, check_seed
 from ..solvers import SOLVERS, FixedStepSolver, Graphed, Populated, Run, Solver, make_solver, solver_name
 from .failures import GROWTH, SolverError, broken, largest, locate
-from .plan import Plan, alpha_at, check_choices, check_shape, device_and_dtype, plan_run
+from .plan import DEFAULT_SOLVER, Plan, alpha_at, check_choices, check_shape, device_and_dtype, plan_run
 
 StepHook = Callable[[int, float, Tensor], bool | None]
 
@@ -58,7 +59,7 @@ class Samples:
 def sample(
     model: Denoiser,
     shape: Sequence[int],
-    solver: str | Solver = "pc",
+    solver: str | Solver | None = None,
     steps: int | None = None,
     seed: int = 0,
     x_init: Tensor | None = None,
@@ -82,7 +83,7 @@ def sample(
 ) -> Samples:
     """Draw `shape` = (N, *data shape) samples of `model`, on the model's device.
 
-    solver: a registered name, with `solver_options`, or a Solver.
+    solver: a registered name, with `solver_options`, or a Solver. None: "pc"; a flow map (see `distill`) jumps by itself, and takes none.
     steps: of the grid; an adaptive solver takes it as the cap on attempted steps. None: the solver's default, or as many as `grid` has.
     grid: where the steps lie: a name in GRIDS, the times (steps + 1,) in either direction, or "fitted". None: what `fit_grid` found for
         this solver and steps, else the solver's default.
@@ -125,6 +126,8 @@ def sample(
     times = grid if grid is None or isinstance(grid, str | Tensor) else torch.as_tensor(grid, dtype=torch.float64)
     plan = plan_run(model, solver, steps, times, t_start, t_end, final, cond, solver_options)
     check_choices(trajectory, on_failure, x_init_units)
+    if trajectory == "denoised" and isinstance(model, FlowMap):
+        raise ValueError("a flow map knows no E[x_0 | x_t] along the way: trajectory must be states")
     check_seed(seed)
     batch_size = count if batch_size is None else batch_size
     for label, number, least in (("batch_size", batch_size, 1), ("index_offset", index_offset, 0)):
@@ -204,13 +207,14 @@ def sample(
 
 
 def _with_particles(
-    model: Denoiser, shape: Sequence[int], solver: str | Solver, size: int, given: dict[str, Any], solver_options: dict[str, Any]
+    model: Denoiser, shape: Sequence[int], solver: str | Solver | None, size: int, given: dict[str, Any], solver_options: dict[str, Any]
 ) -> Samples:
     """`sample` with `size` particles in the place of each sample, whose rows lie one after the other."""
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ValueError(f"particles must be a whole number of at least 1, got {size!r}")
     if not isinstance(model, Weighed):
         raise TypeError(f"particles are weighted by a combination of scores (guide with rule 'cfg', Combine), got {type(model).__name__}")
+    solver = DEFAULT_SOLVER if solver is None else solver
     if not isinstance(solver, str | Solver):
         raise TypeError(f"solver must be a name or a Solver, got {solver!r}")
     method = make_solver(solver_name(solver), **solver_options) if isinstance(solver, str) else solver

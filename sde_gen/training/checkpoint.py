@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..data import Normalizer
 from ..devices import find_device
+from ..models.flow_map import FlowMap
 from ..models.moments import Moments
 from ..models.score import ScoreModel
 from ..networks import NETWORKS, Network, make_network
@@ -38,6 +39,8 @@ MOST_OF_ANYTHING = 1 << 16
 """The largest whole number in a checkpoint's settings of a process or options of a network."""
 TOKENS = "tokens"
 """The kind of a checkpoint that holds a TokenModel."""
+KINDS: dict[str, Any] = {"score": ScoreModel, "flow_map": FlowMap}
+"""What the other kinds hold; of a subclass of the user's own a ScoreModel is kept."""
 State = tuple[dict[str, Tensor], dict[str, Any]]
 
 
@@ -82,6 +85,7 @@ def describe(model: ScoreModel | TokenModel) -> dict[str, Any]:
     _check_json("SDE", process["settings"])
     return common | {
         "sde": process,
+        "kind": name_of(KINDS, model) or "score",
         "model": model.settings(),
         "normalizer": None if normalizer is None else normalizer.to_config(),
         "moments": None if model.moments is None else {"covariance": model.moments.eigenvectors is not None},
@@ -269,7 +273,8 @@ def load(
             normalizer.load_state_dict(parts["normalizer"])
         moments = None if description["moments"] is None else Moments.from_state(parts["moments"]).to(device)
         mask = parts["mask"]["mask"].bool() if description.get("masked") else None
-        model = ScoreModel(network, sde, **description["model"], normalizer=normalizer, moments=moments, mask=mask)
+        kind = KINDS[description.get("kind", "score")]
+        model = kind(network, sde, **description["model"], normalizer=normalizer, moments=moments, mask=mask)
         fitted = [FittedGrid.from_config(values) for values in description.get("fitted", [])]
         model.fitted = {grid.key: grid for grid in fitted}
     return model.eval().requires_grad_(False)
