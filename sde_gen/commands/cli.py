@@ -22,6 +22,7 @@ from .compare import CompareSettings, check_compare, compare_run
 from .config import ConfigError, RunConfig, parse_seconds, registered_solver, resolve
 from .distance import EXAMPLES as DISTANCE_EXAMPLES
 from .distance import add_distance_flags, distance_run
+from .distill import DISTILL_EXAMPLES, DistillSettings, add_distill_flags, distill_run
 from .doctor import doctor_run
 from .evaluation import report_lines, sample_run
 from .external import CHECK_EXAMPLES, IMPORT_EXAMPLES, add_check_flags, add_import_flags, check_run, import_run
@@ -164,6 +165,14 @@ def clip(arguments: argparse.Namespace) -> None:
     clip_run(arguments, _device(arguments), say)
 
 
+def distill(arguments: argparse.Namespace) -> None:
+    """A flow map of a run's network."""
+    chosen = {name: getattr(arguments, name) for name in DistillSettings.__dataclass_fields__ if name != "strengths"}
+    strengths = None if arguments.strengths is None else tuple(arguments.strengths)
+    settings = DistillSettings(strengths=strengths, **chosen)
+    distill_run(arguments.run, arguments.out, settings, _device(arguments), not arguments.no_progress, say)
+
+
 def restore(arguments: argparse.Namespace) -> None:
     """Degraded data restored by the network of a run."""
     chosen = {name: getattr(arguments, name) for name in RestoreSettings.__dataclass_fields__ if name != "methods"}
@@ -274,6 +283,13 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], Sequence[F
         "solvers against one another on a run's network",
         "DDPM ancestral sampling against the flow and the rest on one trained network: the same seeds, distance against calls.",
         flags.COMPARE_EXAMPLES,
+    ),
+    "distill": (
+        distill,
+        (add_distill_flags,),
+        "a flow map of a run's network, for samples in one to four calls",
+        "Train a run's network to jump along its own flow, so that it samples in one, two or four network calls.",
+        DISTILL_EXAMPLES,
     ),
     "distance": (
         distance,

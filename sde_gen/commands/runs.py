@@ -87,6 +87,10 @@ def config_of_run(directory: Path) -> RunConfig:
     """
     file = directory / "config.yaml"
     if not file.is_file():
+        with contextlib.suppress(CheckpointError):
+            source = read_extra(directory / "checkpoint").get("distilled_from")
+            if source is not None:
+                raise ConfigError(f"{directory} holds a flow map, which sde-gen sample alone takes; the run that it came from is {source}")
         raise ConfigError(f"{directory} is not a run directory: it has no config.yaml")
     layer = read_config(file)
     section = layer.get("data")

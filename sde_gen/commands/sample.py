@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +23,19 @@ from ..data.write import FOLDERS, TABLE_FORMS, DataDescription, write_samples
 from ..guidance import guide
 from ..locks import held
 from ..models.denoiser import Denoiser
+from ..models.flow_map import STRENGTH, FlowMap
 from ..models.score import ScoreModel
 from ..randomness import check_seed
 from ..report.files import atomic_path, write_text
 from ..sampling.failures import SolverError
-from ..sampling.fitted import find_fitted
 from ..sampling.sample import sample
-from ..solvers import GRIDS, make_solver
 from ..training import CheckpointError, load, read_extra
 from ..training.checkpoint import WEIGHTS, checkpoint_of, open_checkpoint
 from ..unknown_numbers import from_json, to_json
 from .config import ConfigError, RunConfig, SamplingConfig, read_config, registered_solver
 from .given_conditions import Given, given_conditions
 from .runs import config_of_run, load_data
+from .sample_solver import jumps_of, solver_of
 
 MOST_SHARDS = 4096
 JOB = "job.json"
@@ -122,7 +122,10 @@ class _Job:
         found = {name: encoder.missing(last - first, torch.device("cpu")) for name, encoder in self.model.encoders.items()}
         classes = self.classes(first, last)
         found |= {} if classes is None else {"label": torch.from_numpy(np.array(classes))}
-        return (found | {name: value.tensor(first, last) for name, value in self.beside.items()}) or None
+        found |= {name: value.tensor(first, last) for name, value in self.beside.items()}
+        if isinstance(self.model, FlowMap) and self.settings["guidance"] is not None:
+            found[STRENGTH] = torch.full((last - first,), self.settings["guidance"])
+        return found or None
 
 
 def sample_to_files(
@@ -211,30 +214,13 @@ def _job(directory: Path, out: str, settings: SampleSettings, device: torch.devi
         given = _given(model, about, settings)
         config, names = _own_config(directory), list(model.encoders)
         dropped = names if config is None else list(config.training.shares_dropped(names))
-        drawn = _guided(model, given, settings, dropped)
-        solver = own.solver if settings.solver is None else registered_solver(settings.solver)
-        same = solver == own.solver
-        options = own.options if same else {}
-        steps = own.steps if settings.steps is None and same else settings.steps
-        grid = own.grid if settings.grid is None and same else settings.grid
         seed = check_seed(own.seed if settings.seed is None else settings.seed)
-        method = make_solver(solver, **options)
-        if method.adaptive and getattr(drawn, "by_steps", False):
-            raise ValueError(
-                f"--rule {settings.rule} depends on the solver's steps, which {solver!r} chooses as it runs; ddim or dpm have them"
-            )
-        if method.needs_variance and model.variance is None:
-            raise ValueError(f"solver {solver!r} with these options needs a network that learns the variance, which this one does not")
-        if steps is not None and steps < 1:
-            raise ValueError(f"--steps must be at least 1, got {steps}")
-        if grid not in (None, "fitted", *GRIDS):
-            raise ValueError(f"unknown grid {grid!r}; choose from {', '.join(GRIDS)}, fitted")
-        number = method.default_steps if steps is None else steps
-        fitted = find_fitted(drawn, solver, number, model.encoders) if not options and grid in (None, "fitted") else None
-        if grid == "fitted" and fitted is None and drawn is not model and settings.grid is None:
-            grid = None  # the run's grid is fitted to the network as it is, not to a guided one
-        if grid == "fitted" and fitted is None:
-            raise ValueError(f"no grid is fitted for {solver!r} at {number} steps; sde-gen run --grid fitted with these fits one")
+        drawn: Denoiser
+        if isinstance(model, FlowMap):
+            drawn, how = model, jumps_of(model, settings.solver, settings.steps, settings.grid, settings.guidance, settings.rule)
+        else:
+            drawn = _guided(model, given, settings, dropped)
+            how = solver_of(model, drawn, own, settings.solver, settings.steps, settings.grid, settings.rule)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     with (open_checkpoint(checkpoint) / WEIGHTS).open("rb") as file:
@@ -242,11 +228,7 @@ def _job(directory: Path, out: str, settings: SampleSettings, device: torch.devi
     batch = min(own.batch if settings.batch is None else settings.batch, settings.samples)
     job = {
         "samples": settings.samples,
-        "solver": solver,
-        "options": options,
-        "steps": steps,
-        "grid": grid,
-        "fitted": None if fitted is None else asdict(fitted),
+        **how,
         "seed": seed,
         "batch": batch,
         "label": settings.label,

@@ -67,7 +67,7 @@ def distill(
     Raises TypeError or ValueError, one line, for a model or settings that do not fit; SolverError where the flow is not finite.
     """
     chosen = settings_of(settings)
-    flow = prepare_flow_map(model, method, strengths, nodes, teacher).to(where := find_device(device))
+    flow = prepare_flow_map(model, method, strengths, nodes, teacher, chosen.seed).to(where := find_device(device))
     taught_by = (model if teacher is None else teacher).to(where)
     count = count_of(flow, trajectories)
     seconds = None if chosen.max_seconds is None else SHARE * chosen.max_seconds
@@ -93,7 +93,7 @@ def settings_of(given: Mapping[str, Any]) -> TrainSettings:
 
 
 def prepare_flow_map(
-    model: ScoreModel, method: str, strengths: Sequence[float] | None, nodes: int, teacher: Denoiser | None = None
+    model: ScoreModel, method: str, strengths: Sequence[float] | None, nodes: int, teacher: Denoiser | None = None, seed: int = 0
 ) -> FlowMap:
     """The flow map that a distillation begins with; TypeError or ValueError where there can be none."""
     if not isinstance(model, ScoreModel) or isinstance(model, FlowMap):
@@ -110,7 +110,7 @@ def prepare_flow_map(
         raise ValueError("strengths are of guidance towards conditions, and this network takes none")
     spread = (model.data_std or 1.0,) * 2 if model.moments is None else model.moments.spread()
     times = make_grid(model.sde, "angle", model.sde.t_max, model.sde.t_min, nodes, spread)
-    return flow_map_of(model, times.tolist(), strengths)
+    return flow_map_of(model, times.tolist(), strengths, seed)
 
 
 def count_of(flow: FlowMap, asked: int | None) -> int:

@@ -131,8 +131,10 @@ def until_features(sde: SDE, s: Tensor) -> Tensor:
     return torch.cat((angles.cos(), angles.sin()), 1).float()
 
 
-def flow_map_of(model: ScoreModel, times: Sequence[float], strengths: Sequence[float] | None = None) -> FlowMap:
+def flow_map_of(model: ScoreModel, times: Sequence[float], strengths: Sequence[float] | None = None, seed: int = 0) -> FlowMap:
     """A flow map with the weights of `model`, which still takes a straight line: G(x, t, s) = E[x_0 | x_t], DDIM's step.
+
+    seed: of the weights of what the network is told beside the model's own conditions.
 
     Raises TypeError for a model whose network is none of this package's, ValueError for one that cannot be told where a jump ends.
     """
@@ -149,7 +151,9 @@ def flow_map_of(model: ScoreModel, times: Sequence[float], strengths: Sequence[f
     if taken:
         raise ValueError(f"a flow map tells its network {', '.join(map(repr, taken))} itself: the model has a condition of that name")
     options = network.options | ({"dropout": 0.0} if "dropout" in network.options else {})
-    made = type(network)(network.shape, network.conditions | added, network.out_channels, **options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = type(network)(network.shape, network.conditions | added, network.out_channels, **options)
     missing, strange = made.load_state_dict(network.state_dict(), strict=False)
     if strange or not missing:
         raise ValueError(f"a {type(network).__name__} cannot be told where a jump ends")

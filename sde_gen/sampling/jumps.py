@@ -9,6 +9,9 @@ from torch import Tensor
 from ..models.flow_map import FlowMap
 from ..solvers import Run, Solver
 
+JUMPS = "jumps"
+"""What sampling by a flow map is called where solvers have names."""
+
 
 class Jumps(Solver):
     """x_s = jump(x_t, t, s) along the times of a grid: what `sample` runs on a flow map, and on nothing else."""

@@ -16,7 +16,7 @@ from ..registry import lookup
 from ..sdes import SDE
 from ..solvers import GRIDS, Solver, make_solver, solver_name
 from .fitted import find_fitted, why_not_fitted
-from .jumps import Jumps
+from .jumps import JUMPS, Jumps
 
 DEFAULT_SOLVER = "pc"
 
@@ -48,7 +48,7 @@ def plan_run(
 ) -> Plan:
     """The plan of a `sample` with these arguments. ValueError or TypeError where they do not fit together."""
     if isinstance(model, FlowMap):
-        told = {"solver": solver, "t_start": t_start, "t_end": t_end} | options
+        told = {"solver": None if solver == JUMPS else solver, "t_start": t_start, "t_end": t_end} | options
         strange = [name for name, value in told.items() if value is not None]
         if strange:
             raise ValueError(f"a flow map is sampled by its own jumps, so many steps or the times in grid: leave {', '.join(strange)} out")
@@ -125,7 +125,7 @@ def _plan_jumps(model: FlowMap, steps: int | None, grid: str | Tensor | None, fi
     if final == "denoise":
         raise ValueError("a flow map ends in the data and knows no E[x_0 | x_t] to denoise by: final must be raw or state")
     choose("final", final, ("raw", "state"))
-    return Plan("jumps", Jumps(), len(times) - 1, times, float(times[0]), float(times[-1]), final, False)
+    return Plan(JUMPS, Jumps(), len(times) - 1, times, float(times[0]), float(times[-1]), final, False)
 
 
 def _check_steps(steps: int) -> None:
