@@ -71,6 +71,14 @@ def little(small_run: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return train_classifier(*given, steps=3, **settings)
 
     monkeypatch.setattr(sde_gen, "train_classifier", shortly)
+    distill = sde_gen.distill
+
+    @functools.wraps(distill)
+    def in_short(model: Any, *, max_seconds: float | None = None, **settings: Any) -> Any:
+        assert max_seconds is None or 60 <= max_seconds <= 600
+        return distill(model, steps=3, trajectories=8, progress=False, device="cpu", **settings)
+
+    monkeypatch.setattr(sde_gen, "distill", in_short)
     monkeypatch.setattr(metrics, "cached_features", lambda data, directory: metrics.FeatureNet(data.shape, data.classes))
     registries = [(registry, dict(registry)) for registry in (sde_gen.sdes.SDES, sde_gen.networks.NETWORKS)]
     yield
