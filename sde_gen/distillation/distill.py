@@ -33,6 +33,8 @@ SHARE = 0.25
 """Of `max_seconds` for the trajectories at most."""
 DEFAULTS: dict[str, Any] = {"steps": 3000, "batch": 64, "lr": 2e-3, "warmup": 50, "ema_width": 0.05}
 """Settings of the training where nothing else is asked for."""
+OF_NOISE = ("objective", "chain_steps", "indices", "weighting", "times", "drop", "loss", "reference")
+"""Settings of a training on noised data, which jumps have no use for."""
 
 
 def distill(
@@ -83,9 +85,7 @@ def distill(
 
 def settings_of(given: Mapping[str, Any]) -> TrainSettings:
     """`given` over `DEFAULTS`; TypeError for one that a distillation does not have."""
-    known = [
-        one.name for one in fields(TrainSettings) if one.name not in ("objective", "chain_steps", "indices", "weighting", "times", "drop")
-    ]
+    known = [one.name for one in fields(TrainSettings) if one.name not in OF_NOISE]
     strange = sorted(set(given) - set(known))
     if strange:
         raise TypeError(f"distill has no setting {', '.join(strange)}; it takes {', '.join(known)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +21,8 @@ from ..training.validation import Validation
 METHODS = ("regression", "progressive")
 ANY = 0.25
 """The share of jumps between any two of the times; the others are those of 1, 2, 4, ... even steps, of each number as many."""
+DECAY = 0.99
+"""Of the average of the weights whose jumps teach the longer ones: the last hundred steps or so. The weights themselves run away."""
 KNEE = 0.03
 """In units of the data's standard deviation: errors well above it count by their size, well below it by their square."""
 
@@ -32,7 +35,7 @@ class JumpObjective(Objective):
     Its items are trajectories (B, K + 1, *) at the flow map's times, x_t and x_s two states of one.
 
     method: "regression": x_s is the trajectory's own. "progressive": it is, where t and s are neighbours among the times; else it is
-        the flow map's own state after two jumps, with a time half-way between them.
+        state after two jumps of the flow map's own, by an average of its weights, with a time half-way between them.
 
     The loss is pseudo-Huber's (Song and Dhariwal 2023, arXiv:2310.14189): G* is a function of x_t, so that its minimiser is the one of
     the square, and few trajectories that are hard to follow do not drown the others. Luhman and Luhman 2021, arXiv:2101.02388
@@ -46,6 +49,12 @@ class JumpObjective(Objective):
         self.method, self.last = method, len(flow.times) - 1
         self.times: Tensor
         self.register_buffer("times", torch.tensor(flow.times, dtype=torch.float64), persistent=False)
+        self.live: list[Any] = []  # the network that is trained, as it was asked last
+        self.own: FlowMap | None = None
+        if method == "progressive":
+            if settings.shard is not None:
+                raise ValueError(f"method 'progressive' averages whole weights: leave shard {settings.shard!r} out")
+            self.own = flow.with_network(copy.deepcopy(flow.network)).eval().requires_grad_(False)
 
     def encode(self, model: ScoreModel, x: Tensor) -> Tensor:
         return x.float()
@@ -73,10 +82,11 @@ class JumpObjective(Objective):
         rows, (i, j) = torch.arange(len(x_0), device=x_0.device), draw.level.to(x_0.device).unbind(1)
         times = self.times.to(x_0.device)
         x, end = x_0[rows, i], x_0[rows, j]
-        if self.method == "progressive":
+        if self.own is not None:
+            self.live = [model.network]
             with torch.no_grad():
                 between = times[(i + j) // 2]
-                own = model.jump(model.jump(x, times[i], between, **cond), between, times[j], **cond)
+                own = self.own.jump(self.own.jump(x, times[i], between, **cond), between, times[j], **cond)
             end = torch.where((j - i > 1).reshape(-1, *[1] * (x.ndim - 1)), own, end)
         of_x, of_g = model.weights(times[i], times[j], x)
         error = model.mean_prediction(x, times[i], times[j], **cond) - (end - of_x * x) / of_g
@@ -85,6 +95,17 @@ class JumpObjective(Objective):
             error = torch.where(valid, error, torch.zeros((), dtype=error.dtype, device=error.device))
         knee = KNEE * (model.data_std or 1.0)
         return (mean_valid(error.square(), valid) + knee**2).sqrt() - knee
+
+    @property
+    def learns(self) -> bool:
+        return self.own is not None
+
+    @torch.no_grad()
+    def observe(self, draw: Draw, losses: Tensor) -> None:
+        """Take the weights as they are before this step into the average."""
+        for network in self.live:
+            assert self.own is not None
+            torch._foreach_lerp_(list(self.own.network.parameters()), list(network.parameters()), 1 - DECAY)
 
 
 class JumpValidation(Validation):

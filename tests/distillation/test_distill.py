@@ -15,7 +15,7 @@ from sde_gen.models.flow_map import FlowMap
 from sde_gen.networks import make_network
 
 TEACHER = exact(Labelled(), normalizer=UNITS, moments=BOTH.model(VP).moments)
-QUICK = {"steps": 500, "batch": 128, "lr": 4e-3, "trajectories": 2048, "device": "cpu", "progress": False}
+QUICK = {"steps": 450, "batch": 96, "lr": 4e-3, "trajectories": 1536, "device": "cpu", "progress": False}
 
 
 def student(conditions=2, **options):
@@ -75,8 +75,8 @@ def test_a_guided_teacher_is_followed_without_a_strength():
 def test_progressive_learns_long_jumps_from_short_ones():
     """The trajectories' ends are spoilt: only one that never looks at them can be right."""
     flow = prepare_flow_map(student(None), "progressive", None, 4)
-    drawn = draw_trajectories(TEACHER, flow, 1024, {})
-    settings = settings_of({"steps": 250, "batch": 128, "lr": 4e-3})
+    drawn = draw_trajectories(TEACHER, flow, 512, {})
+    settings = settings_of({"steps": 350, "batch": 64, "lr": 4e-3})
 
     def from_each(method):
         objective, draw = JumpObjective(settings, flow, method), None
@@ -104,7 +104,7 @@ def test_jumps_are_drawn_between_all_times_and_from_all_even_steps(nodes):
     pairs = {tuple(pair) for pair in level.tolist()}
     assert len(pairs) == nodes * (nodes + 1) // 2, "every jump is learned"
     shares = {pair: (level == torch.tensor(pair)).all(1).double().mean() for pair in pairs}
-    assert shares[0, nodes] > 0.15, "one of a few numbers of steps is 1"
+    assert shares[0, nodes] > 0.13, "one of a few numbers of steps is 1"
     for steps in (1, 2, 4):
         if steps <= nodes:
             ends = [flow.times.index(t) for t in flow.grid(steps).tolist()]
