@@ -46,8 +46,9 @@ TRAININGS: dict[str, TrainSettings] = {
     "simple in parts": dataclasses.replace(BASE, objective="simple", accumulate=3),
     "vlb, importance": dataclasses.replace(BASE, objective="vlb", indices="importance", chain_steps=2, steps=14),
     "told": dataclasses.replace(BASE, drop={"label": 0.3, "year": 0.5, "coarse": 0.2}, micro_batch=4),
+    "muon, reference, averages": dataclasses.replace(BASE, optimizer="muon", reference=40, ema_widths=(0.1,), micro_batch=4),
 }
-SHARDED = ("dsm", "dsm in parts", "vlb, importance", "told")
+SHARDED = ("dsm", "dsm in parts", "vlb, importance", "told", "muon, reference, averages")
 
 
 def data() -> Tensor:
@@ -101,7 +102,8 @@ def trained(settings: TrainSettings) -> dict[str, Any]:
     model, x, cond = work(settings)
     result = fit(model, x, settings, cond, progress=False)
     losses = [entry["loss"] for entry in result.history]
-    return {"weights": weights_of(result.raw), "averaged": weights_of(result.model), "losses": losses}
+    others = [p.detach().clone() for network in result.trainer.placement.whole_averages[1:] for p in network.parameters()]
+    return {"weights": weights_of(result.raw), "averaged": weights_of(result.model) + others, "losses": losses}
 
 
 def resumed(settings: TrainSettings, place: Path) -> float:

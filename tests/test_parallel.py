@@ -51,7 +51,7 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
     assert code == 0, output
     found = json.loads((tmp_path / "found.json").read_text())
     trainings = {name: found.pop(name) for name in list(found) if name.startswith("training")}
-    assert len(trainings) == 11
+    assert len(trainings) == 13
     for name, differences in trainings.items():
         assert differences["gradients"] <= 1e-6, name
         assert max(differences["weights"], differences["averaged"], differences["losses"]) <= 1e-5, (name, differences)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..networks import affordable_options, make_network
-from ..training.trainer import PART_FLOPS
+from ..training.parts import PART_FLOPS
 
 DIGITS: dict[str, Any] = {
     "model": {"network": "unet", "options": {"width": 32, "multipliers": [1, 2], "attention": [1], "dropout": 0.05}},

@@ -1,14 +1,15 @@
 """What fits a network to data: settings, objectives and losses, the step and the loop around it, the average of the weights, the loss
 by noise level and what it says, checkpoints and the state that a training goes on from."""
 
+from .averages import choose_average
 from .checkpoint import State, load, read_extra, read_state, save, save_fitted
 from .classifier import NoisyClassifier, train_classifier
 from .ema import PowerAverage
 from .loop import Interrupted, build_model, fit, train
 from .objective import Objective
+from .result import TrainingError, TrainResult
 from .settings import DECAYS, OBJECTIVES, SHARDINGS, TrainSettings, check_layout, check_processes
 from .store import CheckpointError
-from .trainer import TrainingError, TrainResult
 from .validation import Validation
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "build_model",
     "check_layout",
     "check_processes",
+    "choose_average",
     "fit",
     "load",
     "read_extra",

@@ -1,4 +1,4 @@
-"""The order in which a training sees its data, and how the data are read."""
+"""The items of a training and their conditions: what is allowed, the order in which they are seen, and how they are read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,22 @@ from torch.utils.data import DataLoader
 
 from .. import parallel
 from ..data import Source
+from ..models.score import ScoreModel
 from .settings import TrainSettings
+
+
+def check_conditions(
+    model: ScoreModel, cond: Mapping[str, Tensor | Source], count: int, device: torch.device
+) -> dict[str, Tensor | Source]:
+    """The conditions of a training's items as the model takes them, on `device`; those on disk are looked at when they are read. Raises
+    ValueError or TypeError for others."""
+    sources = {name: value for name, value in cond.items() if isinstance(value, Source)}
+    for name, value in sources.items():
+        if len(value) != count:
+            raise ValueError(f"condition {name!r} has {len(value)} entries for {count} items; one for each is needed")
+        model.conditions({name: value[:1]}, 1, device)
+    found = model.conditions({name: value for name, value in cond.items() if name not in sources}, count, device)
+    return {name: sources[name] if name in sources else found[name] for name in cond}
 
 
 def read_batches(

@@ -28,6 +28,7 @@ from ..sdes import SDE, SDES, make_sde
 from ..tokens import PROCESSES, TokenModel
 from ..unknown_numbers import to_json
 from ..version import __version__
+from .ema import average_of_width
 from .store import MANIFEST, CheckpointError, fault, newest, versions, write_version
 
 FORMAT = 1
@@ -164,7 +165,7 @@ def values_file(values: dict[str, Any]) -> Callable[[Path], None]:
     return write
 
 
-def _copy(source: Path) -> Callable[[Path], None]:
+def copy_file(source: Path) -> Callable[[Path], None]:
     def write(file: Path) -> None:
         try:
             os.link(source, file)  # the content never changes: one copy on the disk will do
@@ -179,7 +180,7 @@ def save_fitted(model: ScoreModel, path: str | os.PathLike[str]) -> None:
     version = open_checkpoint(path)
     description = read_values(version / DESCRIPTION) | {"fitted": [asdict(fitted) for fitted in model.fitted.values()]}
     others = [name for name in (WEIGHTS, STATE, STATE_VALUES) if (version / name).exists()]
-    write_version(Path(path), {name: _copy(version / name) for name in others} | {DESCRIPTION: values_file(description)})
+    write_version(Path(path), {name: copy_file(version / name) for name in others} | {DESCRIPTION: values_file(description)})
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Path:
@@ -211,7 +212,7 @@ def read_values(file: Path) -> dict[str, Any]:
     return values
 
 
-def _read_description(version: Path) -> dict[str, Any]:
+def read_description(version: Path) -> dict[str, Any]:
     description = read_values(version / DESCRIPTION)
     if description.get("format") != FORMAT:
         raise CheckpointError(f"{version / DESCRIPTION} is not a checkpoint of format {FORMAT}")
@@ -220,7 +221,7 @@ def _read_description(version: Path) -> dict[str, Any]:
 
 def read_extra(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The `extra` that a checkpoint was saved with."""
-    extra = _read_description(open_checkpoint(path)).get("extra", {})
+    extra = read_description(open_checkpoint(path)).get("extra", {})
     return extra if isinstance(extra, dict) else {}
 
 
@@ -241,22 +242,28 @@ def load(
     device: torch.device | str = "cpu",
     network: nn.Module | None = None,
     sde: SDE | None = None,
+    ema_width: float | None = None,
 ) -> ScoreModel:
     """The model saved at the directory `path`, or that of the run directory `path`, in evaluation mode on `device`.
 
-    ema: whether the averaged weights are loaded where there are any.
+    ema: whether the averaged weights are loaded where there are any, those that `choose_average` has left before the training's own.
+    ema_width: loads weights averaged over another relative width, made of the averages that the training kept (`average_of_width`).
     network, sde: what the weights are loaded into and the process that the model runs along, for a checkpoint of classes that are not
         registered (see `register_network` and `register_sde`); None: as the checkpoint says.
 
     Where the newest version is damaged, the one before it is loaded, with a warning. Nothing is unpickled or executed.
-    Raises ValueError for a device that is not here; CheckpointError, one line, for a checkpoint that is missing, damaged, of another
-    shape than its description says, or of classes that are neither registered nor given.
+    Raises ValueError for a device that is not here, ema_width with ema=False, or a width that the averages kept do not reach;
+    CheckpointError, one line, for a checkpoint that is missing, damaged, of another shape than its description says, or of classes
+    that are neither registered nor given.
     """
     device = find_device(device)
+    if ema_width is not None and not ema:
+        raise ValueError(f"ema_width {ema_width!r} is of averaged weights, and ema=False asks for the last ones: give one of them")
+    chosen = {} if ema_width is None else average_of_width(read_state(checkpoint_of(path)), ema_width)[0]
     with loading(path) as (description, version):
         if description.get("kind") == TOKENS:
             raise ValueError("it holds a model of symbols: sde_gen.training.load_tokens reads it")
-        tensors = load_file(version / WEIGHTS, device=str(device))
+        tensors = load_file(version / WEIGHTS, device=str(device)) | {f"chosen.{name}": value for name, value in chosen.items()}
         _check_size(description["sde"])
         process = description["sde"]
         if sde is None and process["name"] not in SDES:
@@ -285,7 +292,7 @@ def loading(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], Path
     """The description and the directory of the checkpoint at `path`; what goes wrong in here is a CheckpointError, one line."""
     path = checkpoint_of(path)
     version = open_checkpoint(path)
-    description = _read_description(version)
+    description = read_description(version)
     try:
         yield description, version
     except (OSError, SafetensorError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
@@ -312,7 +319,8 @@ def load_network(
         part, _, rest = key.partition(".")
         weights.setdefault(part, {})[rest] = value
     network = network.to(device)
-    network.load_state_dict(weights["ema"] if ema and weights["ema"] else weights["network"])
+    averaged = weights.get("chosen") or weights["ema"]
+    network.load_state_dict(averaged if ema and averaged else weights["network"])
     return network
 
 

@@ -31,8 +31,9 @@ from ..progress import bar as progress_bar
 from ..sdes import SDE, make_sde
 from .checkpoint import CheckpointError, State
 from .objective import Objective
+from .result import AbandonedStep, TrainResult
 from .settings import TrainSettings
-from .trainer import AbandonedStep, Trainer, TrainResult
+from .trainer import Trainer
 
 PACE_STEPS, PACE_SECONDS = 20, 2.0
 """The time of a step is measured over so many of the first ones, or as many as fit into so many seconds; `UNMEASURED` come before them."""

@@ -1,4 +1,4 @@
-"""Denoising score matching: the loss, its weightings and its time samplers."""
+"""Denoising score matching: the loss, what it makes of residuals, its weightings and its time samplers."""
 
 from __future__ import annotations
 
@@ -53,6 +53,20 @@ min_snr: min(SNR, 5) (Hang et al. 2023, arXiv:2303.09556).
 """
 
 
+LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "l2": torch.square,
+    "l1": torch.abs,
+    "huber": lambda r: torch.where(r.abs() <= 1, r.square(), 2 * r.abs() - 1),
+}
+"""What becomes of each entry's residual r = sqrt(w) (D - x_0), and what D is where its mean is least:
+
+l2: r^2. D is the mean E[x_0 | x_t], from which the score follows.
+l1: |r|. D is the median of each entry given x_t, which is no score: for data of two values it is one of them where the mean lies between.
+    Samples, likelihoods and bounds treat it as if it were the mean, and have its bias.
+huber: r^2 where |r| <= 1, else 2 |r| - 1 (Huber 1964). D lies between the two: it is the mean where residuals stay below 1.
+"""
+
+
 def strata(n: int, generator: torch.Generator | None) -> Tensor:
     # One draw in each of n equal cells: the batch covers all noise levels evenly whatever its size.
     device = generator.device if generator is not None else None
@@ -89,11 +103,23 @@ def _lognormal(sde: SDE, n: int, generator: torch.Generator | None, data_std: fl
     return sde.time_of(lambda_.clamp(low, high)).clamp(sde.t_min, sde.t_max), torch.ones_like(lambda_)
 
 
+BROAD_SHARE = 0.25
+
+
+def _broad(sde: SDE, n: int, generator: torch.Generator | None, data_std: float) -> tuple[Tensor, Tensor]:
+    even = round(BROAD_SHARE * n)
+    high, low = (float(sde.half_log_snr(t)) for t in (sde.t_min, sde.t_max))
+    t = sde.time_of(high + (low - high) * strata(even, generator)).clamp(sde.t_min, sde.t_max)
+    inner, correction = _lognormal(sde, n - even, generator, data_std)
+    return torch.cat((t, inner)), torch.cat((torch.ones_like(t), correction))
+
+
 TIME_SAMPLERS: dict[str, TimeSampler] = {
     "uniform": _uniform,
     "stratified": _stratified,
     "importance": _importance,
     "lognormal": _lognormal,
+    "broad": _broad,
 }
 """Draws of t, (n,) in float64, each with its correction to the loss, (n,), as functions of (sde, n, generator, data_std):
 
@@ -102,6 +128,8 @@ stratified: the same with one draw in each of n equal cells.
 importance: t has a density proportional to g^2/sigma^2 = -2 lambda'. The correction makes it estimate the same objective as uniform,
     with less variance under the likelihood weighting (Song et al. 2021, arXiv:2101.09258, section 5).
 lognormal: log(sigma/alpha) is normal (Karras et al. 2022, arXiv:2206.00364). It is an objective of its own and not corrected.
+broad: a quarter of the draws is uniform in the half log-SNR over the SDE's whole range, the others are "lognormal". The ends, which the
+    log-normal law all but leaves out, are then learned too. It is not corrected either.
 """
 
 
@@ -113,6 +141,8 @@ def dsm_loss(
     seed: int | None = None,
     generator: torch.Generator | None = None,
     noise: Tensor | None = None,
+    loss: str = "l2",
+    target: Tensor | None = None,
     **cond: Tensor,
 ) -> Tensor:
     """Denoising score matching at one random time for each sample: (B, *) gives (B,).
@@ -128,6 +158,8 @@ def dsm_loss(
         is chosen independently of `weighting`.
     seed, generator: the draws come from `generator`, or from one seeded by `seed`, or else from the global one.
     noise: eps itself, (B, *); None draws it.
+    loss: a name in LOSSES, what becomes of each entry's sqrt(w) (E_theta - x_0) in the place of its square.
+    target: what stands in the place of x_0 in the residual, (B, *), see `PosteriorMeans`; None: x_0.
     cond: conditions for the model.
 
     Raises ValueError for unknown names, times of another shape, or both a seed and a generator.
@@ -151,5 +183,9 @@ def dsm_loss(
     x_0 = only_valid(x_0, valid)
     alpha, sigma = (expand_as(value.to(x_0), x_0) for value in model.sde.marginal(t))
     denoised = model.denoise(alpha * x_0 + sigma * noise, t, **cond)
-    weight = (weight_of(model.sde, t, data_std) * correction).to(x_0)
-    return weight * mean_valid((denoised - x_0).square(), valid)
+    residual = denoised - (x_0 if target is None else only_valid(target, valid))
+    weight = weight_of(model.sde, t, data_std)
+    if loss == "l2":
+        return (weight * correction).to(x_0) * mean_valid(residual.square(), valid)
+    residual = expand_as(weight.sqrt().to(x_0), x_0) * residual
+    return correction.to(x_0) * mean_valid(lookup(LOSSES, "loss", loss)(residual), valid)

@@ -10,7 +10,8 @@ from ..discrete import INDEX_SAMPLERS
 from ..discrete import OBJECTIVES as OF_CHAIN
 from ..registry import lookup
 from .ema import MOST_WIDTH
-from .losses import DEFAULT_TIMES, DEFAULT_WEIGHTING, TIME_SAMPLERS, WEIGHTINGS
+from .losses import DEFAULT_TIMES, DEFAULT_WEIGHTING, LOSSES, TIME_SAMPLERS, WEIGHTINGS
+from .optimizers import OPTIMIZERS
 
 OBJECTIVES = ("dsm", *OF_CHAIN)
 SHARDINGS = ("fsdp",)
@@ -32,18 +33,24 @@ class TrainSettings:
     workers: so many processes read data larger than memory ahead.
     shard: "fsdp" spreads the weights, their gradients and averages, and the optimiser's state over torchrun's processes. With None
         each process has all of them.
-    lr: AdamW's learning rate, at its highest.
+    optimizer: "adamw", or "muon" for the matrices among the weights and AdamW for the rest (see `Muon`).
+    lr: the optimiser's learning rate, at its highest.
     warmup: the learning rate rises to `lr` over so many steps.
     decay: how the learning rate falls to zero at the end: "constant" (not at all), "linear" or "cosine".
-    weight_decay: AdamW's.
+    weight_decay: by which share the weights shrink at a step, over lr.
     clip: the gradient's norm is capped at this number.
     ema_width: the relative width of the average of the weights (see `PowerAverage`).
+    ema_widths: those of more averages that are kept beside it. From all of them `load(path, ema_width=...)` makes one of any width
+        between (see `combination`).
     objective: "dsm" is denoising score matching in continuous time, with `weighting` and `times` (see `dsm_loss`). "simple", "vlb" and
         "hybrid" are those of the discrete view (see `chain_loss`), with `chain_steps` and `indices`.
     chain_steps: the length of the SDE's chain; None takes its own, or 1000.
     indices: "uniform" or "importance", how indices of the chain are drawn (see `IndexSampler`).
     weighting: a name in WEIGHTINGS. "edm" is the weighting of that name, and goes with any prediction.
     times: a name in TIME_SAMPLERS.
+    loss: a name in LOSSES. "l2" learns the mean E[x_0 | x_t], and so the score; "l1" learns a median and "huber" something between.
+    reference: the squared error is taken to the mean of x_0 given x_t over so many training items, in place of the item itself (see
+        `PosteriorMeans`). 0 is the item itself, and a number that is not below the number of items takes them all.
     drop: the share of a batch that is not told a condition, in [0, 1): one number for each condition, or a number by name, those not
         named being always told; each condition is dropped on its own. The network learns the unconditional score from it (Ho and
         Salimans 2022, arXiv:2207.12598).
@@ -62,17 +69,21 @@ class TrainSettings:
     micro_batch: int | None = None
     workers: int = 0
     shard: str | None = None
+    optimizer: str = "adamw"
     lr: float = 1e-3
     warmup: int = 100
     decay: str = "cosine"
     weight_decay: float = 0.0
     clip: float = 1.0
     ema_width: float = 0.1
+    ema_widths: tuple[float, ...] = ()
     objective: str = "dsm"
     chain_steps: int | None = None
     indices: str = "uniform"
     weighting: str = DEFAULT_WEIGHTING
     times: str = DEFAULT_TIMES
+    loss: str = "l2"
+    reference: int = 0
     drop: float | dict[str, float] = 0.1
     bfloat16: bool = False
     compile: bool = False
@@ -108,13 +119,29 @@ class TrainSettings:
             raise ValueError(f"weight_decay must be finite and not negative, got {self.weight_decay!r}")
         if not 0 < self.ema_width < MOST_WIDTH:
             raise ValueError(f"ema_width must be above 0 and below {MOST_WIDTH}, got {self.ema_width!r}")
+        widths = (self.ema_width, *self.ema_widths)
+        if not all(0 < width < MOST_WIDTH for width in widths) or len(set(widths)) < len(widths):
+            raise ValueError(
+                f"ema_widths must be above 0 and below {MOST_WIDTH}, each another and none of them ema_width ({self.ema_width}), "
+                f"got {list(self.ema_widths)}"
+            )
+        if isinstance(self.reference, bool) or not isinstance(self.reference, int) or self.reference < 0 or self.reference == 1:
+            raise ValueError(f"reference must be 0 or a whole number of at least 2, got {self.reference!r}")
+        if self.objective != "dsm" and (self.reference or self.loss != "l2"):
+            what = f"reference {self.reference}" if self.reference else f"loss {self.loss!r}"
+            raise ValueError(f"{what} is for objective 'dsm', got {self.objective!r}")
+        if self.reference and self.loss != "l2":
+            raise ValueError(f"reference {self.reference} is for loss 'l2', whose minimum it keeps, got {self.loss!r}")
         if self.batch % self.accumulate:
             raise ValueError(f"batch must be a multiple of accumulate, got {self.batch} and {self.accumulate}")
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise ValueError(f"max_seconds must be positive, got {self.max_seconds!r}")
         if self.chain_steps is not None and (isinstance(self.chain_steps, bool) or self.chain_steps < 2):
             raise ValueError(f"chain_steps must be a whole number of at least 2, got {self.chain_steps!r}")
-        for what, name, known in (("objective", self.objective, OBJECTIVES), ("index sampler", self.indices, INDEX_SAMPLERS)):
+        for what, name, known in (
+            ("objective", self.objective, OBJECTIVES),
+            ("index sampler", self.indices, INDEX_SAMPLERS),
+        ):
             if name not in known:
                 raise ValueError(f"unknown {what} {name!r}; choose from {', '.join(known)}")
         if self.shard is not None and self.shard not in SHARDINGS:
@@ -123,6 +150,8 @@ class TrainSettings:
             if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
                 raise ValueError(f"drop must be in [0, 1), one number or one by the name of each condition, got {self.drop!r}")
         lookup(DECAYS, "decay", self.decay)
+        lookup(OPTIMIZERS, "optimizer", self.optimizer)
+        lookup(LOSSES, "loss", self.loss)
         lookup(WEIGHTINGS, "weighting", self.weighting)
         lookup(TIME_SAMPLERS, "time sampler", self.times)
 

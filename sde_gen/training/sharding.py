@@ -9,7 +9,7 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,9 @@ from .. import parallel
 from ..devices import float32_products
 from ..models.score import ScoreModel
 from .ema import PowerAverage
-from .settings import TrainSettings
+
+if TYPE_CHECKING:
+    from .settings import TrainSettings
 
 
 class Placement:
@@ -27,9 +29,10 @@ class Placement:
 
     model: the model around the network that a loss is to be asked of; its backward pass averages the gradients over the processes.
     network: the network whose parameters are trained; the given model's own or, in shares, a copy of it.
-    average: the average of its weights, which `update(network)` keeps up to date.
-    averaged: the whole network of averaged weights; like the given model's own network it holds them, where they lie in shares, only
-        inside `whole_networks`.
+    averages: the averages of its weights, of the settings' `ema_width` and each of their `ema_widths`; `update(network)` keeps each up
+        to date.
+    whole_averages: the whole networks of averaged weights; like the given model's own network they hold them, where they lie in shares,
+        only inside `whole_networks`.
     """
 
     def __init__(self, model: ScoreModel, settings: TrainSettings, device: torch.device) -> None:
@@ -38,16 +41,17 @@ class Placement:
         self.sharded, self.device, self.tf32 = settings.shard is not None, device, settings.tf32
         if settings.channels_last:
             put_channels_last(network)
-        self.average = PowerAverage(network, settings.ema_width)
+        self.averages = [PowerAverage(network, width) for width in (settings.ema_width, *settings.ema_widths)]
         self.network: nn.Module = network
-        self.averaged: nn.Module = self.average.module
+        self.whole_averages = [average.module for average in self.averages]
         self.model = model
         self.waiting: tuple[tuple[nn.Module, nn.Module], ...] = ()  # whole networks, which wait on the host, with those in shares
         if self.sharded:
-            self.network, self.averaged = copy.deepcopy(network), copy.deepcopy(network)
-            self.waiting = ((network.cpu(), self.network), (self.averaged.cpu(), self.average.module))
-            shard(self.network, device)
-            shard(self.average.module, device)
+            self.network, self.whole_averages = copy.deepcopy(network), [copy.deepcopy(network).cpu() for _ in self.averages]
+            in_pieces = [self.network, *(average.module for average in self.averages)]
+            self.waiting = tuple(zip([network.cpu(), *self.whole_averages], in_pieces, strict=True))
+            for one in in_pieces:
+                shard(one, device)
         asked: Any = self.network
         if settings.compile:
             try:
@@ -58,6 +62,11 @@ class Placement:
             asked = DistributedDataParallel(asked, device_ids=[device] if device.type == "cuda" else None)
         if asked is not network:
             self.model = model.with_network(asked)
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The whole network of weights averaged over `ema_width`."""
+        return self.whole_averages[0]
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:

@@ -28,10 +28,15 @@ class TokenObjective(Objective):
 
     Of a batch, each item gets one of as many equal parts of the noise levels: of masked diffusion the number of masks, which makes the
     loss the bound exactly, with no weight that grows where few are left (Sahoo et al. 2024, arXiv:2406.07524, use 1/t).
+
+    Raises ValueError for settings that are for data of numbers alone.
     """
 
     def __init__(self, settings: TrainSettings) -> None:
         nn.Module.__init__(self)
+        if settings.reference or settings.loss != "l2":
+            what = f"reference {settings.reference}" if settings.reference else f"loss {settings.loss!r}"
+            raise ValueError(f"{what} is for data of numbers, and these are symbols: leave it out")
         self.settings, self.levels, self.chain = settings, None, None
 
     def encode(self, model: Any, x: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -15,80 +14,29 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import memory, parallel
+from .. import parallel
 from ..data import Source, rows_drawn
 from ..devices import OnItsWay, current, random_state, set_random_state
 from ..models.score import ScoreModel
-from ..networks import Network
 from ..shapes import expand_as
-from ..unknown_numbers import with_nan
-from .batches import read_batches
+from .batches import check_conditions, read_batches
 from .checkpoint import State
 from .objective import Objective
-from .resume import load_optimizer_state, optimizer_state, restore_generator
+from .optimizers import make_optimizer
+from .parts import affordable_part, in_parts
+from .result import AbandonedStep, TrainingError, TrainResult
+from .resume import optimizer_state, restore, state_of
 from .settings import DECAYS, TrainSettings, check_layout, check_processes
-from .sharding import Placement, load_whole, whole
+from .sharding import Placement, whole
 from .validation import MOST_SAMPLES
 
 MOST_SKIPPED = 10
 """So many steps in a row may be left out because they are not finite."""
 LOGS = 200
 """The history of a whole training has about so many entries, by steps, and as many by time where `max_seconds` may end it."""
-PART_FLOPS = 1.2e11
-"""On a CPU a batch is computed in parts of at most so many operations, some seconds of a core: between them a training can be stopped."""
 EVALUATION_SHARE, EVALUATION_SECONDS = 0.05, 5.0
 """The loss by noise level, and likewise a snapshot, costs at most this share of the training before it, or so many seconds."""
 LEAST_ITEMS = 8
-
-
-def check_conditions(
-    model: ScoreModel, cond: Mapping[str, Tensor | Source], count: int, device: torch.device
-) -> dict[str, Tensor | Source]:
-    """The conditions of a training's items as the model takes them, on `device`; those on disk are looked at when they are read. Raises
-    ValueError or TypeError for others."""
-    sources = {name: value for name, value in cond.items() if isinstance(value, Source)}
-    for name, value in sources.items():
-        if len(value) != count:
-            raise ValueError(f"condition {name!r} has {len(value)} entries for {count} items; one for each is needed")
-        model.conditions({name: value[:1]}, 1, device)
-    found = model.conditions({name: value for name, value in cond.items() if name not in sources}, count, device)
-    return {name: sources[name] if name in sources else found[name] for name in cond}
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on: the loss or its gradients were not finite too often in a row, or memory does not suffice."""
-
-
-class AbandonedStep(Exception):
-    """A step was given up between two parts of its batch: the trainer is as it was before that step."""
-
-
-@dataclass
-class TrainResult:
-    """What a training has made.
-
-    model: the model with the averaged weights, in evaluation mode.
-    raw: the model with the last weights.
-    trainer: what made it, with all that changes from step to step.
-    history: the entries that `plot_loss` takes.
-    linear: the best linear denoiser's loss by level.
-    steps: the number of steps behind, with those that were left out.
-    seconds: the time that they took, evaluations included.
-    skipped: the number of steps left out because the loss or its gradients were not finite.
-    """
-
-    model: ScoreModel
-    raw: ScoreModel
-    trainer: Trainer = field(repr=False)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    linear: dict[str, list[float]] = field(default_factory=dict)
-    steps: int = 0
-    seconds: float = 0.0
-    skipped: int = 0
-
-    def state(self) -> State:
-        """All that `fit(resume=...)` needs besides the weights that `save` writes."""
-        return self.trainer.state()
 
 
 class Trainer:
@@ -135,16 +83,15 @@ class Trainer:
         held = self.encode(items[rows].to(self.device))
         of_held = {name: of_items[name][rows] for name in cond}
         self.validation = self.objective.validation(model, held, model.conditions(of_held, len(held), self.device))
+        self.objective.see(self.x, cond)
         self.placement = Placement(model, settings, self.device)
-        self.network, self.average = self.placement.network, self.placement.average
+        self.network, self.average = self.placement.network, self.placement.averages[0]
         self.result = TrainResult(model.with_network(self.placement.averaged).eval().requires_grad_(False), model, self)
         self.result.linear = {"levels": self.validation.levels, "linear": self.validation.linear}
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay, fused=True
-        )
+        self.optimizer = make_optimizer(settings.optimizer, self.network.parameters(), settings.lr, settings.weight_decay)
         self.parameters = list(self.network.parameters())
         self.generator = torch.Generator(self.device).manual_seed(settings.seed)
-        self.part = self._affordable_part()
+        self.part = affordable_part(model, settings, self.device)
         self.log_every = max(1, settings.steps // LOGS)
         self.step = self.taken = self.in_a_row = self.evaluated = self.logged = 0
         self.stop: Callable[[], bool] = lambda: False  # asked between the parts of a batch
@@ -222,16 +169,6 @@ class Trainer:
             yield
             self.of_others.clear()
 
-    def _affordable_part(self) -> int:
-        """The number of samples that are computed at a time: as the settings say, or on a CPU so many that a part costs no more than
-        `PART_FLOPS`, where the network knows what it costs."""
-        network, settings = self.model.network, self.settings
-        flops = network.flops() if isinstance(network, Network) else None
-        if settings.micro_batch is not None or settings.accumulate > 1 or self.device.type != "cpu" or not flops:
-            return settings.part
-        most = max(1, int(PART_FLOPS / (3 * flops)))
-        return math.ceil(settings.batch / math.ceil(settings.batch / most))
-
     def advance(self) -> dict[str, Any] | None:
         """One step: a batch, its noise, the loss and its gradients, clipped, go into the weights and their average.
 
@@ -272,7 +209,7 @@ class Trainer:
             (loss * self.world if self.world > 1 else loss).backward()  # gradients are averaged over the processes, not summed
             return loss.detach(), losses.detach()
 
-        loss, losses = self._in_parts(backward, len(x_0))
+        loss, losses = in_parts(self, backward, len(x_0))
         if self.objective.learns:
             self.objective.observe(drawn, parallel.gather_rows(torch.cat(losses)))
         loss = parallel.summed(loss)
@@ -301,38 +238,6 @@ class Trainer:
         rate = settings.lr * min(1.0, (self.taken + 1) / max(1, settings.warmup)) * DECAYS[settings.decay](self.share)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-
-    def _in_parts(self, backward: Callable[[slice], tuple[Tensor, Tensor]], count: int) -> tuple[Tensor, list[Tensor]]:
-        """Go through `count` samples in parts, which are halved where memory does not suffice.
-
-        backward: adds to the gradients those of the rows that it is given, and returns their loss and losses.
-        Returns the sum of the loss, and the losses of all parts.
-        """
-        least = self.settings.batch // self.world  # rows that every process has: they ask one another between the same parts
-        while True:
-            random = random_state(self.device)
-            total, seen = torch.zeros((), device=self.device), []
-            try:
-                for start in range(0, count, self.part):
-                    if 0 < start < least and parallel.anywhere(self.stop())[0]:
-                        raise AbandonedStep
-                    with self.placement.gradients(last=start + self.part >= count):
-                        loss, losses = backward(slice(start, start + self.part))
-                    total += loss
-                    seen.append(losses)
-                return total, seen
-            except (RuntimeError, MemoryError) as error:
-                if not memory.out_of_memory(error):
-                    raise
-                if self.world > 1 or self.part == 1:
-                    raise TrainingError(
-                        f"out of memory with {self.part} sample(s) at a time: choose a smaller --micro-batch or network"
-                    ) from error
-            self.optimizer.zero_grad(set_to_none=True)
-            memory.release()
-            set_random_state(random, self.device)
-            self.part = math.ceil(self.part / 2)
-            warnings.warn(f"out of memory: going on with {self.part} samples at a time (--micro-batch {self.part} starts so)", stacklevel=2)
 
     def _record(self, loss: Tensor, finite: Tensor) -> dict[str, Any] | None:
         """Count a step; the new entry of the history where one is due."""
@@ -363,7 +268,8 @@ class Trainer:
             return
         (step, loss, finite), self.unsettled = self.unsettled, None
         if bool(finite.arrived()):
-            self.average.update(self.placement.network)
+            for average in self.placement.averages:
+                average.update(self.placement.network)
             self.recent.append(loss)
             self.taken += 1
             self.in_a_row = 0
@@ -435,48 +341,9 @@ class Trainer:
             entry["items"] = items
 
     def state(self) -> State:
-        """The tensors and plain values that `restore` takes, with the weights that `save` writes beside them.
-
-        A network in shares has them only while all processes are `together`; ValueError otherwise.
-        """
-        if self.placement.sharded and not self.of_others:
-            raise ValueError("the state of a training in shares is put together for on_checkpoint alone: ask for it there")
-        self.settle()
-        tensors = {"generator": self.generator.get_state(), "random": random_state(self.device)}
-        tensors["averaged"] = torch.tensor(self.average.updates)
-        tensors |= self.of_others
-        tensors |= {} if self.placement.sharded else optimizer_state(self.optimizer)
-        tensors |= {f"objective.{name}": value for name, value in self.objective.state_dict().items()}
-        if self.recent:
-            tensors["recent"] = torch.stack(self.recent)
-        names = ("step", "taken", "in_a_row", "evaluated", "part", "seconds")
-        return tensors, {
-            **{name: getattr(self, name) for name in names},
-            "skipped": self.result.skipped,
-            "history": self.result.history,
-        }
+        """See `state_of`."""
+        return state_of(self)
 
     def restore(self, state: State) -> None:
-        """Go on from `state`, whose tensors hold the weights too, as `read_state` gives them."""
-        tensors, values = state
-        of: dict[str, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            part, _, rest = key.partition(".")
-            of.setdefault(part, {})[rest] = value
-        load_whole(self.network, of["network"])
-        load_whole(self.average.module, of["ema"])
-        self.average.updates = int(tensors["averaged"])
-        load_optimizer_state(self.optimizer, self.parameters, of.get("optimizer", {}))
-        self.objective.load_state_dict(of.get("objective", {}))
-        restore_generator(self.generator, tensors["generator"], self.settings.seed + 1_000_003 * (1 + int(values["step"])))
-        self.random = tensors["random"].cpu() if self.rank == 0 else of.get("random", {}).get(str(self.rank))
-        self.recent = list(tensors["recent"].to(self.device).unbind()) if "recent" in tensors else []
-        self.step, self.taken, self.in_a_row, self.evaluated = (int(values[k]) for k in ("step", "taken", "in_a_row", "evaluated"))
-        self.part, self.before = int(values["part"]), float(values["seconds"])
-        if min(self.step, self.taken, self.in_a_row, self.evaluated) < 0 or self.part < 1 or not 0 <= self.before < math.inf:
-            raise ValueError(f"counts that cannot be: step {self.step}, taken {self.taken}, part {self.part}, seconds {self.before}")
-        result = self.result
-        result.steps, result.seconds, result.skipped = self.step, self.before, int(values["skipped"])
-        self.logged = self._marks()
-        result.history[:] = with_nan(values["history"])
-        self.evaluated_at = max((int(entry["step"]) for entry in result.history if "level_loss" in entry), default=0)
+        """See `resume.restore`."""
+        restore(self, state)

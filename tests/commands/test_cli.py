@@ -239,6 +239,8 @@ BAD_OF_OTHERS: dict[str, tuple[list[str], str]] = {
     "seed of compare": (["compare", "--seed", "-1"], "seed must be in [0, 2^63), got -1"),
     "run of compare": (["compare", "--run", "none"], "none is not a run directory"),
     "run of doctor": (["doctor", "--run", "none"], "none is not a run directory"),
+    "run of average": (["average", "--run", "none", "--ema-width", "0.1"], "none is not a run directory"),
+    "width of average": (["average", "--run", "none"], "the following arguments are required: --ema-width"),
     "device of doctor": (["doctor", "--device", "tpu"], "unknown device 'tpu'; try cpu, cuda or cuda:0"),
 }
 

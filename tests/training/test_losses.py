@@ -13,7 +13,7 @@ from sde_gen import ScoreModel, dsm_loss, make_sde
 from sde_gen.exact.mixtures import GaussianData, marginal
 from sde_gen.training import TrainSettings, build_model
 from sde_gen.training.batches import batch_order
-from sde_gen.training.losses import LOG_NORMAL_MEAN, LOG_NORMAL_STD, TIME_SAMPLERS, WEIGHTINGS
+from sde_gen.training.losses import BROAD_SHARE, LOG_NORMAL_MEAN, LOG_NORMAL_STD, LOSSES, TIME_SAMPLERS, WEIGHTINGS
 from sde_gen.training.trainer import Trainer
 
 SDES = all_sdes()
@@ -118,6 +118,21 @@ def test_time_samplers_have_their_densities(name):
 
 
 @pytest.mark.parametrize("name", SDES)
+def test_broad_times_are_a_quarter_uniform_in_lambda_and_the_log_normal_ones(name):
+    sde, n = SDES[name], 4096
+    high, low = (float(sde.half_log_snr(t)) for t in (sde.t_min, sde.t_max))
+    t, _ = TIME_SAMPLERS["broad"](sde, n, torch.Generator().manual_seed(0), STD)
+    even = round(BROAD_SHARE * n)
+    assert even == n // 4
+    cells = (high - sde.half_log_snr(t[:even])) / (high - low) * even
+    assert (cells.sort().values - torch.arange(even)).sub(0.5).abs().max() < 0.5 + 1e-6
+    generator = torch.Generator().manual_seed(0)
+    torch.rand(even, generator=generator, dtype=torch.float64)
+    assert torch.equal(t[even:], TIME_SAMPLERS["lognormal"](sde, n - even, generator, STD)[0])
+    assert TIME_SAMPLERS["broad"](sde, 1, None, STD)[0].shape == (1,)
+
+
+@pytest.mark.parametrize("name", SDES)
 def test_corrections_have_mean_one(name):
     # E_importance[p_uniform/p_importance] = 1.
     _, correction = TIME_SAMPLERS["importance"](SDES[name], 10_000, torch.Generator().manual_seed(0), 1.0)
@@ -164,6 +179,37 @@ def test_without_arguments_it_is_what_training_minimises(settings):
     assert entry["loss"] == pytest.approx(float(wanted.detach()), rel=1e-6)
 
 
+# 0.7 P(0) + 0.3 P(1) under weight 4, residuals 2 (D - x_0). Huber's mean is 0.7 (2 D)^2 + 0.3 (4 (1 - D) - 1) below D = 1/2.
+LEAST_AT = {"l2": 0.3, "l1": 0.0, "huber": 3 / 14}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_what_each_loss_estimates_of_data_of_two_values(loss):
+    """A denoiser that knows nothing of x_0: the mean, the median and Huber's location between them."""
+    sde, x_0 = make_sde("vp"), torch.tensor([0.0] * 7 + [1.0] * 3).repeat(30)[:, None, None].expand(300, 2, 6).contiguous()
+    t = torch.full((300,), sde.t_max, dtype=torch.float64)
+
+    def mean_loss(value: float) -> float:
+        model = ScoreModel(lambda x, c: torch.full_like(x, value), sde, prediction="data", data_std=STD)
+        return float(dsm_loss(model, x_0, lambda s, t, std: torch.full_like(t, 4.0), t, seed=0, loss=loss).double().mean())
+
+    candidates = [k / 28 for k in range(-2, 29)] + [0.3]
+    assert min(candidates, key=mean_loss) == pytest.approx(LEAST_AT[loss])
+    closed = {"l2": 4 * (0.7 * 0.25**2 + 0.3 * 0.75**2), "l1": 2 * (0.7 * 0.25 + 0.3 * 0.75), "huber": 0.7 * 0.5**2 + 0.3 * (2 * 1.5 - 1)}
+    assert mean_loss(0.25) == pytest.approx(closed[loss], rel=1e-5)
+
+
+def test_a_target_stands_in_the_place_of_the_items():
+    sde, x_0 = make_sde("vp"), DATA.sample(64)
+    model = exact_model(sde)
+    t = torch.full((64,), 0.4, dtype=torch.float64)
+    noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(1))
+    alpha, sigma = (float(value) for value in marginal(sde, t[0]))
+    denoised = model.denoise(alpha * x_0 + sigma * noise, t)
+    loss = dsm_loss(model, x_0, "min_snr", t, noise=noise, target=denoised + 0.5)
+    torch.testing.assert_close(loss, 0.25 * weight("min_snr", sde, t), rtol=1e-5, atol=1e-6)
+
+
 def test_own_weighting_and_sampler():
     sde, x_0 = make_sde("vp"), DATA.sample(8)
     t = torch.full((8,), 0.3, dtype=torch.float64)
@@ -182,7 +228,8 @@ def test_own_weighting_and_sampler():
     "settings, match",
     [
         ({"weighting": "snr"}, "unknown weighting 'snr'; choose from simple, likelihood, edm, min_snr"),
-        ({"times": "random"}, "unknown time sampler 'random'; choose from uniform, stratified, importance, lognormal"),
+        ({"times": "random"}, "unknown time sampler 'random'; choose from uniform, stratified, importance, lognormal, broad"),
+        ({"loss": "l3"}, "unknown loss 'l3'; choose from l2, l1, huber"),
         ({"seed": 0, "generator": torch.Generator()}, "seed or generator, not both"),
         ({"times": torch.full((3,), 0.5)}, "one number for each of the 4 samples"),
         ({"times": torch.full((4, 1), 0.5)}, "one number for each of the 4 samples"),

@@ -84,6 +84,32 @@ def test_n_steps_a_death_and_the_rest_equal_all_at_once(tmp_path: Path) -> None:
         assert_equal(everything(train(tmp_path / "c", settings, resume=True)), whole)
 
 
+OTHERS: dict[str, dict[str, Any]] = {
+    "muon": {"optimizer": "muon"},
+    "reference, drawn": {"reference": 9},
+    "reference of all": {"reference": 50, "times": "broad"},
+    "several averages": {"ema_widths": (0.2, 0.05)},
+    "huber": {"loss": "huber"},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_settings_go_on_to_the_last_bit_too(name: str, tmp_path: Path) -> None:
+    settings = TrainSettings(steps=10, batch=16, warmup=4, evaluations=1, **OTHERS[name])
+    whole = everything(train(tmp_path / "none", settings))
+    for stop in (4, 9):
+        with pytest.raises(Stop):
+            train(tmp_path / "c", settings, stop=stop)
+        torch.rand(7)
+        assert_equal(everything(train(tmp_path / "c", settings, resume=True)), whole)
+    plain = everything(train(tmp_path / "none", TrainSettings(steps=10, batch=16, warmup=4, evaluations=1)))
+    changed = not all(torch.equal(plain[key], value) for key, value in whole.items() if key.startswith("raw."))
+    assert changed == (name != "several averages"), "more averages are looked at, and change nothing"
+    kept = {key.rpartition(".")[2] for key in whole if key.startswith("optimizer.")}
+    assert ("momentum" in kept) == (name == "muon") and "exp_avg" in kept
+    assert {key.split(".")[1] for key in whole if key.startswith("averages.")} == ({"0", "1"} if name == "several averages" else set())
+
+
 def test_a_training_learns_and_goes_on_on_every_device(device: torch.device, tmp_path: Path) -> None:
     data = points() + 30 * torch.tensor([1.0, -1.0]).repeat(25)[:, None]  # two modes
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from sde_gen.models.moments import Moments
-from sde_gen.training import Interrupted, TrainingError, TrainResult, TrainSettings, Validation, build_model, fit, read_state, save, trainer
+from sde_gen.training import Interrupted, TrainingError, TrainResult, TrainSettings, Validation, build_model, fit, read_state, save
+from sde_gen.training import parts as parts_of_batch
 from sde_gen.training.objective import Objective
 from sde_gen.training.trainer import Trainer
 
@@ -118,10 +119,10 @@ def made(**settings: Any) -> Trainer:
 def test_a_batch_is_cut_where_it_costs_too_much_unless_the_user_has_cut_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made().part == 18
     flops = made().model.network.flops()
-    monkeypatch.setattr(trainer, "PART_FLOPS", 3.0 * flops * 7)
+    monkeypatch.setattr(parts_of_batch, "PART_FLOPS", 3.0 * flops * 7)
     assert made().part == 6  # three even parts of at most seven
     assert made(micro_batch=9).part == 9 and made(accumulate=2).part == 9
-    monkeypatch.setattr(trainer, "PART_FLOPS", 1.0)
+    monkeypatch.setattr(parts_of_batch, "PART_FLOPS", 1.0)
     assert made().part == 1
 
 
