@@ -8,7 +8,8 @@ forward pass without gradients. Everyone takes a turn, over and over; the median
 ratios within a round, with the quartiles. Ours runs three times: as it is ("float32"), under bfloat16 autocast as
 training.bfloat16=true does ("bfloat16"), and with patch=2 besides, the setting of the MNIST configuration ("patch 2"), whose
 convolutions run at half the resolution: another network of the same size, whose quality is shown elsewhere. The peers run in float32 and
-under the same autocast, and the better of the two counts. GFLOP: matrix products, convolutions and attention of one image's forward
+under the same autocast. Two ratios: to the best peer in whichever of the two is faster for it, and like for like, to the best peer in the
+same precision. GFLOP: matrix products, convolutions and attention of one image's forward
 pass, counted; a training step counts three times that.
 """
 
@@ -120,26 +121,40 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
     return middle, low, high
 
 
+def ratio_to(peer: list[float], mine: list[float]) -> dict[str, Any]:
+    """How many times as fast `mine` is as `peer`, by their seconds of each round: the median and the quartiles."""
+    middle, low, high = quartiles([theirs / own for theirs, own in zip(peer, mine, strict=True)])
+    return {"ratio": middle, "quartiles": [low, high]}
+
+
+def rows_of(times: dict[str, list[float]]) -> tuple[str, dict[str, dict[str, Any]]]:
+    """The best peer by its median, and each network's ratio to it and, under "like for like", to the best peer of its precision."""
+    median = {name: statistics.median(values) for name, values in times.items()}
+    peers = [name for name in times if not name.startswith("sde_gen")]
+    best = min(peers, key=median.__getitem__)
+    alike = {half: min((name for name in peers if name.endswith(half)), key=median.__getitem__) for half in ("float32", "bfloat16")}
+    rows = {}
+    for name, mine in times.items():
+        rival = alike["bfloat16" if "bfloat16" in name else "float32"]
+        rows[name] = ratio_to(times[best], mine) | {"like for like": ratio_to(times[rival], mine) | {"peer": rival}}
+    return best, rows
+
+
 def measure(shape: tuple[int, ...], batch: int, rounds: int, train: bool) -> dict[str, Any]:
     made = contenders(shape)
     times: dict[str, list[float]] = {name: [] for name in made}
     for _ in range(rounds):
         for name, (net, call, half) in made.items():
             times[name].append(turn(net, call, half, shape, batch, train))
-    peers = [name for name in made if not name.startswith("sde_gen")]
-    best = min(peers, key=lambda name: statistics.median(times[name]))
-    rows = {}
+    best, rows = rows_of(times)
     for name, (net, call, _) in made.items():
-        ratio, low, high = quartiles([theirs / mine for theirs, mine in zip(times[best], times[name], strict=True)])
         cost = gflop(call, shape) * (3 if train else 1)
         seconds = statistics.median(times[name])
-        rows[name] = {
+        rows[name] |= {
             "parameters": sum(p.numel() for p in net.parameters()),
             "gflop_an_image": cost,
             "images_a_second": batch / seconds,
             "gflop_a_second": batch * cost / seconds,
-            "ratio": ratio,
-            "quartiles": [low, high],
         }
     return {"best peer": best, "rows": rows}
 
@@ -160,12 +175,15 @@ def main(arguments: list[str] | None = None) -> None:
             what = "training" if train else "prediction"
             found = results[f"{what} {label}"] = measure(shape, args.batch, args.rounds, train)
             print(f"\n{what}, {label}, batches of {args.batch}, {args.threads} threads (best peer: {found['best peer']})\n")
-            print("| network | parameters | GFLOP an image | images/s | GFLOP/s | over the best peer |\n|---|---|---|---|---|---|")
+            print("| network | parameters | GFLOP an image | images/s | GFLOP/s | over the best peer | like for like |")
+            print("|---|---|---|---|---|---|---|")
             for name, row in found["rows"].items():
-                low, high = row["quartiles"]
+                (low, high), alike = row["quartiles"], row["like for like"]
+                least, most = alike["quartiles"]
                 print(
                     f"| {name} | {row['parameters'] / 1e6:.2f} M | {row['gflop_an_image']:.3f} | {row['images_a_second']:.1f} | "
-                    f"{row['gflop_a_second']:.0f} | {row['ratio']:.2f} ({low:.2f} to {high:.2f}) |",
+                    f"{row['gflop_a_second']:.0f} | {row['ratio']:.2f} ({low:.2f} to {high:.2f}) | "
+                    f"{alike['ratio']:.2f} ({least:.2f} to {most:.2f}) |",
                     flush=True,
                 )
     versions = {name: version(name) for name in ("torch", "diffusers", "denoising-diffusion-pytorch")}

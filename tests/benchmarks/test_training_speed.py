@@ -28,3 +28,22 @@ def test_our_networks_take_their_turn(bench: ModuleType, train: bool) -> None:
     assert bench.turn(net, call, True, (1, 8, 8), 2, train) > 0
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True)) != train
     assert bench.gflop(call, (1, 8, 8)) > 0
+
+
+def test_ratios_are_to_the_best_peer_and_to_the_best_of_the_same_precision(bench: ModuleType) -> None:
+    times = {
+        "sde_gen, float32": [2.0, 2.0, 2.0],
+        "sde_gen, bfloat16": [1.0, 1.0, 2.0],
+        "sde_gen, bfloat16, patch 2": [0.5, 0.5, 0.5],
+        "one, float32": [3.0, 5.0, 4.0],
+        "one, bfloat16": [6.0, 6.0, 6.0],
+        "other, float32": [5.0, 5.0, 5.0],
+        "other, bfloat16": [1.5, 1.5, 1.5],
+    }
+    best, rows = bench.rows_of(times)
+    assert best == "other, bfloat16"
+    found = {name: (row["ratio"], row["like for like"]["ratio"], row["like for like"]["peer"]) for name, row in rows.items()}
+    assert found["sde_gen, float32"] == (0.75, 2.0, "one, float32")
+    assert found["sde_gen, bfloat16"] == (1.5, 1.5, "other, bfloat16")
+    assert found["sde_gen, bfloat16, patch 2"] == (3.0, 3.0, "other, bfloat16")
+    assert rows["sde_gen, float32"]["like for like"]["quartiles"] == [1.75, 2.25]
