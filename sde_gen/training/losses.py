@@ -103,7 +103,7 @@ def _lognormal(sde: SDE, n: int, generator: torch.Generator | None, data_std: fl
     return sde.time_of(lambda_.clamp(low, high)).clamp(sde.t_min, sde.t_max), torch.ones_like(lambda_)
 
 
-BROAD_SHARE = 0.25
+BROAD_SHARE = 0.1
 
 
 def _broad(sde: SDE, n: int, generator: torch.Generator | None, data_std: float) -> tuple[Tensor, Tensor]:
@@ -128,7 +128,7 @@ stratified: the same with one draw in each of n equal cells.
 importance: t has a density proportional to g^2/sigma^2 = -2 lambda'. The correction makes it estimate the same objective as uniform,
     with less variance under the likelihood weighting (Song et al. 2021, arXiv:2101.09258, section 5).
 lognormal: log(sigma/alpha) is normal (Karras et al. 2022, arXiv:2206.00364). It is an objective of its own and not corrected.
-broad: a quarter of the draws is uniform in the half log-SNR over the SDE's whole range, the others are "lognormal". The ends, which the
+broad: a tenth of the draws is uniform in the half log-SNR over the SDE's whole range, the others are "lognormal". The ends, which the
     log-normal law all but leaves out, are then learned too. It is not corrected either.
 """
 

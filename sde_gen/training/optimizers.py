@@ -20,7 +20,7 @@ MOMENTUM = 0.95
 SIZE = 0.2
 """The root mean square of Muon's updates over the learning rate. AdamW's are about as large, so that one learning rate suits both (Liu
 et al. 2025, arXiv:2502.16982)."""
-STEPS, LEAST = 5, 1e-3
+STEPS, LEAST = 4, 4e-3
 """So many polynomials bring the singular values from LEAST to 1 near 1."""
 
 
@@ -76,8 +76,8 @@ def is_matrix(weights: Tensor) -> bool:
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
-    """U V^T of matrices U S V^T, (B, n, m), to about a tenth for singular values above a thousandth of the largest; smaller ones stay
-    below 1.
+    """U V^T of matrices U S V^T, (B, n, m): each singular value above 1/250 of the fourth root of the sum of their fourth powers becomes
+    0.87 to 1.13, and a smaller one less than that.
 
     Odd polynomials p_k act on the singular values alone: X <- p_k(X) = a X + b X X^T X + c (X X^T)^2 X. Each is (a + b G + c G^2) X with
     G = X X^T on the shorter side, and all these factors commute, so that X itself is multiplied once, at the end: products of square
@@ -90,11 +90,11 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     bound = torch.linalg.matrix_norm(gram, keepdim=True).clamp_min(least)  # the largest singular value's square is below it
     gram = gram / bound
     eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
-    total = None
+    total = factor = None
     for a, b, c in polynomials():
+        gram = gram if factor is None else factor @ gram @ factor
         factor = a * eye + gram @ (b * eye + c * gram)
         total = factor if total is None else factor @ total
-        gram = factor @ gram @ factor
     assert total is not None
     found = (total / bound.sqrt()) @ wide
     return found if matrices.shape[1] <= matrices.shape[2] else found.mT
