@@ -36,3 +36,13 @@ def average_run(directory: Path, width: float, say: Callable[[str], None] = prin
             raise ConfigError(str(error)) from error
     again = "samples and numbers in the run are of the weights before: run its commands again"
     say(f"average   weights of relative width {width:g}, whose profile is missed by {missed:.1%}; {again}")
+
+
+AVERAGE = (
+    lambda arguments: average_run(arguments.run, arguments.ema_width),
+    (add_average_flags,),
+    "the width of a run's averaged weights, chosen afterwards",
+    "Choose the width of the average of the weights that every command takes from a run, of those that its training kept.",
+    EXAMPLES,
+)
+"""What `average` does, its flags, a brief word, its description and examples."""

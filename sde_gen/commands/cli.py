@@ -17,8 +17,7 @@ from ..locks import LockError
 from ..sampling.failures import SolverError
 from ..training import CheckpointError, Interrupted, TrainingError
 from . import flags
-from .average import EXAMPLES as AVERAGE_EXAMPLES
-from .average import add_average_flags, average_run
+from .average import AVERAGE
 from .clip import CLIP_EXAMPLES, add_clip_flags, clip_run
 from .compare import CompareSettings, check_compare, compare_run
 from .config import ConfigError, RunConfig, parse_seconds, registered_solver, resolve
@@ -243,11 +242,6 @@ def _named_run(arguments: argparse.Namespace, device: torch.device, hold: contex
     return open_run(config, arguments.run, device, **how)
 
 
-def average(arguments: argparse.Namespace) -> None:
-    """Choose the width of the average of a run's weights."""
-    average_run(arguments.run, arguments.ema_width, say)
-
-
 def say(line: str) -> None:
     """A line of the result, at once even where the output is a pipe."""
     if parallel.rank() == 0:
@@ -340,13 +334,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], Sequence[F
         "Examine a run's network, data and sampling settings, and name the causes of bad samples.",
         flags.DOCTOR_EXAMPLES,
     ),
-    "average": (
-        average,
-        (add_average_flags,),
-        "the width of a run's averaged weights, chosen afterwards",
-        "Choose the width of the average of the weights that every command takes from a run, of those that its training kept.",
-        AVERAGE_EXAMPLES,
-    ),
+    "average": AVERAGE,
     "import": (
         import_file,
         (add_import_flags,),
