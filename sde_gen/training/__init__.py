@@ -6,6 +6,7 @@ from .classifier import NoisyClassifier, train_classifier
 from .ema import PowerAverage
 from .loop import Interrupted, build_model, fit, train
 from .objective import Objective
+from .pairs import ClipSettings, load_clip, save_clip, train_clip
 from .settings import DECAYS, OBJECTIVES, SHARDINGS, TrainSettings, check_layout, check_processes
 from .store import CheckpointError
 from .trainer import TrainingError, TrainResult
@@ -16,6 +17,7 @@ __all__ = [
     "OBJECTIVES",
     "SHARDINGS",
     "CheckpointError",
+    "ClipSettings",
     "Interrupted",
     "NoisyClassifier",
     "Objective",
@@ -30,10 +32,13 @@ __all__ = [
     "check_processes",
     "fit",
     "load",
+    "load_clip",
     "read_extra",
     "read_state",
     "save",
+    "save_clip",
     "save_fitted",
     "train",
     "train_classifier",
+    "train_clip",
 ]
