@@ -17,6 +17,7 @@ from sde_gen.conditions.tokenizer import FIRST, LETTERS, PAD, UNKNOWN, _fnv, wor
 from sde_gen.data.captions import text_tensor, texts_of
 from sde_gen.exact.mixtures import GaussianData
 from sde_gen.guidance import Combine
+from sde_gen.guidance.combine import predict_each
 from sde_gen.training import build_model
 
 WORDS = ["red", "green", "blue", "heart", "owl", "in", "the", "style", "of", "noto"]
@@ -215,6 +216,25 @@ def test_captions_are_dropped_as_drawn_and_train() -> None:
     kinds = {"caption": {"kind": "text", "depth": 1}}
     by_name = sde_gen.train(x, network="mlp", conditions={"caption": captions}, steps=1, batch=16, kinds=kinds)
     assert by_name.encoders["caption"].options["depth"] == 1
+
+
+def test_texts_and_sequences_of_unlike_lengths_share_a_call() -> None:
+    specs = {
+        "caption": {"kind": "text", "words": WORDS, "length": 12, "width": 16},
+        "series": {"kind": "sequence", "features": 2, "length": 5},
+    }
+    x = torch.randn(32, 3, generator=torch.Generator().manual_seed(0))
+    model = build_model(x, network="mlp", network_options={"width": 16, "depth": 1}, conditions=specs)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    series = torch.randn(2, 5, 2, generator=torch.Generator().manual_seed(2))
+    conds = [
+        model.conditions({"caption": ["red heart", "owl"], "series": series[:, :2]}, 2, x.device),
+        model.conditions({"caption": ["the blue owl in the style of noto", ""], "series": series}, 2, x.device),
+    ]
+    for found, cond in zip(predict_each(model, x[:2], 0.5, conds), conds, strict=True):
+        torch.testing.assert_close(found.denoised, model.denoise(x[:2], 0.5, **cond), rtol=0, atol=1e-5)
 
 
 class Spoken(nn.Module):

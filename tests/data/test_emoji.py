@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import sde_gen
 from sde_gen.data.captions import texts_of
@@ -44,6 +46,15 @@ def test_pictures_are_those_of_their_captions(pictures: EmojiPictures) -> None:
             for style in range(2):
                 middle = pictures.images[2 * concept + style, :, 12:20, 12:20].float().mean((1, 2))
                 assert int(middle.argmax()) == channel, (colour, shape, STYLES[style])
+    for style, name in enumerate(STYLES):  # and each sheet is its style's
+        with Image.open(FOLDER / f"{name}.webp") as sheet:
+            across = sheet.width // 32
+            for concept in (0, across + 3, 1593):
+                left, top = 32 * (concept % across), 32 * (concept // across)
+                cell = np.asarray(sheet.convert("RGB").crop((left, top, left + 32, top + 32))).transpose(2, 0, 1)
+                assert np.array_equal(pictures.images[2 * concept + style].numpy(), cell) and f"of {name}" in pictures.caption(
+                    2 * concept + style
+                )
     corners = pictures.images[:, :, [0, 0, -1, -1], [0, -1, 0, -1]].float()
     assert float((corners == 255).all(1).float().mean()) > 0.8
     smiles = [pictures.labels.index(f"{name} face") for name in ("grinning", "winking", "confused")]
