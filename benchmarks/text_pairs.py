@@ -25,7 +25,7 @@ from sde_gen.data import load_dataset
 from sde_gen.data.emoji import CELL, CONCEPT, STYLES, EmojiPictures, emoji_pictures
 from sde_gen.pairs import CLIP, recall
 from sde_gen.pairs.augment import Jitter
-from sde_gen.training.pairs import ClipSettings
+from sde_gen.training.pairs import ClipSettings, clip_extra
 from sde_gen.unknown_numbers import to_json
 
 TARGET = 0.25
@@ -111,7 +111,9 @@ def main() -> None:
     untrained = measure(train_on(data, still, None, cpu, None, False, lambda line: None), known)
     began, spent = time.monotonic(), time.process_time()
     clip = train_on(data, settings, None, cpu, arguments.out)
-    cost = {"seconds": time.monotonic() - began, "processor_seconds": time.process_time() - spent, "threads": arguments.threads}
+    cost: dict[str, Any] = {"seconds": time.monotonic() - began, "processor_seconds": time.process_time() - spent}
+    cost |= {} if arguments.out is None else clip_extra(arguments.out)  # of all runs of a training that was stopped
+    cost["threads"] = arguments.threads
     rows = measure(clip, known)
     show(untrained, "weights as they are made")
     show(rows, f"after {cost['processor_seconds']:.0f} processor seconds, {cost['seconds']:.0f} of the clock")
