@@ -18,6 +18,7 @@ from sde_gen.data.captions import text_tensor, texts_of
 from sde_gen.exact.mixtures import GaussianData
 from sde_gen.guidance import Combine
 from sde_gen.guidance.combine import predict_each
+from sde_gen.networks import NETWORKS
 from sde_gen.training import build_model
 
 WORDS = ["red", "green", "blue", "heart", "owl", "in", "the", "style", "of", "noto"]
@@ -195,6 +196,37 @@ def test_strings_reach_the_network_from_python(network: str, tmp_path: Path) -> 
     for wrong in ("red heart", ["red", 3, ""]):
         with pytest.raises(TypeError, match=r"condition 'caption' must be a tensor, got (str|list)"):
             drawn({"caption": wrong})
+
+
+FEW: dict[str, Any] = {"width": 8, "multipliers": (1, 2), "attention": (1,)}
+OPTIONS = {
+    "adm": FEW | {"head_channels": 4},
+    "lucid": FEW | {"heads": 2, "head_channels": 4},
+    "mlp": {"width": 16, "depth": 2},
+    "song": FEW | {"heads": 2},
+    "transformer": {"patch": 4, "width": 16, "depth": 2, "heads": 2},
+    "unet": FEW | {"heads": 2},
+    "unet2d": FEW | {"head_channels": 4},
+}
+
+
+@pytest.mark.parametrize("network", sorted(set(NETWORKS) - {"diffusers"}))
+def test_every_network_is_told_texts(network: str) -> None:
+    torch.manual_seed(0)
+    spec = {"kind": "text", "words": WORDS, "length": 12, "width": 16}
+    made = sde_gen.make_network(network, (1, 8, 8), {"caption": spec}, **OPTIONS[network]).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        x, c = torch.randn(3, 1, 8, 8, generator=generator), torch.tensor([-2.0, 0.0, 2.0])
+        told = made(x, c, caption=text_tensor(["red heart", "the owl of noto", ""]))
+        without = made(x, c)
+        again = made(x, c, caption=text_tensor(["red heart", "the owl of noto, in the style of noto", ""]))
+    torch.testing.assert_close(told[2], without[2], rtol=0, atol=1e-4)
+    assert float((told - without)[:2].abs().amax((1, 2, 3)).min()) > 1e-3
+    torch.testing.assert_close(again[0], told[0], rtol=0, atol=1e-4)  # another row's longer text changes nothing
+    assert float((again - told)[1].abs().max()) > 1e-4
 
 
 def test_captions_are_dropped_as_drawn_and_train() -> None:
