@@ -57,7 +57,8 @@ class Given:
     def written(self, first: int, last: int) -> np.ndarray:
         """The same, as a file has them: words, or numbers."""
         if self.texts is not None:
-            return np.array(self.texts[first:last] if len(self.texts) > 1 else self.texts * (last - first))
+            every = np.array(self.texts)  # of one type, wide enough for the longest of all
+            return every[first:last] if len(every) > 1 else np.repeat(every, last - first)
         return in_words(self.rows(first, last), self.names)
 
     @property

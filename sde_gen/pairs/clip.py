@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..conditions.tokenizer import PAD
 from ..data import Normalizer
-from ..data.captions import is_texts, text_tensor, texts_of
+from ..data.captions import CAPTION, is_texts, text_tensor, texts_of
 from ..sdes import SDE
 from ..sdes.base import as_time
 from .contrast import scale_of, similarities
@@ -86,6 +86,12 @@ class CLIP(nn.Module):
         """The share (B, K) that each of K captions has of each picture (B, *), in the data's units: softmax of the similarities, which is
         zero-shot classification for captions that are names of classes."""
         return similarities(self.embed_images(x), self.embed_texts(texts), self.log_scale).softmax(1)
+
+    def check(self, cond: Mapping[str, Any]) -> None:
+        """ValueError unless `cond` holds a caption of a word or more for each sample, by the name "caption"; called before a guided run."""
+        if CAPTION not in cond:
+            raise ValueError(f"this CLIP is asked for condition {CAPTION!r}, and was given {', '.join(map(repr, cond)) or 'none'}")
+        self.numbers(cond[CAPTION])
 
     def forward(self, x: Tensor, t: Tensor | float, caption: Texts, **others: Tensor) -> Tensor:
         """exp(log_scale) image . text of each state and its caption, (B,): log p_t(caption | x) up to a function of the caption, with its

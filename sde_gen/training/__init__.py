@@ -7,6 +7,7 @@ from .classifier import NoisyClassifier, train_classifier
 from .ema import PowerAverage
 from .loop import Interrupted, build_model, fit, train
 from .objective import Objective
+from .pairs import ClipSettings, load_clip, save_clip, train_clip
 from .result import TrainingError, TrainResult
 from .settings import DECAYS, OBJECTIVES, SHARDINGS, TrainSettings, check_layout, check_processes
 from .store import CheckpointError
@@ -17,6 +18,7 @@ __all__ = [
     "OBJECTIVES",
     "SHARDINGS",
     "CheckpointError",
+    "ClipSettings",
     "Interrupted",
     "NoisyClassifier",
     "Objective",
@@ -32,10 +34,13 @@ __all__ = [
     "choose_average",
     "fit",
     "load",
+    "load_clip",
     "read_extra",
     "read_state",
     "save",
+    "save_clip",
     "save_fitted",
     "train",
     "train_classifier",
+    "train_clip",
 ]

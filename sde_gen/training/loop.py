@@ -358,7 +358,9 @@ def _as_values(name: str, value: Any) -> Tensor:
         found = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         kind = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
-        raise TypeError(f"condition {name!r} must be numbers, with words as integers 0, 1, ...; got {kind}") from error
+        raise TypeError(
+            f"condition {name!r} must be numbers, with classes as integers 0, 1, ..., or captions, all strings; got {kind}"
+        ) from error
     if found.ndim == 0:
         raise ValueError(f"condition {name!r} must have one entry for each item, got one number")
     return found

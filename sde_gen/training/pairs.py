@@ -28,10 +28,12 @@ from .batches import batch_order
 from .checkpoint import STATE, STATE_VALUES, WEIGHTS, name_of, open_checkpoint, read_values, tensors_file, values_file
 from .ema import PowerAverage
 from .resume import load_optimizer_state, optimizer_state
-from .store import write_version
+from .store import versions, write_version
 
 FORMAT = "clip 1"
 CLIP_DESCRIPTION = "clip.json"
+PARTS = 4
+"""Texts of a batch are embedded in so many parts."""
 Log = Callable[[dict[str, Any]], None]
 
 
@@ -154,7 +156,14 @@ class _Training:
         groups: list[dict[str, Any]] = [{"params": matrices}, {"params": flat, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98), weight_decay=settings.weight_decay, fused=True)
         self.average = PowerAverage(clip, settings.ema_width)
-        self.step, self.before = 0, 0.0
+        self.step = 0
+        self.before = self.worked = 0.0  # seconds of the clock and of processors of the runs that this one goes on from
+        self.began = time.monotonic(), time.process_time()
+
+    @property
+    def seconds(self) -> float:
+        """The time that the training has taken."""
+        return self.before + time.monotonic() - self.began[0]
 
     @property
     def made(self) -> CLIP:
@@ -165,7 +174,8 @@ class _Training:
     def run(self, checkpoint_seconds: float, progress: bool, on_log: Log | None) -> CLIP:
         settings = self.settings
         done = self.restore()
-        began = saved = time.monotonic()
+        self.began = time.monotonic(), time.process_time()
+        saved = self.began[0]
         recent: list[Tensor] = []
         order = batch_order(len(self.items[0]), min(settings.batch, len(self.items[0])), settings.seed, self.step, self.clip.device)
         self.clip.train()
@@ -173,7 +183,7 @@ class _Training:
             while not done:
                 share = self.step / settings.steps
                 if settings.seconds is not None:
-                    share = max(share, (self.before + time.monotonic() - began) / settings.seconds)
+                    share = max(share, self.seconds / settings.seconds)
                 if share >= 1:
                     break
                 recent.append(self.advance(next(order), share))
@@ -185,10 +195,10 @@ class _Training:
                     )
                     recent = []
                 if self.path is not None and now - saved >= checkpoint_seconds:
-                    self.save(self.before + now - began, complete=False)
+                    self.save(complete=False)
                     saved = now
         if self.path is not None and not done:
-            self.save(self.before + time.monotonic() - began, complete=True)
+            self.save(complete=True)
         return self.made
 
     def advance(self, rows: Tensor, share: float) -> Tensor:
@@ -200,7 +210,6 @@ class _Training:
             images = settings.jitter(images, None if self.mirrored is None else self.mirrored[rows])
         variant = (torch.rand(len(rows), device=rows.device) * counts).long()
         texts = numbers[torch.arange(len(rows), device=rows.device), variant]
-        texts = texts[:, : int((texts[:, :, 0] != PAD).sum(1).max())]
         level, z = None, images
         if clip.sde is not None:
             z, sde = clip.normalizer.encode(images).float(), clip.sde
@@ -212,7 +221,7 @@ class _Training:
         with torch.autocast(z.device.type, torch.bfloat16, enabled=settings.bfloat16):
             image = clip.embed_images(z) if level is None else clip.embed_states(z, level)
         # Texts stay in float32: on a CPU the gradient of attention in bfloat16 is slower, not faster.
-        loss = info_nce(image.float(), clip.text(texts), clip.log_scale, same)
+        loss = info_nce(image.float(), _in_lengths(clip, texts), clip.log_scale, same)
         rate = settings.lr * min(1.0, (self.step + 1) / max(1, settings.warmup)) * 0.5 * (1 + math.cos(math.pi * share))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -226,16 +235,17 @@ class _Training:
         self.step += 1
         return loss.detach()
 
-    def save(self, seconds: float, complete: bool) -> None:
+    def save(self, complete: bool) -> None:
         """Write a version with all that the training needs to go on."""
         assert self.path is not None
         tensors = {f"raw.{key}": value for key, value in self.clip.state_dict().items()} | optimizer_state(self.optimizer)
-        values = {"step": self.step, "updates": self.average.updates, "seconds": seconds, "complete": complete, "about": self._about()}
-        save_clip(self.made, self.path, extra={"steps": self.step, "seconds": seconds}, state=(tensors, values))
+        spent = {"seconds": self.seconds, "processor_seconds": self.worked + time.process_time() - self.began[1]}
+        values = {"step": self.step, "updates": self.average.updates, "complete": complete, "about": self._about()} | spent
+        save_clip(self.made, self.path, extra={"steps": self.step} | spent, state=(tensors, values))
 
     def restore(self) -> bool:
         """Go on from what lies at `path`; whether that is done."""
-        if self.path is None or not self.path.exists():
+        if self.path is None or not versions(self.path):
             return False
         version = open_checkpoint(self.path)
         try:
@@ -246,7 +256,8 @@ class _Training:
             self.average.module.load_state_dict(_part(load_file(version / WEIGHTS), "clip"))
             self.clip.load_state_dict(_part(tensors, "raw"))
             load_optimizer_state(self.optimizer, self.parameters, _part(tensors, "optimizer"))
-            self.step, self.average.updates, self.before = int(values["step"]), int(values["updates"]), float(values["seconds"])
+            self.step, self.average.updates = int(values["step"]), int(values["updates"])
+            self.before, self.worked = float(values["seconds"]), float(values["processor_seconds"])
             return bool(values["complete"])
         except (OSError, SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
             if isinstance(error, CheckpointError):
@@ -258,6 +269,13 @@ class _Training:
         clip, (x, numbers, *_) = self.clip, self.items
         data = [list(x.shape), float(x.double().sum()), list(numbers.shape), int(numbers.long().sum())]
         return {"settings": asdict(self.settings), "data": data, "towers": clip.settings(), "sde": _of_sde(clip.sde)}
+
+
+def _in_lengths(clip: CLIP, texts: Tensor) -> Tensor:
+    """Embeddings of texts (B, L, K), those of like lengths together: most are far shorter than the longest."""
+    sizes, order = (texts[:, :, 0] != PAD).sum(1).sort()
+    parts = [clip.text(texts[rows, : max(1, int(most[-1]))]) for rows, most in zip(order.chunk(PARTS), sizes.chunk(PARTS), strict=True)]
+    return torch.cat(parts)[order.argsort()]
 
 
 def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -288,6 +306,11 @@ def save_clip(
         files |= {STATE: tensors_file(state[0]), STATE_VALUES: values_file(state[1])}
     write_version(Path(path), files)
     return Path(path)
+
+
+def clip_extra(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The `extra` that a CLIP was saved with: of a training "steps", "seconds" of the clock and "processor_seconds" of all its runs."""
+    return dict(read_values(open_checkpoint(path) / CLIP_DESCRIPTION).get("extra") or {})
 
 
 def load_clip(path: str | os.PathLike[str], device: torch.device | str | None = None) -> CLIP:

@@ -17,6 +17,8 @@ from sde_gen.conditions.tokenizer import FIRST, LETTERS, PAD, UNKNOWN, _fnv, wor
 from sde_gen.data.captions import text_tensor, texts_of
 from sde_gen.exact.mixtures import GaussianData
 from sde_gen.guidance import Combine
+from sde_gen.guidance.combine import predict_each
+from sde_gen.networks import NETWORKS
 from sde_gen.training import build_model
 
 WORDS = ["red", "green", "blue", "heart", "owl", "in", "the", "style", "of", "noto"]
@@ -196,6 +198,37 @@ def test_strings_reach_the_network_from_python(network: str, tmp_path: Path) -> 
             drawn({"caption": wrong})
 
 
+FEW: dict[str, Any] = {"width": 8, "multipliers": (1, 2), "attention": (1,)}
+OPTIONS = {
+    "adm": FEW | {"head_channels": 4},
+    "lucid": FEW | {"heads": 2, "head_channels": 4},
+    "mlp": {"width": 16, "depth": 2},
+    "song": FEW | {"heads": 2},
+    "transformer": {"patch": 4, "width": 16, "depth": 2, "heads": 2},
+    "unet": FEW | {"heads": 2},
+    "unet2d": FEW | {"head_channels": 4},
+}
+
+
+@pytest.mark.parametrize("network", sorted(set(NETWORKS) - {"diffusers"}))
+def test_every_network_is_told_texts(network: str) -> None:
+    torch.manual_seed(0)
+    spec = {"kind": "text", "words": WORDS, "length": 12, "width": 16}
+    made = sde_gen.make_network(network, (1, 8, 8), {"caption": spec}, **OPTIONS[network]).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        x, c = torch.randn(3, 1, 8, 8, generator=generator), torch.tensor([-2.0, 0.0, 2.0])
+        told = made(x, c, caption=text_tensor(["red heart", "the owl of noto", ""]))
+        without = made(x, c)
+        again = made(x, c, caption=text_tensor(["red heart", "the owl of noto, in the style of noto", ""]))
+    torch.testing.assert_close(told[2], without[2], rtol=0, atol=1e-4)
+    assert float((told - without)[:2].abs().amax((1, 2, 3)).min()) > 1e-3
+    torch.testing.assert_close(again[0], told[0], rtol=0, atol=1e-4)  # another row's longer text changes nothing
+    assert float((again - told)[1].abs().max()) > 1e-4
+
+
 def test_captions_are_dropped_as_drawn_and_train() -> None:
     x = torch.randn(64, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     captions = [CAPTIONS[k % 3] for k in range(64)]
@@ -215,6 +248,25 @@ def test_captions_are_dropped_as_drawn_and_train() -> None:
     kinds = {"caption": {"kind": "text", "depth": 1}}
     by_name = sde_gen.train(x, network="mlp", conditions={"caption": captions}, steps=1, batch=16, kinds=kinds)
     assert by_name.encoders["caption"].options["depth"] == 1
+
+
+def test_texts_and_sequences_of_unlike_lengths_share_a_call() -> None:
+    specs = {
+        "caption": {"kind": "text", "words": WORDS, "length": 12, "width": 16},
+        "series": {"kind": "sequence", "features": 2, "length": 5},
+    }
+    x = torch.randn(32, 3, generator=torch.Generator().manual_seed(0))
+    model = build_model(x, network="mlp", network_options={"width": 16, "depth": 1}, conditions=specs)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    series = torch.randn(2, 5, 2, generator=torch.Generator().manual_seed(2))
+    conds = [
+        model.conditions({"caption": ["red heart", "owl"], "series": series[:, :2]}, 2, x.device),
+        model.conditions({"caption": ["the blue owl in the style of noto", ""], "series": series}, 2, x.device),
+    ]
+    for found, cond in zip(predict_each(model, x[:2], 0.5, conds), conds, strict=True):
+        torch.testing.assert_close(found.denoised, model.denoise(x[:2], 0.5, **cond), rtol=0, atol=1e-5)
 
 
 class Spoken(nn.Module):

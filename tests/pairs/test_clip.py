@@ -93,6 +93,12 @@ def test_it_is_a_log_probability_for_guidance() -> None:
     out = sde_gen.sample(guided, (3, 1, 8, 8), "ddim", steps=3, cond=cond, progress=False)
     plain = sde_gen.sample(Classifier(guided.model, model, strength=0.0), (3, 1, 8, 8), "ddim", steps=3, cond=cond, progress=False)
     assert bool(out.x.isfinite().all()) and float((out.x - plain.x).abs().max()) > 1e-3
+    for wrong, message in (
+        ({}, "is asked for condition 'caption', and was given none"),
+        ({"caption": ["red", "", "a"]}, "text 1 has no words"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sde_gen.sample(guided, (3, 1, 8, 8), "ddim", steps=3, cond=wrong, progress=False)
     x.requires_grad_()
     gradient = torch.autograd.grad(model(x, 0.4, texts).sum(), x)[0]
     step = 1e-2 * gradient / gradient.flatten(1).norm(dim=1)[:, None, None, None]

@@ -97,7 +97,7 @@ def test_duplicates_of_a_caption_are_no_negatives() -> None:
     rows = torch.stack([torch.logsumexp(s[i, seen[i]], 0) - s[i, i] for i in range(6)])
     columns = torch.stack([torch.logsumexp(s[seen[i], i], 0) - s[i, i] for i in range(6)])
     torch.testing.assert_close(info_nce(a, b, log_scale, same), 0.5 * (rows.mean() + columns.mean()))
-    assert float(info_nce(a, b, log_scale)) > float(info_nce(a, b, log_scale, same)) + 0.05
+    assert float(info_nce(a, b, log_scale)) > float(info_nce(a, b, log_scale, same)) + 0.02
     torch.testing.assert_close(info_nce(a, b, log_scale, torch.arange(6)), info_nce(a, b, log_scale))
 
 

@@ -130,8 +130,8 @@ def test_a_training_that_died_goes_on_to_the_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"conditions": {"site": np.array(["a", "b"] * 20)}}, "condition 'site' must be numbers, with words as integers"),
-        ({"conditions": {"site": ["a", "b"] * 20}}, "condition 'site' must be numbers, with words as integers .* got a list"),
+        ({"conditions": {"site": np.array(["a", 2] * 20, dtype=object)}}, "condition 'site' must be numbers, with classes as integers"),
+        ({"conditions": {"site": ["a", 2] * 20}}, "condition 'site' must be numbers, with classes as integers .* got a list"),
         ({"conditions": {"age": 3.0}}, "condition 'age' must have one entry for each item, got one number"),
         ({"conditions": {"label": torch.arange(40) % 3}, "labels": torch.arange(40) % 2}, "give it once"),
     ],
