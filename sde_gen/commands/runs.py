@@ -18,6 +18,7 @@ from torch import Tensor
 from .. import parallel, report, threads
 from ..conditions import RESERVED, fit_condition
 from ..data import DATASETS, SOURCES, Dataset, download, load_dataset
+from ..data.columns.redraw import Redraw
 from ..data.dataset import subset
 from ..data.write import MEMBERS, DataDescription
 from ..devices import find_device
@@ -440,6 +441,7 @@ def _train(
             resume=resume,
             on_pace=None if config.training.shard else expect,
             on_finish=lambda result: keep(result.steps, result, complete=True),
+            redraw=None if data.codec is None else Redraw(data.codec),
         )
 
 

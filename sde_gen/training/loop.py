@@ -21,6 +21,7 @@ from ..conditions import fit_condition
 from ..data import Dataset, Normalizer, Source, as_items, check_labels, load_dataset
 from ..data.captions import is_texts, text_tensor
 from ..data.columns import Codec
+from ..data.columns.redraw import Redraw
 from ..data.masks import VALID, split_masked
 from ..devices import find_device
 from ..models.denoiser import mean_valid, only_valid
@@ -123,6 +124,7 @@ def fit(
     on_finish: Callable[[TrainResult], None] | None = None,
     held_out_cond: Mapping[str, Tensor] | None = None,
     objective: Objective | None = None,
+    redraw: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> TrainResult:
     """Train `model` on data (N, *) in its own units, in memory or read batch by batch; `cond`: the items' conditions by name, (N, *) each.
 
@@ -138,6 +140,10 @@ def fit(
     called after the last step, where `result.state()` is what a training of more steps goes on from. `objective`: another one than the
     settings name, which says how items are encoded, what is drawn and what the losses are.
 
+    `redraw(x, u)`: draws what is random of items x (B, *) in the data's units anew, from uniform numbers u of their shape; it is asked for
+    every batch, with numbers that the seed and the step give (`data.columns.redraw.Redraw`, of a table of kinds). None: items are as
+    they are.
+
     A batch is computed in parts where one would cost too much (`Trainer`). The end of `max_seconds`, Ctrl-C and SIGTERM are looked at
     between parts too: the training then ends at the last whole step.
 
@@ -149,7 +155,7 @@ def fit(
     callbacks run in the first process alone. Raises TrainingError when more than ten steps in a row are not finite, or memory does
     not suffice for one sample. Vincent 2011; Song et al. 2021, arXiv:2011.13456; AdamW: Loshchilov and Hutter 2019, arXiv:1711.05101.
     """
-    trainer = Trainer(model, data, settings or TrainSettings(), cond, held_out, levels, device, held_out_cond, objective)
+    trainer = Trainer(model, data, settings or TrainSettings(), cond, held_out, levels, device, held_out_cond, objective, redraw)
     result = trainer.result
     if resume is not None:
         try:
@@ -346,7 +352,8 @@ def train(
     )
     model = build_model(x, *made)
     items = x if loaded is None else loaded.training[0]
-    return fit(model, items, chosen, cond, levels=levels, device=where, progress=progress).model
+    redraw = None if codec is None else Redraw(codec)
+    return fit(model, items, chosen, cond, levels=levels, device=where, progress=progress, redraw=redraw).model
 
 
 def _as_values(name: str, value: Any) -> Tensor:
