@@ -34,4 +34,5 @@ def table(seed: int = 0) -> list[Column]:
         column("temperature", np.round(rng.normal(size=COUNT), 5), gaps),
         column("price", np.round(rng.gamma(2, 3, COUNT) + 0.1, 1)),
         column("large", np.round(1e6 * rng.normal(size=COUNT))),
+        column("gain", np.where(rng.random(COUNT) < 0.8, 0, np.ceil(np.exp(rng.normal(7, 1, COUNT)))), rng.random(COUNT) < 0.05),
     ]

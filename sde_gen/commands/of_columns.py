@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..data import Dataset
+from ..data.columns.codec import VALID
 from ..data.columns.compare import compare
 from ..report.margins import picture_margins
 from ..report.page import Block, Cell, Table
@@ -16,13 +17,14 @@ from ..report.page import Block, Cell, Table
 PICTURE = "columns.png"
 
 
-def compare_columns(data: Dataset, x: Tensor, place: Path) -> dict[str, Any]:
-    """What `compare` says of samples (N, D) of a table's features and its held-out rows, or training rows where none are held out;
-    {} for data without a codec. Draws the margins in `place`."""
+def compare_columns(data: Dataset, x: Tensor, place: Path, valid: Tensor | None = None) -> dict[str, Any]:
+    """What `compare` says of samples (N, D) of a table's features, with gaps where they are not `valid`, and its held-out rows, or training
+    rows where none are held out; {} for data without a codec. Draws the margins in `place`."""
     if data.codec is None:
         return {}
-    held = data.train if data.test is None else data.test
-    ours, theirs = (data.codec.decode(part.cpu().numpy()) for part in (x, held))
+    held, of_held = (data.train, data.cond) if data.test is None else (data.test, data.test_cond)
+    there = (None if part is None else part.cpu().numpy() for part in (valid, of_held.get(VALID)))
+    ours, theirs = (data.codec.decode(part.cpu().numpy(), mask) for part, mask in zip((x, held), there, strict=True))
     picture_margins([(a.name, a.values[~a.missing], b.values[~b.missing]) for a, b in zip(ours, theirs, strict=True)], place / PICTURE)
     return {"table": compare(ours, theirs)}
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import parallel, report, threads
-from ..conditions import RESERVED, fit_condition
+from ..conditions import RESERVED, fit_condition, valid_of
 from ..data import DATASETS, SOURCES, Dataset, download, load_dataset
 from ..data.columns.redraw import Redraw
 from ..data.dataset import subset
@@ -168,7 +168,7 @@ def check(config: RunConfig, data: Dataset) -> ScoreModel:
             config.training.seed,
             config.model.variance,
             data.valid,
-            next((known[name] for name, spec in specs.items() if spec["kind"] == "valid"), None),
+            valid_of(specs, known),
             data.codec,
         )
         Objective(config.training, model, data.levels)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import parallel
-from ..conditions import fit_condition
+from ..conditions import fit_condition, valid_of
 from ..data import Dataset, Normalizer, Source, as_items, check_labels, load_dataset
 from ..data.captions import is_texts, text_tensor
 from ..data.columns import Codec
@@ -68,8 +68,8 @@ def build_model(
 
     The normaliser and the data's moments are learned from `data`; our networks are told the half log-SNR and get their
     input at unit variance (but for one that says `scales_input = False`), so that one network serves every SDE. `mask`: of entries
-    that are data in no item (see `ScoreModel`), and `valid` (N, 1 or C, *) of entries that are data in each item, the values of their
-    condition of kind "valid": statistics are of valid entries alone. `conditions`: specs by name (see `make_network`).
+    that are data in no item (see `ScoreModel`), and `valid` (N, 1 or C, *), or (N, D) of vectors, of entries that are data in each item,
+    the values of the condition that tells so: statistics are of valid entries alone. `conditions`: specs by name (see `make_network`).
     `codec`: that of the data's table, whose columns say by which transforms the normaliser begins.
     `variance`: None or "learned_range", for which a network given by name gets twice the channels at its output.
     `network_options`: of a network given by name. Where they leave its patches, levels and attention open and its defaults would attend
@@ -333,7 +333,7 @@ def train(
     of_kind: dict[str, Any] = texts | dict(kinds or {})
     specs = {n: fit_condition(n, v, x.shape[2:], of_kind.get(n)) for n, v in shown.items()} if isinstance(network, str) else None
     there = None if mask is None else torch.as_tensor(mask)
-    of_items = next((shown[name] for name, spec in (specs or {}).items() if spec["kind"] == "valid"), None)
+    of_items = valid_of(specs or {}, shown)
     codec = None if loaded is None else loaded.codec
     made = (
         sde,
