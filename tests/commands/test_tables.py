@@ -119,6 +119,40 @@ def test_gaps_as_a_condition_are_sampled_as_the_data_have_them_as_asked_or_not_a
     assert (code, err) == (0, []) and any("nats/dim (bound on log P of a row, over its columns;" in line for line in out)
 
 
+def test_a_tables_gaps_are_filled_in_its_own_form(sde_gen_command: Command, tmp_path: Path) -> None:
+    write(tmp_path / "t.csv")
+    (tmp_path / "kinds.yaml").write_text("id: drop\n")
+    arguments = ["run", *TINY_RUN, "--solver", "ddim", "--data", "t.csv", "--columns", "kinds.yaml", "--label-column", "site", "--labels"]
+    assert sde_gen_command(*arguments)[0] == 0
+    run = tmp_path / "runs" / "t.csv-vp"
+    (tmp_path / "gappy.csv").write_text("note,city,rain,wind direction,hours,site\nx,Bern,,40,30,a\ny,,2,NA,,b\nz,Chur,2.50,90,,\n")
+    restore = ["restore", "--run", str(run), "--samples", "8", "--steps", "6", "--method", "mmps", "--no-progress"]
+    code, _, err = sde_gen_command(*restore, "--input", "gappy.csv", "--out", "full")
+    assert (code, err) == (0, []), err
+    assert sorted(path.name for path in (tmp_path / "full").iterdir()) == [
+        "filled.csv",
+        *(f"sample-{k}.csv" for k in range(1, 6)),
+        "uncertainty.csv",
+    ]
+    for path in (tmp_path / "full").iterdir():
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["note"] for row in rows] == ["x", "y", "z"] and [row["site"] for row in rows] == ["a", "b", ""]
+        if path.name == "uncertainty.csv":
+            assert float(rows[0]["hours"]) == 0 == float(rows[0]["city"]) and float(rows[1]["hours"]) > 0
+        else:
+            assert (rows[0]["city"], rows[0]["hours"], rows[1]["rain"], rows[2]["rain"]) == ("Bern", "30", "2", "2.50")
+            assert float(rows[0]["rain"]) >= 0 and rows[1]["city"] in ("Bern", "Chur", "Genf") and 0 <= int(rows[1]["wind direction"]) < 360
+            assert all(row["hours"].isdigit() for row in rows)
+    code, _, err = sde_gen_command(*restore, "--input", "gappy.csv", "--out", "no", "--operator", "mask random 0.5")
+    assert code == 2 and err == [
+        "sde-gen: gappy.csv: rows of a table of kinds (words, counts, gaps) are restored from their gaps alone, not by 'mask random'"
+    ]
+    (tmp_path / "odd.csv").write_text("city,rain,wind direction,hours\nRom,,40,30\n")
+    code, _, err = sde_gen_command(*restore, "--input", "odd.csv", "--out", "no")
+    assert code == 2 and len(err) == 1 and "odd.csv: holds what the run's table cannot: city 'Rom'" in err[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

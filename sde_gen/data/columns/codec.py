@@ -183,11 +183,7 @@ class Codec:
 
     def cells(self, features: np.ndarray) -> list[list[str]]:
         """The columns of features (N, D) as the cells of a text table."""
-        found = []
-        for column in self.decode(features):
-            texts = text_of(column.values, True) if column.values.dtype.kind == "i" else [str(value) for value in column.values.tolist()]
-            found.append([column.gap if gone else text for text, gone in zip(texts, column.missing.tolist(), strict=True)])
-        return found
+        return [cells_of(column) for column in self.decode(features)]
 
     def to_config(self) -> dict[str, Any]:
         """What `from_config` needs, ready for JSON."""
@@ -213,6 +209,12 @@ class Codec:
             return cls(names, kinds, transforms, dtypes, gaps, masked)
         except (KeyError, TypeError) as error:
             raise ValueError(f"{str(config)[:80]!r} is no codec of a table; what Codec.to_config gives is needed") from error
+
+
+def cells_of(column: Column) -> list[str]:
+    """A column as the cells of a text table."""
+    texts = text_of(column.values, True) if column.values.dtype.kind == "i" else [str(value) for value in column.values.tolist()]
+    return [column.gap if gone else text for text, gone in zip(texts, column.missing.tolist(), strict=True)]
 
 
 def read_asked(name: str, asked: Any, columns: Sequence[str]) -> dict[str, dict[str, Any]]:
