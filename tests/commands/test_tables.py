@@ -5,15 +5,19 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas
 import pytest
+import torch
 import yaml
 from toys import TINY_RUN, Command
 
+from sde_gen.commands.of_columns import column_table, compare_columns
 from sde_gen.commands.recipes import TABLES
+from sde_gen.data import load_dataset
 
 COUNT = 80
 
@@ -117,6 +121,23 @@ def test_gaps_as_a_condition_are_sampled_as_the_data_have_them_as_asked_or_not_a
     assert code == 0 and np.isfinite(np.load(tmp_path / "s2.npz")["log_prob"]).all()
     code, out, err = sde_gen_command("likelihood", "--run", str(run), "--images", "4", "--tolerance", "0.05")
     assert (code, err) == (0, []) and any("nats/dim (bound on log P of a row, over its columns;" in line for line in out)
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_samples_stand_beside_the_law_where_it_is_known_and_held_out_rows_elsewhere(made: bool, tmp_path: Path) -> None:
+    data = load_dataset("rain")
+    data = data if made else replace(data, name="days.csv")
+    found = compare_columns(data, data.train[:3000], tmp_path)["table"]
+    assert (found["truth"], found["rows"]) == (("rows of the law", 50_000) if made else ("held-out rows", 2000))
+    assert all(row["distance"] < 1.4 * row["chance"] for row in found["columns"]) and found["correlations"]["largest"] < 0.1
+    assert data.test is not None and (tmp_path / "columns.png").stat().st_size > 1000
+    shifted = compare_columns(data, data.train[:3000].index_fill(1, torch.tensor([0]), 2.0), tmp_path)["table"]
+    rain = shifted["columns"][0]
+    assert rain["name"] == "rain_north" and rain["zeros"][0] == 1 and rain["zeros"][1] == pytest.approx(0.59, abs=0.03)
+    of_columns, of_pairs = column_table("heun", json.loads(json.dumps(found)))
+    text = [[cell.text for cell in row] for row in of_columns.rows]
+    assert text[0][0] == "rain_north" and " .. " in text[0][2] and text[2][4].count(",") == 2 and len(of_pairs.rows) == 5
+    assert ("rows of the law" if made else "held-out rows") in of_columns.notes
 
 
 def test_a_tables_gaps_are_filled_in_its_own_form(sde_gen_command: Command, tmp_path: Path) -> None:
