@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas
@@ -11,11 +13,15 @@ import torch
 from toy_columns import COUNT, column, table
 
 import sde_gen
+from sde_gen.commands.restore_problems import Problems, Task
+from sde_gen.commands.restore_settings import RestoreSettings
+from sde_gen.data import Normalizer
 from sde_gen.data.columns import Codec, Column
 from sde_gen.data.columns.gaps import Gaps
 from sde_gen.data.columns.kinds import FILL
 from sde_gen.data.gappy_rows import features_of, fill, read_gappy, write_filled
-from sde_gen.exact.mixtures import MixtureData
+from sde_gen.data.transforms import Transforms
+from sde_gen.exact.mixtures import GaussianData, MixtureData
 from sde_gen.inverse import Gaussian, Mask, Measurement
 
 SHARES, MEANS, STD = {"a": 0.5, "b": 0.3, "c": 0.2}, {"a": -1.5, "b": 0.5, "c": 2.0}, 0.7
@@ -126,3 +132,24 @@ def test_what_cannot_be_filled_is_one_line(tmp_path: Path) -> None:
         (tmp_path / "t.csv").write_text(text)
         with pytest.raises(ValueError, match=said):
             read_gappy(tmp_path / "t.csv", codec)
+
+
+@pytest.mark.parametrize("entrywise", [True, False])
+def test_known_entries_are_the_same_measurement_in_normalised_units(entrywise: bool) -> None:
+    """Log-normal data: there the method that is exact for Gaussian data and linear measurements has the exact conditional law."""
+    law = GaussianData(torch.zeros(2, dtype=torch.float64), torch.tensor([[1.0, 0.8], [0.8, 1.0]], dtype=torch.float64))
+    model = law.model(sde_gen.make_sde("vp"))
+    rows = torch.exp(law.sample(100)).T
+    transforms = Transforms.fit(rows, [("log",), ("log",)])
+    model.normalizer = Normalizer(torch.zeros(2), torch.ones(2), dtype=torch.float64, transforms=transforms)
+    settings = RestoreSettings(samples=400, steps=40, solver="dpm", batch=2000)
+    run: Any = SimpleNamespace(model=model)
+    about: Any = SimpleNamespace(shape=(2,))
+    task = Task(run, about, Measurement(Mask(), Gaussian(0.0)), settings, True, entrywise)
+    y = torch.tensor([[6.0, torch.nan], [torch.nan, 0.1]], dtype=torch.float64)
+    found = task.solve(Problems(y, None), "mmps", 0).x
+    assert float((found[[0, 1], :, [0, 1]] / torch.tensor([[6.0], [0.1]]) - 1).abs().max()) < 1e-3 or not entrywise
+    hidden = torch.log(found[[0, 1], :, [1, 0]]).double()
+    off = hidden.mean(1) - 0.8 * torch.log(torch.tensor([6.0, 0.1], dtype=torch.float64))
+    right = bool((off.abs() < 4 * 0.6 / 20).all() and ((hidden.std(1) / 0.6 - 1).abs() < 0.15).all())
+    assert right == entrywise, "in the data's own units the method is not exact"

@@ -13,6 +13,7 @@ from toy_columns import table
 
 import sde_gen
 from sde_gen.commands.given_gaps import gaps_in_file
+from sde_gen.commands.sample import _ROOT_OF_TWO, classes_by_shares
 from sde_gen.conditions import ValidFeatures, fit_condition, make_condition, valid_entries, valid_of
 from sde_gen.data.columns import Codec
 from sde_gen.data.columns.codec import VALID, Column, read_asked
@@ -99,6 +100,8 @@ def test_patterns_are_kept_with_their_shares_and_drawn_ones_where_there_are_many
     chosen = np.repeat(np.arange(len(config[KEY])), list(config[KEY].values()))
     again = valid_of_patterns(data.codec, config, chosen)
     assert sorted(map(tuple, again.tolist())) == sorted(map(tuple, data.cond[VALID].tolist()))
+    both = 2 * classes_by_shares(0, 10_000, (1, 1)) + classes_by_shares(0, 10_000, (1, 1), _ROOT_OF_TWO)
+    np.testing.assert_allclose(np.bincount(both) / 10_000, 0.25, atol=0.005, err_msg="classes and gaps are independent")
     rng = np.random.default_rng(0)
     wide = [Column(f"c{k}", np.where(gone := rng.random(3000) < 0.5, np.nan, rng.normal(size=3000)), gone) for k in range(14)]
     many = of_columns("wide", wide, {}, gaps="condition")
