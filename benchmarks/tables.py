@@ -12,7 +12,8 @@ quantiles      of each column of numbers: the share of samples below the law's q
                within 2.58, the largest, and what the rows of the law give beside.
 categories     of each word and gap: the same of its share. impossible: words that the table does not have, negative values of columns that
                are never negative.
-correlations   the largest difference of a correlation of the law's, of Spearman's ranks of numbers and Booleans of words and gaps.
+correlations   the largest difference of a correlation of the law's, of Spearman's ranks of numbers and Booleans of words and gaps; and the
+               largest of the training rows', which differ from the law's themselves.
 classifier     gradient boosting (scikit-learn) told samples from rows of the law, 5-fold: area under the curve and its standard error over
                the folds; 0.5 is no difference. Gaps and words are what they are for it.
 
@@ -187,6 +188,7 @@ def measure(samples: Table, law: Table, fresh: Table, trained: Table) -> dict[st
             if p * (1 - p) * n >= 1:
                 scores.append((float((mine <= q).mean()) - p) / (math.sqrt(p * (1 - p)) * deviation))
     auc, error = classifier(samples, fresh)
+    of_samples = correlations(samples, law)
     return {
         "zeros": zeros,
         "quantiles": {"within": float((np.abs(scores) < BAND).mean()), "largest": float(np.abs(scores).max()), "count": len(scores)},
@@ -194,7 +196,8 @@ def measure(samples: Table, law: Table, fresh: Table, trained: Table) -> dict[st
         if not shares
         else {"within": float((np.abs(shares) < BAND).mean()), "largest": float(np.abs(shares).max()), "count": len(shares)},
         "impossible": impossible,
-        "correlations": float(np.abs(correlations(samples, law) - correlations(law, law)).max()),
+        "correlations": float(np.abs(of_samples - correlations(law, law)).max()),
+        "correlations of rows": float(np.abs(of_samples - correlations(trained, law)).max()),
         "classifier": [auc, error],
     }
 
@@ -234,10 +237,11 @@ def classifier(samples: Table, fresh: Table, folds: int = 5) -> tuple[float, flo
 def shown(name: str, row: dict[str, Any]) -> str:
     zeros, (auc, error) = max(map(abs, row["zeros"].values()), default=math.nan), row["classifier"]
     words = "" if row["categories"] is None else f"{row['categories']['within']:5.0%} {row['categories']['largest']:6.1f}"
+    between = f"correlations {row['correlations']:.3f} {row.get('correlations of rows', math.nan):.3f}"
     took = f"  {row['seconds']:.0f} s" if "seconds" in row else ""
     return (
         f"{name:16} zeros {zeros:7.4f}  quantiles {row['quantiles']['within']:5.0%} {row['quantiles']['largest']:6.1f}  words {words:12}  "
-        f"impossible {row['impossible']:4d}  correlations {row['correlations']:.3f}  AUC {auc:.3f} +- {error:.3f}{took}"
+        f"impossible {row['impossible']:4d}  {between}  AUC {auc:.3f} +- {error:.3f}{took}"
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import report
-from ..conditions import Condition, Label, Map, SequenceCondition, Text, Valid
+from ..conditions import Condition, Label, Map, SequenceCondition, TellsValid, Text
 from ..data import rows_drawn
 from ..data.captions import texts_of
 from ..diagnostics.condition_checks import entropy
@@ -59,7 +59,7 @@ def information_of_run(run: TrainedRun) -> dict[str, dict[str, Any]]:
     dropped = training.shares_dropped(names)
     found: dict[str, dict[str, Any]] = {}
     for name, encoder in run.model.encoders.items():
-        if isinstance(encoder, Valid):
+        if isinstance(encoder, TellsValid):
             found[name] = {"reason": "it says which entries are data, and is always told"}
             continue
         if name not in dropped:

@@ -10,6 +10,7 @@ import torch
 
 from .. import metrics, parallel
 from ..data import Dataset
+from ..data.columns.redraw import Redraw
 from ..external.feature_networks import LABELS
 from ..metrics import features
 from ..models.score import ScoreModel
@@ -40,7 +41,8 @@ def seconds_per_step(model: ScoreModel, data: Dataset, config: RunConfig, device
     held_out, of_held_out = data.held_out(names)
     with torch.random.fork_rng():
         cond = data.conditions(names, "all")
-        trainer = Trainer(model, data.training[0], config.training, cond, held_out, data.levels, device, of_held_out)
+        redraw = None if data.codec is None else Redraw(data.codec)
+        trainer = Trainer(model, data.training[0], config.training, cond, held_out, data.levels, device, of_held_out, redraw=redraw)
         with trainer.running():
             trainer.advance()
             began, taken, spent = time.monotonic(), 0, 0.0

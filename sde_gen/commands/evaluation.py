@@ -80,13 +80,13 @@ def sample_run(run: TrainedRun, device: torch.device | str = "cpu", progress: bo
     if parallel.rank() > 0:
         return {}
     place.mkdir(parents=True, exist_ok=True)
+    valid = run.model.valid(run.model.conditions(cond, len(x), out.x.device))
     _film(run, place / "denoising.gif", common)
     report.picture_samples(x, place / "samples.png", pictured(run.data), run.data.value_range)
     with atomic_path(place / "samples.npz") as temporary:
         texts = {name: np.array(texts_of(value)) for name, value in (cond or {}).items() if name in run.data.texts}
         numbers = {name: in_words(value, run.data.cond_names.get(name)) for name, value in (cond or {}).items() if name not in texts}
         given = {name: value for name, value in (numbers | texts).items() if name != "label"}
-        valid = run.model.valid(run.model.conditions(cond, len(x), out.x.device))
         known = None if valid is None else valid.cpu().numpy()
         write_npz(temporary, x, (cond or {}).get("label"), DataDescription.of(run.data), given, known)
     scores |= {
@@ -98,7 +98,7 @@ def sample_run(run: TrainedRun, device: torch.device | str = "cpu", progress: bo
         "environment": environment(out.x.device),
         "data": run.data.signature(),
     }
-    scores |= compare_columns(run.data, x, place)
+    scores |= compare_columns(run.data, x, place, valid)
     if fit_line is not None:
         scores["fit"] = fit_line
     write_text(place / "metrics.json", to_json(scores, 2))

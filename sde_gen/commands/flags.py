@@ -103,7 +103,8 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--missing",
         metavar="VALUE",
-        help="leave out items with such a cell: a number, nan, a table's word; mask, mask=VALUE: keep them out of fields",
+        help="leave out items with such a cell: a number, nan, a table's word; mask, mask=VALUE: keep them out of fields; condition, "
+        "condition=VALUE: tell the network where a table's gaps are",
     )
     what.add_argument("--split", metavar="NAME", help=f"how a tenth of one's own files is held out: {', '.join(SPLITS)} (default random)")
     what.add_argument("--group", metavar="COLUMN", help="column of a table, or array of an .npz, whose groups are held out whole")

@@ -107,11 +107,15 @@ def read_items(
 
 
 def _decoded(path: Path, about: DataDescription, codec: Codec) -> list[Column]:
-    """The columns of a file of their features, as `sde-gen sample` writes to .npy and .npz; a row with NaN is missing in all of them."""
+    """The columns of a file of their features, as `sde-gen sample` writes to .npy and .npz; a row with NaN is missing in all of them, but
+    for features of columns whose gaps are a condition, where it is a gap."""
     features = read_degraded(path, about, about.shape).y.numpy()
-    gone = np.isnan(features).any(1)
+    told = np.zeros(codec.width, dtype=bool)
+    for place, masked in zip(codec.places, codec.masked, strict=True):
+        told[place] = masked
+    gone = np.isnan(features[:, ~told]).any(1)
     found = []
-    for column in codec.decode(np.where(gone[:, None], 0.5, features)):
+    for column in codec.decode(np.where(gone[:, None] & ~told, 0.5, features)):
         values = np.where(gone, "" if column.values.dtype.kind == "U" else np.nan, column.values)
         found.append(Column(column.name, values, column.missing | gone))
     return found

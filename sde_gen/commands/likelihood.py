@@ -245,8 +245,11 @@ def _nats(run: TrainedRun, x: Tensor, cond: Cond, settings: LikelihoodSettings) 
     used, dim = found.converged, x[0].numel() if valid is None else float(counted(valid, x.shape).double().mean())
     log_prob, what, codec = found.log_prob, "log-density", run.data.codec
     if codec is not None:  # of a row of the table: a column is a dimension
-        drawn = torch.from_numpy(codec.log_q(x.cpu().numpy())).to(log_prob)
+        there = x if valid is None else x.masked_fill(~valid.to(x.device), math.nan)
+        drawn = torch.from_numpy(codec.log_q(there.cpu().numpy())).to(log_prob)
         log_prob, dim, what = log_prob - drawn, len(codec.names), "bound on log P of a row, over its columns"
+        if valid is not None:  # of the values that are there
+            dim = float(there[:, [place.start for place in codec.places]].isnan().logical_not().sum(1).double().mean())
     each = (log_prob / dim).double().cpu()
     count = int(used.sum())
     if not count:

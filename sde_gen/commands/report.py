@@ -177,7 +177,8 @@ def _samples(run: SavedRun, embedder: Embedder) -> list[Block]:
             blocks.append(Picture(picture, f"Samples drawn with {name}", f"{name}: {calls}{distance}"))
         margins = embedder.picture(place / MARGINS) if "table" in scores else None
         if margins is not None:
-            blocks.append(Picture(margins, f"Margins of the columns, {name} beside held-out rows", "Margins of the columns", wide=True))
+            beside = f"{name} beside {scores['table'].get('truth', 'held-out rows')}"
+            blocks.append(Picture(margins, f"Margins of the columns, {beside}", "Margins of the columns", wide=True))
         if "table" in scores:
             blocks += column_table(name, scores["table"])
         if "image_scores" in scores:

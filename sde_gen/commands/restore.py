@@ -7,15 +7,19 @@ import re
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .. import parallel
+from ..data import tables
+from ..data.columns import Codec
 from ..data.degraded import Degraded, read_degraded
+from ..data.gappy_rows import GappyRows, fill, read_gappy, write_filled
 from ..data.write import DataDescription
 from ..diagnostics.calibration import Calibration
 from ..diagnostics.finding import std_error
@@ -59,11 +63,15 @@ def restore_run(
         operator = build(about.shape)
         spread, spread_name = spread_of(about, model)
         noise, noise_line = parse_noise(noise_text(settings))(operator, about.shape, spread, spread_name)
-        task = Task(run, about, Measurement(operator, noise), settings, name == "gaps")
-        given = None
+        entrywise = name == "gaps" and about.codec is not None and noise_text(settings) == "0"
+        task = Task(run, about, Measurement(operator, noise), settings, name == "gaps", entrywise)
+        given: Degraded | GappyRows | None = None
         if settings.input is not None:
             measured = tuple(operator(torch.zeros(1, *about.shape)).shape[1:])
-            given = read_degraded(Path(settings.input), about, measured)
+            if about.codec is not None and Path(settings.input).suffix.lower() in tables.ENDINGS:
+                given = _rows(Path(settings.input), about, run.config.data.missing, name)
+            else:
+                given = read_degraded(Path(settings.input), about, measured)
         problems, source = problems_of(task, given, device)
         tests = tests_of(task, given, device) if settings.calibrate else {}
     except ValueError as error:
@@ -97,7 +105,11 @@ def restore_run(
         files.append(picture_restorations(*pictured, run.data.value_range, problems.truths, names))
         if given is not None:
             root = place / "restored" if out is None else out
-            written += _write(task, given, problems, found, root if len(settings.methods) == 1 else root / method)
+            root = root if len(settings.methods) == 1 else root / method
+            if isinstance(given, GappyRows):
+                written += _write_rows(task, given, found, root)
+            else:
+                written += _write(task, given, problems, found, root)
     files += _calibrated(task, rows, tests, place / "calibration.png", show, say)
     about_it = {"operator": text, "noise": noise_line, "source": source, "items": len(problems.y), "settings": asdict(settings)}
     result = about_it | {"data": run.data.signature(), "methods": rows}
@@ -176,6 +188,30 @@ def _by_method(task: Task, problems: Problems, method: str, show: bool) -> tuple
 
 def _error(values: Tensor) -> float:
     return std_error(values) if len(values) > 1 else math.nan
+
+
+def _rows(path: Path, about: DataDescription, missing: float | str | None, operator: str) -> GappyRows:
+    """Rows of a table of kinds with gaps."""
+    if operator != "gaps":
+        raise ValueError(
+            f"{path.name}: rows of a table of kinds (words, counts, gaps) are restored from their gaps alone, not by {operator!r}"
+        )
+    label = None if about.label_column is None else about.label_column[0]
+    return read_gappy(path, Codec.from_config(about.codec), missing, label)
+
+
+def _write_rows(task: Task, given: GappyRows, found: Posterior, root: Path) -> list[Path]:
+    """The table with its gaps filled, how uncertain what fills them is, and samples."""
+    weights, x = found.weights.double().numpy(), found.x.double().numpy()
+    columns, uncertain, taken = fill(given.codec, given.rows, x, weights)
+    known = np.zeros(len(x), dtype=bool)
+    spread = [replace(column, values=np.round(v, 6), missing=known, dtype=None) for column, v in zip(columns, uncertain, strict=True)]
+    paths = [write_filled(given, root / "filled", columns), write_filled(given, root / "uncertainty", spread, False)]
+    rng = np.random.default_rng(task.settings.seed)
+    for k in range(task.settings.written):
+        chosen = (taken.cumsum(1) > rng.random((len(taken), 1))).argmax(1)
+        paths.append(write_filled(given, root / f"sample-{k + 1}", given.codec.decode(x[np.arange(len(x)), chosen])))
+    return paths
 
 
 def _write(task: Task, given: Degraded, problems: Problems, found: Posterior, root: Path) -> list[Path]:

@@ -13,10 +13,11 @@ from torch import Tensor
 from .. import progress
 from ..data import rows_drawn
 from ..data.degraded import Degraded
+from ..data.gappy_rows import GappyRows
 from ..data.write import DataDescription
 from ..diagnostics.calibration import Calibration, Coverage, coverage, judge, randomised_ranks
 from ..inverse import Measurement, Posterior, posterior
-from ..models.denoiser import encoded
+from ..models.denoiser import Denoiser, Wrapper, encoded
 from ..sampling.sample import sample
 from .restore_settings import RestoreSettings
 from .runs import TrainedRun, conditions_for
@@ -44,22 +45,33 @@ class Task:
     settings: RestoreSettings
     keeps: bool
     """Whether what is measured is written again as it was."""
+    entrywise: bool = False
+    """Whether single entries are measured without noise, so that they are the same measurement in normalised units, where it is linear
+    whatever the normaliser."""
 
     def solve(self, problems: Problems, method: str, seed: int, show: bool = False) -> Posterior:
         """The posterior of every problem, on the CPU, `settings.batch` states at a time, on which it does not depend."""
-        chosen, count = self.settings, self.settings.samples
+        chosen, count, y = self.settings, self.settings.samples, problems.y
+        model: Denoiser = self.run.model
+        units = model.normalizer
+        if self.entrywise and units is not None:
+            known = ~torch.isnan(y)
+            middle = units.decode(torch.zeros(1, *self.about.shape, dtype=torch.float64, device=y.device))
+            y = torch.where(known, units.encode(torch.where(known, y, middle)), torch.nan)
+            model = _Normalised(model)
         each = max(1, chosen.batch // max(count, chosen.particles or 0))
         common: dict[str, Any] = {"solver": chosen.solver, "steps": chosen.steps, "particles": chosen.particles, "seed": seed}
         if method != "twisted":
             common.pop("particles")
         found = []
         with progress.bar(len(problems.y), f"restoring ({method})", "item", show, leave=False) as bar:
-            for first in range(0, len(problems.y), each):
+            for first in range(0, len(y), each):
                 rows = slice(first, first + each)
                 cond = None if problems.cond is None else {name: value[rows] for name, value in problems.cond.items()}
                 where: dict[str, Any] = {"shape": self.about.shape, "index_offset": first, "cond": cond, "progress": False}
-                found.append(posterior(self.run.model, self.measurement, problems.y[rows], count, method, **where, **common))
-                bar.update(len(problems.y[rows]))
+                one = posterior(model, self.measurement, y[rows], count, method, **where, **common)
+                found.append(one if units is None or model is self.run.model else replace(one, x=units.decode(one.x.double())))
+                bar.update(len(y[rows]))
         parts = {name: [getattr(one, name) for one in found] for name in Posterior.__dataclass_fields__}
         return Posterior(**{name: None if each[0] is None else torch.cat(each).cpu() for name, each in parts.items()})  # type: ignore[arg-type]
 
@@ -89,6 +101,14 @@ class Task:
         return replace(whole, entries=coverage_of(randomised_ranks(truths, samples, found.log_weights, seed=seed), hidden))
 
 
+class _Normalised(Wrapper):
+    """The model of data in normalised units."""
+
+    def __init__(self, model: Denoiser) -> None:
+        super().__init__(model)
+        self.normalizer = None
+
+
 def coverage_of(ranks: Tensor, hidden: Tensor) -> Coverage:
     """The coverage of some of the entries of each problem, `hidden` (P, K), at least one: the others' ranks (P, K) tell nothing."""
     every = coverage(ranks)
@@ -98,7 +118,7 @@ def coverage_of(ranks: Tensor, hidden: Tensor) -> Coverage:
     return replace(every, value=of_problems.mean(0), std_error=of_problems.std(0) / math.sqrt(len(ranks)), each=each)
 
 
-def problems_of(task: Task, given: Degraded | None, device: torch.device) -> tuple[Problems, str]:
+def problems_of(task: Task, given: Degraded | GappyRows | None, device: torch.device) -> tuple[Problems, str]:
     """What is restored, and what it is called."""
     data, settings = task.run.data, task.settings
     if given is not None:
@@ -147,7 +167,7 @@ def _labelled(task: Task, labels: Sequence[str | None], device: torch.device) ->
     return {"label": rows}
 
 
-def tests_of(task: Task, given: Degraded | None, device: torch.device) -> dict[str, Problems]:
+def tests_of(task: Task, given: Degraded | GappyRows | None, device: torch.device) -> dict[str, Problems]:
     """The problems of the test of calibration: truths of the model, drawn as its posteriors are, and held-out data."""
     run, settings = task.run, task.settings
     count, seed = settings.calibrate, settings.seed

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from .. import parallel, report, threads
-from ..conditions import RESERVED, fit_condition
+from ..conditions import RESERVED, fit_condition, valid_of
 from ..data import DATASETS, SOURCES, Dataset, download, load_dataset
+from ..data.columns.redraw import Redraw
 from ..data.dataset import subset
 from ..data.write import MEMBERS, DataDescription
 from ..devices import find_device
@@ -167,9 +168,11 @@ def check(config: RunConfig, data: Dataset) -> ScoreModel:
             config.training.seed,
             config.model.variance,
             data.valid,
-            next((known[name] for name, spec in specs.items() if spec["kind"] == "valid"), None),
+            valid_of(specs, known),
             data.codec,
         )
+        if config.training.reference and data.codec is not None:
+            raise ValueError(f"training.reference {config.training.reference} is not for tables of words, whose cells are drawn for each batch")
         Objective(config.training, model, data.levels)
         config.training.shares_dropped(names)
         check_layout(config.training, data.train.shape)
@@ -440,6 +443,7 @@ def _train(
             resume=resume,
             on_pace=None if config.training.shard else expect,
             on_finish=lambda result: keep(result.steps, result, complete=True),
+            redraw=None if data.codec is None else Redraw(data.codec),
         )
 
 

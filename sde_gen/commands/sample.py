@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from torch import Tensor
 
 from .. import parallel, progress
 from ..data import formats
+from ..data.columns import Codec
+from ..data.columns.codec import VALID
+from ..data.columns.patterns import KEY, valid_of_patterns
 from ..data.write import FOLDERS, TABLE_FORMS, DataDescription, write_samples
 from ..guidance import guide
 from ..locks import held
@@ -34,12 +37,14 @@ from ..training.checkpoint import WEIGHTS, checkpoint_of, open_checkpoint
 from ..unknown_numbers import from_json, to_json
 from .config import ConfigError, RunConfig, SamplingConfig, read_config, registered_solver
 from .given_conditions import Given, given_conditions
+from .given_gaps import gaps_in_file, split_texts, told_of_gaps
 from .runs import config_of_run, load_data
 from .sample_solver import jumps_of, solver_of
 
 MOST_SHARDS = 4096
 JOB = "job.json"
-_GOLDEN = 0x9E3779B97F4A7C15
+_GOLDEN, _ROOT_OF_TWO = 0x9E3779B97F4A7C15, 0x6A09E667F3BCC909
+"""The golden ratio and the square root of 2 less 1, over 2^64: together with 1 independent, so that classes and gaps are."""
 Say = Callable[[str], None]
 
 
@@ -90,6 +95,11 @@ class _Job:
         return "label" in self.model.encoders and self.given.get("label", True) is not None and self.about.label_counts is not None
 
     @property
+    def gaps(self) -> Codec | None:
+        """The codec of a table whose samples have gaps in the patterns of the data, else None."""
+        return None if VALID in self.given else told_of_gaps(self.model.encoders, self.about.codec)
+
+    @property
     def beside(self) -> dict[str, Given]:
         """The conditions but the label that samples are given."""
         return {name: value for name, value in self.given.items() if name != "label" and value is not None}
@@ -122,6 +132,10 @@ class _Job:
         found = {name: encoder.missing(last - first, torch.device("cpu")) for name, encoder in self.model.encoders.items()}
         classes = self.classes(first, last)
         found |= {} if classes is None else {"label": torch.from_numpy(np.array(classes))}
+        if self.gaps is not None and self.about.codec is not None:
+            shares = tuple(self.about.codec[KEY].values())
+            chosen = classes_by_shares(first, last, shares, _ROOT_OF_TWO)
+            found[VALID] = torch.from_numpy(valid_of_patterns(self.gaps, self.about.codec, chosen))
         found |= {name: value.tensor(first, last) for name, value in self.beside.items()}
         if isinstance(self.model, FlowMap) and self.settings["guidance"] is not None:
             found[STRENGTH] = torch.full((last - first,), self.settings["guidance"])
@@ -181,14 +195,14 @@ def sample_to_files(
     return job.out
 
 
-def classes_by_shares(first: int, last: int, counts: tuple[int, ...]) -> np.ndarray:
+def classes_by_shares(first: int, last: int, counts: Sequence[int], step: int = _GOLDEN) -> np.ndarray:
     """Class of each of the samples first .. last - 1, int64: class k has a share counts[k]/sum(counts) of any many samples in a row.
 
-    Sample i takes the class in whose interval of the cumulated shares the fraction (i + 1) 0.618... mod 1 lies: that sequence fills
-    [0, 1) evenly, so that a share is off by about log(N)/N and not by 1/sqrt(N).
+    Sample i takes the class in whose interval of the cumulated shares the fraction (i + 1) 0.618... mod 1 lies (another irrational number
+    with another `step`): that sequence fills [0, 1) evenly, so that a share is off by about log(N)/N and not by 1/sqrt(N).
     """
     index = np.arange(first + 1, last + 1, dtype=np.uint64)
-    fraction = (index * np.uint64(_GOLDEN)).astype(np.float64) / 2.0**64
+    fraction = (index * np.uint64(step)).astype(np.float64) / 2.0**64
     bounds = np.cumsum(np.array(counts, dtype=np.float64)) / sum(counts)
     filled = int(np.flatnonzero(counts)[-1])
     return np.searchsorted(bounds, fraction, side="right").clip(max=filled).astype(np.int64)
@@ -313,7 +327,16 @@ def _given(model: ScoreModel, about: DataDescription, settings: SampleSettings) 
             shown = ", ".join(map(str, about.label_names[:20])) + (", ..." if len(about.label_names) > 20 else "")
             raise ValueError(f"--label {label}: no such label; choose from {shown}")
         texts.append(f"label={label}")
-    return given_conditions(model.encoders, texts, settings.samples, about.label_names)
+    codec, gaps = told_of_gaps(model.encoders, about.codec), None
+    if codec is not None:
+        texts, gaps = split_texts(texts)
+    found = given_conditions(model.encoders, texts, settings.samples, about.label_names)
+    if codec is not None and gaps is not None:
+        try:
+            found[VALID] = gaps_in_file(codec, gaps, settings.samples) if gaps else None
+        except ValueError as error:
+            raise ValueError(f"--cond {VALID}={gaps}: {error}") from error
+    return found
 
 
 def _check_out(job: _Job, asked: str, overwrite: bool) -> None:
@@ -435,7 +458,13 @@ def _result_lines(job: _Job, touched: list[int]) -> Iterator[str]:
     if job.beside:
         yield f"condition {', '.join(f'{name}={value.text}' for name, value in job.beside.items())}"
     yield from (f"warning   {condition}: {note}" for condition, given in job.beside.items() for note in given.notes)
+    told = told_of_gaps(job.model.encoders, about.codec)
+    if told is not None and job.given.get(VALID) is None:
+        names = ", ".join(name for name, masked in zip(told.names, told.masked, strict=True) if masked)
+        drawn = f"as the training data have them (--cond {VALID}= draws rows without gaps)"
+        yield f"gaps      in {names}: {'none' if job.gaps is None else drawn}"
     absent = [name for name in job.model.encoders if job.given.get(name) is None and not (name == "label" and job.labelled)]
+    absent = [name for name in absent if told is None or name != VALID]
     if absent:
         several = len(absent) > 1
         yield f"condition {', '.join(absent)} {'are' if several else 'is'} not given: samples are of all values{' of them' * several}"
@@ -448,7 +477,8 @@ def _result_lines(job: _Job, touched: list[int]) -> Iterator[str]:
     if job.labelled and (wordless or job.form in ("npy", "tiff", "nifti", "nifti_gz")):
         yield f"labels    are not in {'an .npy' if job.form == 'npy' else 'such a'} file; .npz keeps them"
     columns = {name for name, _, _ in about.cond_columns} if job.form in TABLE_FORMS else set()
-    lost = [name for name in job.beside if name not in columns] if job.form not in ("npz", *formats.NAMED) else []
+    written = {*columns, VALID} if told is not None else columns
+    lost = [name for name in job.beside if name not in written] if job.form not in ("npz", *formats.NAMED) else []
     if lost:
         yield f"condition {', '.join(lost)}: {job.form} has no place for {'them' if len(lost) > 1 else 'it'}; an .npz file keeps all"
     if job.form in TABLE_FORMS and not job.labelled and about.label_column is not None:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from .. import parallel, progress
-from ..conditions import Valid
+from ..conditions import Valid, ValidFeatures
 from ..data import rows_drawn
 from ..data.columns import Codec, Column
+from ..data.columns.codec import VALID
 from ..data.write import DataDescription
 from ..likelihood.outliers import ItemScores, item_scores, p_values
 from ..models.score import ScoreModel
@@ -179,6 +180,8 @@ def _scores(
     for name, encoder in model.encoders.items():
         if isinstance(encoder, Valid) and name not in items.cond and name not in given:  # as the training's items had it
             cond[name] = ~gaps.any(1, keepdim=True) if encoder.channels == 1 else ~gaps
+        elif isinstance(encoder, ValidFeatures) and name not in given:  # an item of nothing but gaps has no value in any case
+            cond[name] = ~gaps | gaps.all(1, keepdim=True)
     valid = model.valid(model.conditions(cond, count, device_of(model)))
     whole = ~(gaps if valid is None else gaps & valid.cpu()).flatten(1).any(1)
     rows = whole.nonzero()[:, 0]
@@ -284,7 +287,8 @@ def _held_out(
     chosen = x[rows]
     if data.codec is not None:
         try:
-            chosen = _draws(data.codec.decode(chosen.numpy()), about, settings, 1)
+            there = of_rows[VALID].numpy() if VALID in of_rows else None
+            chosen = _draws(data.codec.decode(chosen.numpy(), there), about, settings, 1)
         except ValueError as error:
             raise ConfigError(f"the run's data are no longer those that its network was trained on: {error}") from error
     likelihood, spread, steps = _of_items(model, chosen, about, settings, of_rows, 0)

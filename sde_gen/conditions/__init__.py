@@ -13,11 +13,12 @@ from ..data.captions import texts_of
 from ..registry import Registry, lookup
 from .base import RESERVED, Condition, standardised
 from .label import FADE, Label
-from .maps import Map, Mask, Valid, valid_entries
+from .maps import Map, Mask
 from .numbers import Numbers
 from .sequence import Sequence as SequenceCondition
 from .text import Text, TextTransformer
 from .tokenizer import Tokenizer
+from .valid import TellsValid, Valid, ValidFeatures, valid_entries
 
 __all__ = [
     "CONDITIONS",
@@ -29,13 +30,16 @@ __all__ = [
     "Mask",
     "Numbers",
     "SequenceCondition",
+    "TellsValid",
     "Text",
     "TextTransformer",
     "Tokenizer",
     "Valid",
+    "ValidFeatures",
     "fit_condition",
     "make_condition",
     "valid_entries",
+    "valid_of",
 ]
 
 CONDITIONS: Registry[Any] = Registry(
@@ -46,6 +50,7 @@ CONDITIONS: Registry[Any] = Registry(
         "map": Map,
         "mask": Mask,
         "valid": Valid,
+        "valid_features": ValidFeatures,
         "text": Text,
     },
     aliases={
@@ -96,7 +101,8 @@ def fit_condition(
 
     spatial: the data's grid; () for vectors.
     kind: a key of CONDITIONS. None: what type and shape say: integers (N,) are labels, numbers (N,) or (N, K) numbers, Booleans over
-        space a mask ("valid" where it is called so), (N, C, *grid) with as many axes as the data a map, and (N, L, K) otherwise a sequence.
+        space a mask ("valid" where it is called so, and Booleans (N, K) of vectors then "valid_features"), (N, C, *grid) with as many
+        axes as the data a map, and (N, L, K) otherwise a sequence.
         A mapping {"kind": ..., **options} sets options of the kind too. Texts (`data.captions.text_tensor`) have to be called "text"; their
         words are learned here, or are those of the BERT vocab.txt that the option "vocabulary" names.
     names: of a label, the data's own words for the classes 0, 1, ...
@@ -114,6 +120,8 @@ def fit_condition(
         whole = not (values.is_floating_point() or values.is_complex())
         if values.ndim == 1 and whole:
             kind = "label"
+        elif values.ndim == 2 and values.dtype == torch.bool and name == Valid.kind and rank == 0:
+            kind = ValidFeatures.kind
         elif values.ndim <= 2:
             kind = "numbers"
         elif over_space:
@@ -136,6 +144,8 @@ def fit_condition(
         return {"kind": kind, "classes": classes, "fade": FADE} | ({} if names is None else {"names": list(names)})
     if kind == "text":
         return _fit_text(name, values, {})
+    if kind == ValidFeatures.kind and values.ndim == 2:
+        return {"kind": kind, "size": values.shape[1], "gaps": (values == 0).any(0).nonzero()[:, 0].tolist()}
     if kind == "numbers" and values.ndim in (1, 2):
         mean, std = standardised(values if values.ndim == 2 else values[:, None])
         return {"kind": kind, "size": len(mean), "mean": mean, "std": std}
@@ -166,3 +176,8 @@ def _fit_text(name: str, values: Tensor, options: Mapping[str, Any]) -> dict[str
         raise ValueError(f"condition {name!r}: {error}") from error
     known = {"words": tokenizer.words, "buckets": tokenizer.buckets, "length": tokenizer.length, "pieces": tokenizer.pieces}
     return {"kind": Text.kind} | known | {key: value for key, value in options.items() if key not in ("vocabulary", *own)}
+
+
+def valid_of(specs: Mapping[str, Mapping[str, Any]], values: Mapping[str, Any]) -> Any:
+    """Of conditions' specs and values by name the values that tell which entries are data; None where no condition does."""
+    return next((values[name] for name, spec in specs.items() if issubclass(CONDITIONS[spec["kind"]], TellsValid)), None)

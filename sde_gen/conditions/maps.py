@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Condition, Scaled
+from .base import Scaled
 
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -82,42 +82,3 @@ class Mask(Map):
             low, high = (float(end) for end in value.nan_to_num().aminmax())
             raise ValueError(f"condition {self.name!r} is a mask of 0 and 1, got values {low:g} .. {high:g}")
         return value
-
-
-class Valid(Mask):
-    """Which entries of an item are data: 1 or True there, 0 where they are not (clouds, gaps of an instrument), one channel for all of the
-    data's or as many as they have.
-
-    A model zeroes the others in what it is shown and in what it predicts; loss, likelihood and statistics leave them out. It is never
-    dropped, since it says what is asked and nothing of the answer: rows that are not given are all ones.
-    """
-
-    kind = "valid"
-
-    def __init__(self, name: str, width: int, spatial: tuple[int, ...], channels: int = 1, grid: Sequence[int] | None = None) -> None:
-        super().__init__(name, width, spatial, channels, grid)
-        if self.grid != self.spatial:
-            raise ValueError(
-                f"condition {name!r} says of each entry whether it is data: grid {list(spatial)} is needed, got {list(self.grid)}"
-            )
-
-    def check(self, value: Tensor) -> Tensor:
-        value = super().check(value)
-        if bool(torch.isnan(value).any()):
-            raise ValueError(f"condition {self.name!r} must be known everywhere, 1 where an entry is data and 0 where not, got NaN")
-        if not bool(value.flatten(1).any(1).all()):
-            row = int((~value.bool()).flatten(1).all(1).int().argmax())
-            raise ValueError(f"condition {self.name!r} leaves item {row} without a single valid entry; at least one is needed")
-        return value
-
-    def missing(self, count: int, device: torch.device) -> Tensor:
-        return torch.ones(count, self.channels, *self.grid, device=device)
-
-    def null(self, value: Tensor) -> Tensor:
-        return value
-
-
-def valid_entries(encoders: Mapping[str, Condition], cond: Mapping[str, Tensor]) -> Tensor | None:
-    """Which entries (B, 1 or C, *spatial) are data by the condition of kind "valid" in `cond`; None where there is none."""
-    found = [value for name, value in cond.items() if isinstance(encoders.get(name), Valid)]
-    return found[0] != 0 if found else None

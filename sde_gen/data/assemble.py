@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sde_gen.data import conditions
 from sde_gen.data.anomalies import remarks
-from sde_gen.data.columns.codec import Codec
+from sde_gen.data.columns.codec import VALID, Codec
 from sde_gen.data.dataset import Dataset
 from sde_gen.data.labels import class_indices, missing_labels, remarks_of_classes
 from sde_gen.data.masks import mask_mark, masked
@@ -125,8 +125,10 @@ def assemble(
     if levels is None and codec is None:
         notes += remarks(values, columns)
     as_read = dataclasses.replace(train.source, dtype=values.dtype)
-    cond = {key: conditions.tensor(value) for key, value in shown.cond.items()}
+    cond = {key: _condition(key, value, codec) for key, value in shown.cond.items()}
     for key, value in cond.items():
+        if codec is not None and key == VALID:
+            continue  # of which the columns' lines speak
         notes += conditions.remarks(key, value, len(values.shape) - 2, cond_names.get(key))
     return Dataset(
         name,
@@ -144,7 +146,7 @@ def assemble(
         label_column=label_column,
         label_names=label_names,
         cond=cond,
-        test_cond={} if test is None else {key: conditions.tensor(value) for key, value in test.cond.items()},
+        test_cond={} if test is None else {key: _condition(key, value, codec) for key, value in test.cond.items()},
         source_cond={} if fits else {key: _as_read(value, cond[key]) for key, value in train.cond.items()},
         valid=None if valid is None else torch.from_numpy(valid),
         missing=None if of_mask is None else mark,
@@ -183,6 +185,12 @@ def _numbered(name: str, train: Part, test: Part | None, notes: list[str]) -> tu
         if numbered is not None:
             of_test[key] = numbered
     return dataclasses.replace(train, cond=of_train), None if test is None else dataclasses.replace(test, cond=of_test), names
+
+
+def _condition(name: str, value: conditions.Values, codec: Codec | None) -> Tensor:
+    """All entries of a condition; of a table of kinds, which features are there is Boolean."""
+    found = conditions.tensor(value)
+    return found.bool() if codec is not None and name == VALID else found
 
 
 def _as_read(value: conditions.Values, shown: Tensor) -> Tensor | Source:

@@ -64,9 +64,7 @@ def read_degraded(path: Path, about: DataDescription, measured: Sequence[int]) -
         raise ValueError(f"{path}: no such file or folder; {ALLOWED} is needed")
     ending = path.suffix.lower()
     if about.codec is not None and ending in tables.ENDINGS:
-        raise ValueError(
-            f"{path.name}: {about.name} is a table of kinds (words, counts, gaps), whose rows cannot be restored; a table of numbers can"
-        )
+        raise ValueError(f"{path.name}: {about.name} is a table of kinds (words, counts, gaps), which gappy_rows.read_gappy reads")
     if ending in tables.TEXT and path.is_file():
         return _table(path, about, tuple(measured))
     if ending in (".npy", ".npz") and path.is_file():

@@ -93,7 +93,8 @@ def load_dataset(
             as "NCHW", "NHWC", "NCL" or "NDHW". None: what its shape leaves in no doubt (`axes.read_layout`).
         missing: of arrays and tables, what marks a missing cell: a number, "nan", or in a table a word. Items with such a cell are
             left out and counted in the notes. "mask", for NaN, or "mask=VALUE": such entries of fields (signals, images, volumes) are
-            kept out of loss, statistics, likelihood and files instead, `Dataset.valid`. None: NaN and empty cells are errors.
+            kept out of loss, statistics, likelihood and files instead, `Dataset.valid`. "condition" or "condition=VALUE": so are gaps of
+            a table of kinds, and the network is told where they are. None: NaN and empty cells are errors, or values of such a table.
         split: of files without a held-out part of their own, how a tenth is held out: "random"; "stratified", from each class in its
             share; or "tail", the last items of the file, which suits windows of a series. None: "random", or by `group`.
         conditions: what is known of each item and a network can be told, `Dataset.cond`: columns of a table (`tables.load_table`) or

@@ -18,7 +18,8 @@ from sde_gen.data.assemble import Part, assemble
 from sde_gen.data.cell_text import NOT_THERE, number_of, rows_of
 from sde_gen.data.columns import frames
 from sde_gen.data.columns.codec import DROP
-from sde_gen.data.columns.text import Told, columns_of, told
+from sde_gen.data.columns.gaps import gaps_asked
+from sde_gen.data.columns.text import INFER, Told, columns_of, told
 from sde_gen.data.dataset import Dataset
 from sde_gen.data.errors import one_line
 from sde_gen.data.masks import mask_mark
@@ -55,6 +56,8 @@ def load_table(
         label_column: the column of class labels (whole numbers or words), by its name in the header or its number from 0.
         missing: what marks a missing cell: a number, a word, or "nan" for nothing, NaN, NA, N/A, null and None. Lines with such a
             cell, the label included, are left out and counted in the notes; in a column of `conditions` it says that one is not known.
+            "sample" or "condition" ("condition=VALUE"), of a table of kinds: no line is left out, and gaps are values that are sampled
+            (as they are by themselves), or a condition that tells the network where they are (`gaps.gaps_asked`).
         conditions: columns that are conditions and leave the data, each "COLUMN" or "NAME=COLUMN", by name or number as `label_column`.
             A column of numbers is one number an item, any other a category. Cells of nothing, NaN, NA, N/A, null and None are not known.
         columns: "infer", or what columns are by their names ({COLUMN: KIND}, see `columns.codec.read_asked`), the others inferred: the
@@ -69,6 +72,8 @@ def load_table(
         raise ValueError(f"{path.name}: {'a directory' if path.is_dir() else 'no such file'}; a table ({', '.join(ENDINGS)}) is needed")
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(f"{path.name}: {path.stat().st_size:,} bytes; tables of at most {MOST_BYTES:,} are allowed, save it as .npy")
+    gaps, missing = gaps_asked(missing)
+    columns = INFER if columns is None and gaps is not None else columns
     of_mask = mask_mark(missing)
     if of_mask is not None and options.get("window") is None:
         raise ValueError(f"{path.name}: missing={missing!r} is for fields and signals (a table's rows are some with window=N)")
@@ -89,7 +94,7 @@ def load_table(
                 if of_mask is not None or options.get("window") is not None:
                     raise
                 file.seek(0)
-                table, strange, kinds = _parse(path, file, label_column, mark, asked, True), error, told(path.name, "infer")
+                table, strange, kinds = _parse(path, file, label_column, mark, asked, True), error, told(path.name, INFER)
                 if len(table.lines) < LEAST_LINES:
                     raise strange from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -98,7 +103,8 @@ def load_table(
         if options.get("window") is not None:
             raise ValueError(f"{path.name}: columns of kinds are no series; window={options['window']!r} takes tables of numbers")
         gap = str(missing).strip() if missing is not None and missing != "nan" else None
-        return _of_kinds(path, table, kinds, mark if gap is None or mark is not None else gap, strange, options)
+        marked = mark if gap is None or mark is not None else gap
+        return _of_kinds(path, table, kinds, marked, strange, options | {"gaps": gaps})
     notes, count = [], table.values.shape[1]
     names = table.names
     listed = "" if names is None else ": " + ", ".join(names[:_SHOWN]) + (", ..." if count > _SHOWN else "")

@@ -43,6 +43,12 @@ def adult(root: Path | None = None, seed: int = 0) -> Dataset:
     return _of("adult", adult_table(_TRAIN + _TEST, seed))
 
 
+def law_rows(name: str, count: int, seed: int) -> list[Column] | None:
+    """So many rows of the law of a table made here, as columns; None for other data. The data themselves are of seed 0 and up."""
+    make = {"rain": rain_table, "adult": adult_table}.get(name)
+    return None if make is None else _columns(make(count, seed))
+
+
 def rain_table(count: int, seed: int = 0) -> dict[str, np.ndarray]:
     """The columns of `rain`, `count` days."""
     from scipy import stats  # here, as it takes as long to import as the rest of the package
@@ -105,7 +111,11 @@ def adult_table(count: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 def _of(name: str, table: Mapping[str, np.ndarray], asked: Mapping[str, Mapping[str, Any]] | None = None) -> Dataset:
     """The data set of a table made here: the first rows are the training items."""
-    columns = [Column(key, values, values == "" if values.dtype.kind == "U" else np.isnan(values)) for key, values in table.items()]
+    columns = _columns(table)
     codec, lines = Codec.fit(columns, asked)
     features = torch.from_numpy(codec.encode(columns))
     return Dataset(name, features[:_TRAIN], features[_TRAIN:], notes=tuple(lines), columns=codec.labels, codec=codec)
+
+
+def _columns(table: Mapping[str, np.ndarray]) -> list[Column]:
+    return [Column(key, values, values == "" if values.dtype.kind == "U" else np.isnan(values)) for key, values in table.items()]

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from sde_gen.data import formats
-from sde_gen.data.columns.codec import Codec
+from sde_gen.data.columns.codec import VALID, Codec
+from sde_gen.data.columns.patterns import patterns_of
 from sde_gen.data.dataset import Dataset
 from sde_gen.data.integers import whole_numbers
 from sde_gen.data.write_arrays import write_array, write_arrays
@@ -53,7 +54,7 @@ class DataDescription:
     missing: of data with a mask, what marks entries that are no data in their files, a number or "nan"; else None.
     cond_columns: of each condition that was a column of the table, its own name, and name and place of the column as in `label_column`.
     header: as in `Dataset`.
-    codec: the configuration of `Dataset.codec`, or None.
+    codec: the configuration of `Dataset.codec`, with its rows' patterns of gaps where they are a condition, or None.
     """
 
     name: str
@@ -91,7 +92,7 @@ class DataDescription:
             tuple((name, *column) for name, column in data.cond_columns.items()),
             None if data.missing is None else "nan" if math.isnan(data.missing) else data.missing,
             None if data.header is None else dict(data.header),
-            None if data.codec is None else data.codec.to_config(),
+            None if data.codec is None else data.codec.to_config() | patterns_of(data.codec, data.cond.get(VALID)),
         )
 
     def to_config(self) -> dict[str, Any]:
@@ -227,7 +228,8 @@ class DataDescription:
         """
         values = x.detach().cpu().numpy() if isinstance(x, Tensor) else x
         values = np.ascontiguousarray(values, dtype=self.dtype)
-        if self.codec is not None:  # features, of which writing makes the table's columns
+        if self.codec is not None:  # features, of which writing makes the table's columns, with gaps where they are NaN
+            values = values if valid is None else np.where(valid, values, np.nan)
             return values, np.zeros(2, dtype=np.int64)
         top = None if self.levels is None else self.levels - 1
         if top is None and form == "png":

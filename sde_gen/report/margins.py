@@ -1,4 +1,4 @@
-"""Margins of a table's columns: samples beside held-out rows, a panel for each column."""
+"""Margins of a table's columns: samples beside the truth, a panel for each column."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from . import figures as fig
 from .figures import BLUE, ORANGE
 
 Margin = tuple[str, np.ndarray, np.ndarray]
-"""A column's name, its known values among samples (n,) and among held-out rows (m,): numbers, or words."""
+"""A column's name, its known values among samples (n,) and among rows of the truth (m,): numbers, or words."""
 ACROSS, MOST, BINS, MOST_WORDS = 4, 24, 40, 12
 
 
-def picture_margins(margins: Sequence[Margin], path: str | os.PathLike[str]) -> Path:
-    """Histograms of the first 24 columns as `path` (.png): samples filled, held-out rows as a line; of words the shares of the 12 most
-    frequent. A column whose values are never negative and whose largest is far out is cut at its 99.5 % quantile, as its title says."""
+def picture_margins(margins: Sequence[Margin], path: str | os.PathLike[str], truth: str = "held-out rows") -> Path:
+    """Histograms of the first 24 columns as `path` (.png): samples filled, the truth, by its name, as a line; of words the shares of the
+    12 most frequent. A column whose values are never negative and whose largest is far out is cut at its 99.5 % quantile, as its title
+    says."""
     shown = list(margins[:MOST])
     down = -(-len(shown) // ACROSS)
     figure = fig.new_figure(3.0 * min(ACROSS, len(shown)) + 0.2, 2.1 * down + 0.2)
@@ -33,7 +34,7 @@ def picture_margins(margins: Sequence[Margin], path: str | os.PathLike[str]) -> 
                 [*(shares := [float((theirs == word).mean()) for word in top]), shares[-1]],
                 where="post",
                 color=ORANGE,
-                label="held out",
+                label=truth,
             )
             axes.set_xticks(range(len(top)), [str(word)[:12] for word in top], rotation=60, ha="right")
             fig.style(axes, name)
@@ -43,7 +44,7 @@ def picture_margins(margins: Sequence[Margin], path: str | os.PathLike[str]) -> 
         cut = float(np.quantile(theirs.astype(np.float64), 0.995))
         far = low >= 0 and high > 3 * cut > 0
         edges = np.linspace(low, cut if far else high + 1e-9 * max(1.0, abs(high)), BINS + 1)
-        for values, style in ((ours, {"color": BLUE, "alpha": 0.5, "label": "samples"}), (theirs, {"color": ORANGE, "label": "held out"})):
+        for values, style in ((ours, {"color": BLUE, "alpha": 0.5, "label": "samples"}), (theirs, {"color": ORANGE, "label": truth})):
             heights = np.histogram(values, edges)[0] / max(1, len(values))
             axes.stairs(heights, edges, fill=values is ours, **style)
         fig.style(axes, f"{name} (up to {cut:.3g})" if far else name)

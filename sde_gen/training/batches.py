@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -12,6 +13,9 @@ from .. import parallel
 from ..data import Source
 from ..models.score import ScoreModel
 from .settings import TrainSettings
+
+_REDRAWS = 2
+"""The stream of the random numbers with which items are drawn anew, apart from that of their order."""
 
 
 def check_conditions(
@@ -35,20 +39,31 @@ def read_batches(
     settings: TrainSettings,
     step: int,
     device: torch.device,
+    redraw: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """This process's items of each batch from `step` on, in normalised units, and their conditions.
 
     x: the data: a tensor in normalised units, or a source in the data's own, whose items `encode` brings into normalised ones.
     cond: the conditions of all items; tensors lie on `device`.
+    redraw: draws what is random of items in the data's own units anew for each batch, from uniform numbers of the items' shape that are a
+        function of the seed, the batch's number and an item's place in it; a tensor x is then in the data's own units too.
     """
+    own_units = isinstance(x, Source) or redraw is not None
+
+    def finished(items: Tensor, number: int) -> Tensor:
+        if redraw is not None:
+            drawn = np.random.default_rng([settings.seed, _REDRAWS, number]).random((settings.batch, *items.shape[1:]))[rows]
+            items = redraw(items, torch.from_numpy(drawn).to(items))
+        return encode(items) if own_units else items
+
     rows = parallel.share(settings.batch)
     on_disk = {"": x} if isinstance(x, Source) or settings.workers else {}
     on_disk |= {name: value for name, value in cond.items() if isinstance(value, Source)}
     place = torch.device("cpu") if on_disk else device
     order = (index[rows] for index in batch_order(x.shape[0], settings.batch, settings.seed, step, place))
     if not on_disk:
-        for index in order:
-            yield x[index], {name: value[index] for name, value in cond.items()}
+        for number, index in enumerate(order, step):
+            yield finished(x[index], number), {name: value[index] for name, value in cond.items()}
         return
     loader = DataLoader(
         _Numbered({name: value if isinstance(value, Source) else value.cpu() for name, value in on_disk.items()}),
@@ -58,13 +73,13 @@ def read_batches(
         generator=torch.Generator(),  # else it takes a number from the global one, and dropout changes
         pin_memory=device.type == "cuda",
     )
-    for index, read in loader:
+    for number, (index, read) in enumerate(loader, step):
         index = index.to(device, non_blocking=True)
         found = {name: value.to(device, non_blocking=True) for name, value in read.items()}
         items = found.get("", x[index] if isinstance(x, Tensor) else None)
         assert items is not None
         beside = {name: found[name] if name in found else value[index] for name, value in cond.items()}
-        yield encode(items) if isinstance(x, Source) else items, beside
+        yield finished(items, number), beside
 
 
 class _Numbered(torch.utils.data.Dataset[tuple[Tensor, dict[str, Tensor]]]):

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import parallel
-from ..conditions import fit_condition
+from ..conditions import fit_condition, valid_of
 from ..data import Dataset, Normalizer, Source, as_items, check_labels, load_dataset
 from ..data.captions import is_texts, text_tensor
 from ..data.columns import Codec
+from ..data.columns.redraw import Redraw
 from ..data.masks import VALID, split_masked
 from ..devices import find_device
 from ..models.denoiser import mean_valid, only_valid
@@ -68,8 +69,8 @@ def build_model(
 
     The normaliser and the data's moments are learned from `data`; our networks are told the half log-SNR and get their
     input at unit variance (but for one that says `scales_input = False`), so that one network serves every SDE. `mask`: of entries
-    that are data in no item (see `ScoreModel`), and `valid` (N, 1 or C, *) of entries that are data in each item, the values of their
-    condition of kind "valid": statistics are of valid entries alone. `conditions`: specs by name (see `make_network`).
+    that are data in no item (see `ScoreModel`), and `valid` (N, 1 or C, *), or (N, D) of vectors, of entries that are data in each item,
+    the values of the condition that tells so: statistics are of valid entries alone. `conditions`: specs by name (see `make_network`).
     `codec`: that of the data's table, whose columns say by which transforms the normaliser begins.
     `variance`: None or "learned_range", for which a network given by name gets twice the channels at its output.
     `network_options`: of a network given by name. Where they leave its patches, levels and attention open and its defaults would attend
@@ -124,6 +125,7 @@ def fit(
     on_finish: Callable[[TrainResult], None] | None = None,
     held_out_cond: Mapping[str, Tensor] | None = None,
     objective: Objective | None = None,
+    redraw: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> TrainResult:
     """Train `model` on data (N, *) in its own units, in memory or read batch by batch; `cond`: the items' conditions by name, (N, *) each.
 
@@ -139,6 +141,10 @@ def fit(
     called after the last step, where `result.state()` is what a training of more steps goes on from. `objective`: another one than the
     settings name, which says how items are encoded, what is drawn and what the losses are.
 
+    `redraw(x, u)`: draws what is random of items x (B, *) in the data's units anew, from uniform numbers u of their shape; it is asked for
+    every batch, with numbers that the seed and the step give (`data.columns.redraw.Redraw`, of a table of kinds). None: items are as
+    they are.
+
     A batch is computed in parts where one would cost too much (`Trainer`). The end of `max_seconds`, Ctrl-C and SIGTERM are looked at
     between parts too: the training then ends at the last whole step.
 
@@ -150,7 +156,7 @@ def fit(
     callbacks run in the first process alone. Raises TrainingError when more than ten steps in a row are not finite, or memory does
     not suffice for one sample. Vincent 2011; Song et al. 2021, arXiv:2011.13456; AdamW: Loshchilov and Hutter 2019, arXiv:1711.05101.
     """
-    trainer = Trainer(model, data, settings or TrainSettings(), cond, held_out, levels, device, held_out_cond, objective)
+    trainer = Trainer(model, data, settings or TrainSettings(), cond, held_out, levels, device, held_out_cond, objective, redraw)
     result = trainer.result
     if resume is not None:
         try:
@@ -328,7 +334,7 @@ def train(
     of_kind: dict[str, Any] = texts | dict(kinds or {})
     specs = {n: fit_condition(n, v, x.shape[2:], of_kind.get(n)) for n, v in shown.items()} if isinstance(network, str) else None
     there = None if mask is None else torch.as_tensor(mask)
-    of_items = next((shown[name] for name, spec in (specs or {}).items() if spec["kind"] == "valid"), None)
+    of_items = valid_of(specs or {}, shown)
     codec = None if loaded is None else loaded.codec
     made = (
         sde,
@@ -347,7 +353,8 @@ def train(
     )
     model = build_model(x, *made)
     items = x if loaded is None else loaded.training[0]
-    return fit(model, items, chosen, cond, levels=levels, device=where, progress=progress).model
+    redraw = None if codec is None else Redraw(codec)
+    return fit(model, items, chosen, cond, levels=levels, device=where, progress=progress, redraw=redraw).model
 
 
 def _as_values(name: str, value: Any) -> Tensor:

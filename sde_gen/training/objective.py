@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..conditions import Valid
+from ..conditions import TellsValid
 from ..data import Source
 from ..discrete import IndexSampler, chain_loss, chain_of
 from ..models.denoiser import only_valid
@@ -63,9 +63,9 @@ class Objective(nn.Module):
             raise ValueError(f"objective {settings.objective!r} does not train the learned variance of this model; choose vlb or hybrid")
         if not learned and settings.objective == "hybrid":
             raise ValueError("objective 'hybrid' trains the variance: it needs a model with variance 'learned_range'")
-        if settings.objective != "dsm" and (model.mask is not None or any(isinstance(one, Valid) for one in model.encoders.values())):
+        if settings.objective != "dsm" and (model.mask is not None or any(isinstance(one, TellsValid) for one in model.encoders.values())):
             raise ValueError(f"objective {settings.objective!r} is for data without masks, and these have one; choose dsm")
-        masks = [name for name, one in model.encoders.items() if isinstance(one, Valid)]
+        masks = [name for name, one in model.encoders.items() if isinstance(one, TellsValid)]
         if settings.reference and masks:
             raise ValueError(
                 f"reference {settings.reference} is for data whose items all have the same valid entries, and {masks[0]!r} differs"

@@ -57,15 +57,21 @@ class Trainer:
         device: torch.device | str,
         held_out_cond: Mapping[str, Tensor] | None = None,
         objective: Objective | None = None,
+        redraw: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
+        self.redraw = redraw
         self.settings, self.device = settings, torch.device(device)
         self.rank, self.world = parallel.rank(), parallel.world()
         check_processes(settings, self.world)
         check_layout(settings, data.shape)
+        if settings.reference and redraw is not None:
+            raise ValueError(f"reference {settings.reference} is for items that stay as they are, and a table's cells are drawn for each batch")
         self.model = model = model.to(self.device)
         self.objective = Objective(settings, model, levels) if objective is None else objective
         self.encode = partial(self.objective.encode, model)
-        self.x = self.encode(data.to(self.device)) if isinstance(data, Tensor) else data
+        self.x = data
+        if isinstance(data, Tensor):
+            self.x = data.to(self.device) if redraw is not None else self.encode(data.to(self.device))
         cond = check_conditions(model, cond or {}, len(data), self.device)
         self.cond = cond
         taken = {name for name, value in cond.items() if isinstance(value, Source) or model.null(name, value[:1]) is not None}
@@ -115,7 +121,7 @@ class Trainer:
                 set_random_state(self.random, self.device)
             self.model.train()
             self.network.train()
-            self.batches = read_batches(self.x, self.cond, self.encode, self.settings, self.step, self.device)
+            self.batches = read_batches(self.x, self.cond, self.encode, self.settings, self.step, self.device, self.redraw)
             self.began = time.monotonic()
             try:
                 yield

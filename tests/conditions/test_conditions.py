@@ -15,6 +15,7 @@ from sde_gen.data.captions import text_tensor, texts_of
 
 WIDTH, COUNT, GRID = 16, 6, (8, 12)
 COARSE = (4, 6)
+VALID = {"valid", "valid_features"}
 
 
 def draws(*shape: int, seed: int = 0) -> Tensor:
@@ -29,14 +30,20 @@ VALUES: dict[str, Tensor] = {
     "mask": draws(COUNT, 1, *GRID) > 0,
     "valid": draws(COUNT, 2, *GRID, seed=1) > -0.5,
     "text": text_tensor(["a red heart, very small", "the owl of the north", "Grüße, äußerst ❤ 12 ok", *["one two three four five"] * 3]),
+    "valid_features": draws(COUNT, 7, seed=2) > -0.5,
 }
 """Of every kind, in units of their own: their means are far larger than their spread."""
 
 
+def space(kind: str) -> tuple[int, ...]:
+    """The grid of data that such a condition goes with."""
+    return () if kind == "valid_features" else GRID
+
+
 def made(kind: str, name: str = "told", **changes: Any) -> Condition:
     torch.manual_seed(0)
-    spec = fit_condition(name, VALUES[kind], GRID, kind) | changes
-    encoder = make_condition(name, spec, WIDTH, GRID)
+    spec = fit_condition(name, VALUES[kind], space(kind), kind) | changes
+    encoder = make_condition(name, spec, WIDTH, space(kind))
     with torch.no_grad():
         for parameter in encoder.parameters():  # as after some training: nothing is zero any more
             parameter.add_(0.1 * torch.randn(parameter.shape))
@@ -61,7 +68,7 @@ def partly(kind: str) -> Tensor:
     values = VALUES[kind]
     if kind == "label":
         return torch.cat([values[:-1], torch.tensor([3])])
-    if kind == "valid":  # which is known of every entry
+    if kind in VALID:  # which is known of every entry
         return values
     if kind == "text":
         return text_tensor([*texts_of(values)[:2], "one word is missing", *texts_of(values)[3:-1], ""])
@@ -72,7 +79,7 @@ def partly(kind: str) -> Tensor:
 
 
 kinds = pytest.mark.parametrize("kind", sorted(CONDITIONS))
-kinds_with_null = pytest.mark.parametrize("kind", sorted(set(CONDITIONS) - {"valid"}))
+kinds_with_null = pytest.mark.parametrize("kind", sorted(set(CONDITIONS) - VALID))
 """What is data is never left out (models/test_masks.py)."""
 
 
@@ -84,7 +91,7 @@ def test_every_kind_has_values_here() -> None:
 def test_a_spec_is_json_and_rebuilds_the_encoder(kind: str) -> None:
     encoder = made(kind)
     spec = json.loads(json.dumps(encoder.spec))
-    again = make_condition("told", spec, WIDTH, GRID).eval()
+    again = make_condition("told", spec, WIDTH, space(kind)).eval()
     again.load_state_dict(encoder.state_dict())
     assert again.spec == encoder.spec and encoder.spec["kind"] == kind and type(again) is CONDITIONS[kind]
     assert torch.equal(outputs(again(partly(kind))), outputs(encoder(partly(kind))))
@@ -157,7 +164,7 @@ def test_values_keep_their_digits_whatever_the_weights_become(kind: str, dtype: 
     tolerance = 0.05 if dtype == torch.bfloat16 else 1e-5
     torch.testing.assert_close(found.double(), expected.double(), rtol=tolerance, atol=tolerance)
     for part in ("mean", "std"):
-        assert kind in ("label", "mask", "text") or torch.equal(getattr(cast, part), getattr(plain, part))
+        assert kind in ("label", "mask", "text", "valid_features") or torch.equal(getattr(cast, part), getattr(plain, part))
 
 
 def test_a_year_keeps_its_digits() -> None:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from sde_gen.data import conditions as of_items
 from sde_gen.data.assemble import Part, assemble
-from sde_gen.data.columns.codec import DROP, Asked, Codec, Column
-from sde_gen.data.columns.text import told
+from sde_gen.data.columns.codec import DROP, VALID, Asked, Codec, Column
+from sde_gen.data.columns.gaps import GAPS, gaps_asked
+from sde_gen.data.columns.text import INFER, told
 from sde_gen.data.dataset import Dataset
 from sde_gen.data.errors import one_line
 from sde_gen.data.source import array_source
@@ -32,24 +33,40 @@ def of_columns(
     notes: Sequence[str] = (),
     labels: np.ndarray | None = None,
     cond: Mapping[str, of_items.Values] | None = None,
+    gaps: str | None = None,
     **options: Any,
 ) -> Dataset:
     """The data set of columns of kinds; `options` go to `assemble`.
 
     asked: what the user says of columns by name; those with {"kind": "drop"} are not among `columns`.
+    gaps: what missing values are where `asked` does not say it, one of `gaps.GAPS` (None: the first).
+
+    Where gaps are a condition it is called "valid", Boolean (N, D): which features of a row are there. In the place of others stands the
+    median of the known ones, at which nobody looks.
     """
     dropped = [key for key, value in asked.items() if value.get("kind") == DROP]
     if not columns:
         raise ValueError(f"{name}: columns drops all of {', '.join(dropped[:_SHOWN])}; at least one must be left")
     try:
-        codec, lines = Codec.fit(columns, asked)
+        codec, lines = Codec.fit(columns, asked, gaps or GAPS[0])
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     shown = ", ".join(codec.names[:_SHOWN]) + (", ..." if len(codec.names) > _SHOWN else "")
     count, wide = len(columns[0].values), len(columns)
     read = f"read as {count:,} rows of {wide} column{'s' * (wide != 1)}: {shown}; {codec.width} feature{'s' * (codec.width != 1)}"
     lines += [f"column    {key}: dropped, as asked" for key in dropped]
-    train = Part(array_source(codec.encode(columns), name), labels, cond or {})
+    features = codec.encode(columns)
+    there, known = ~np.isnan(features), dict(cond or {})
+    if any(codec.masked):
+        if VALID in known:
+            raise ValueError(f"{name}: a condition is called {VALID!r}, as what says where gaps are; give it another name")
+        if not there.any(1).all():
+            raise ValueError(f"{name}: row {int((~there.any(1)).argmax())} has nothing but gaps; leave such rows out of the table")
+        features = np.where(there, features, np.nanmedian(features, 0))
+        known[VALID] = array_source(there, name)
+        share = 100 * (1 - there.all(1).mean())
+        lines.append(f"gaps are a condition, {VALID!r}, of {share:.3g} % of the rows: they are left out of loss, statistics and likelihood")
+    train = Part(array_source(features, name), labels, known)
     return assemble(name, train, notes=[read, *notes, *lines], columns=codec.labels, codec=codec, **options)
 
 
@@ -70,6 +87,8 @@ def load_frame(
     """
     if not isinstance(frame, Mapping) and not (hasattr(frame, "columns") and hasattr(frame, "dtypes")):
         raise TypeError(f"a path, a registered name, a pandas frame or a dict of columns is needed, got {type(frame).__name__}")
+    gaps, missing = gaps_asked(missing)
+    columns = INFER if columns is None and gaps is not None else columns
     names = [str(key) for key in (frame if isinstance(frame, Mapping) else frame.columns)]
     if len(set(names)) != len(names):
         raise ValueError(f"{name}: two columns are called {next(key for key in names if names.count(key) > 1)!r}; names must differ")
@@ -106,7 +125,7 @@ def load_frame(
         cond[new or key] = np.ma.array(column.values, mask=column.missing) if words else array_source(column.values, name)
     options |= {"label_column": None if label_column is None else place(label_column)}
     options |= {"cond_columns": {new or key: place(key) for new, key in asked_cond}}
-    return of_columns(name, kept, asked, (), labels, cond, **options)
+    return of_columns(name, kept, asked, (), labels, cond, gaps, **options)
 
 
 def load_parquet(
@@ -142,8 +161,9 @@ def needed(name: str, *packages: str) -> Any:
     return modules[0]
 
 
-def to_frame(codec: Codec, features: Tensor | np.ndarray) -> Any:
-    """Samples (N, D) of a table's features as a pandas frame of its columns, of the types that they had; missing values are missing.
+def to_frame(codec: Codec, features: Tensor | np.ndarray, valid: Tensor | np.ndarray | None = None) -> Any:
+    """Samples (N, D) of a table's features as a pandas frame of its columns, of the types that they had; missing values are missing, and
+    so are those whose features are not `valid`, Boolean (N, D).
 
     Raises ValueError where pandas is not installed.
     """
@@ -151,7 +171,8 @@ def to_frame(codec: Codec, features: Tensor | np.ndarray) -> Any:
     x = features.detach().cpu().numpy() if isinstance(features, torch.Tensor) else np.asarray(features)
     if x.ndim != 2 or x.shape[1] != codec.width:
         raise ValueError(f"features of shape {tuple(x.shape)}; (N, {codec.width}) is needed")
-    return pandas.DataFrame({column.name: series(pandas, column) for column in codec.decode(x)})
+    there = None if valid is None else torch.as_tensor(valid).cpu().numpy().astype(bool)
+    return pandas.DataFrame({column.name: series(pandas, column) for column in codec.decode(x, there)})
 
 
 def series(pandas: Any, column: Column) -> Any:
@@ -196,7 +217,7 @@ def _column(table: str, name: str, values: Any, missing: float | str | None) -> 
     strange = next((value for value in known if not isinstance(value, str)), None)
     if strange is not None:
         raise ValueError(f"{table}: column {name!r} holds {strange!r} beside words; numbers or words are needed")
-    gone |= np.array([missing is not None and str(value) == str(missing) for value in array.tolist()], dtype=bool)
+    gone |= np.array([value == "" or (missing is not None and str(value) == str(missing)) for value in array.tolist()], dtype=bool)
     return Column(name, np.array(["" if out else value for value, out in zip(array.tolist(), gone, strict=True)], dtype=str), gone, dtype)
 
 

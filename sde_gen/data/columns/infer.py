@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from sde_gen.data.columns.kinds import KINDS, Angle, Category, Fraction, Integer, Kind, Number, Positive, ZeroInflated
+from sde_gen.data.columns.gaps import Gate
+from sde_gen.data.columns.kinds import FILL, KINDS, Angle, Category, Fraction, Integer, Kind, Number, Positive, ZeroInflated
 from sde_gen.data.columns.kinds import word_of as _word_of
 
 MOST_PLACES = 6
@@ -20,6 +21,9 @@ MOST_WORDS = 1000
 GRID = 10
 """Multiples of a step are dequantised where each value is there so many times on average."""
 ZEROS = 0.01
+MOSTLY = 2.0
+"""Whole numbers of which 0 is that many times as frequent as any other are zero-inflated."""
+_SEED = 0
 ROUNDING = 1e-9
 """Relative error of a ratio of numbers as they were typed."""
 OFTEN = 0.005
@@ -43,20 +47,23 @@ def infer(name: str, values: np.ndarray) -> tuple[Kind, str]:
     if angle is not None:
         return angle
     places = decimals_of(values)
+    low, high = float(values.min()), float(values.max())
     zeros = float((values == 0).mean())
     share = f"{100 * zeros:.3g} % exact zeros" if zeros else "no zeros"
+    gated = bool(low >= 0) and zeros >= ZEROS
     if places == 0:
+        if gated and zeros >= MOSTLY * float(np.unique(values[values != 0], return_counts=True)[1].max()) / len(values):
+            return _gate(values, 0, whole=True), f"{share}, never negative, else whole numbers up to {values.max():g}: zero-inflated"
         return _integer(values, different, 1.0, 0), _of_integers(values, different, share, "whole numbers")
     grid = places is not None and places <= 3 and len(values) >= GRID * len(different)
     if grid and places is not None:
         step = 10.0**-places
         return _integer(values, different, step, places), _of_integers(values, different, share, f"multiples of {step:g}")
-    low, high = float(values.min()), float(values.max())
     if low >= 0 and high <= 1 and high > 0.5 and low < 0.5:
         ends = (bool((values == 0).any()), bool((values == 1).any()))
         return Fraction(0.0, 1.0, ends, places), "all from 0 to 1" + (f", {share}" if ends[0] else "")
-    if low >= 0 and zeros >= ZEROS:
-        return ZeroInflated(places), f"{share}, never negative: zero-inflated"
+    if gated:
+        return _gate(values, places), f"{share}, never negative: zero-inflated"
     if low > 0:
         return Positive(places), f"never 0 or negative, {low:.4g} .. {high:.4g}"
     return Number(places), f"real numbers, {low:.4g} .. {high:.4g}"
@@ -67,7 +74,7 @@ def as_asked(name: str, values: np.ndarray, asked: Mapping[str, Any]) -> tuple[K
 
     Raises ValueError for unknown options and values that the kind cannot hold, in one line.
     """
-    options = {key: value for key, value in asked.items() if key not in ("kind", "transform")}
+    options = {key: value for key, value in asked.items() if key not in ("kind", "transform", "missing")}
     kind = asked.get("kind")
     if kind is None:
         found, why = infer(name, values)
@@ -82,6 +89,8 @@ def as_asked(name: str, values: np.ndarray, asked: Mapping[str, Any]) -> tuple[K
         if words is not None and (not isinstance(words, list | tuple) or not words or len(set(map(str, words))) < len(words)):
             raise ValueError(f"column {name!r}: words {words!r}; a list of different words is needed")
         found = _category(name, values, options.pop("form", None), words)[0]
+    elif cls is ZeroInflated and bool((values >= 0).all()) and bool((values > 0).any()):
+        found = _gate(values, decimals_of(values))
     elif cls is Integer:
         unit = _number(name, "step", options.pop("step", 1.0), positive=True)
         ends = {key: _number(name, key, options.pop(key)) for key in ("low", "high") if key in options}
@@ -133,7 +142,7 @@ def _needed(kind: Kind) -> str:
         return f"{of_step}from {kind.low:g} to {kind.low + kind.period:g}"
     if isinstance(kind, Integer):
         return f"multiples of {kind.step:g}" + ("" if kind.low is None else f" from {kind.low:g}")
-    return {"positive": "greater than 0", "zero_inflated": "0 or greater"}.get(kind.name, "finite numbers")
+    return {"positive": "greater than 0", "zero_inflated": "0 or greater, and some greater"}.get(kind.name, "finite numbers")
 
 
 def _category(name: str, values: np.ndarray, form: str | None = None, words: Any = None) -> tuple[Category, str]:
@@ -152,7 +161,8 @@ def _category(name: str, values: np.ndarray, form: str | None = None, words: Any
         raise ValueError(f"column {name!r}: form {form!r}; 'embedded' or 'one_hot' is allowed")
     form = form or ("one_hot" if ONE_HOT[0] <= len(found) <= ONE_HOT[1] else "embedded")
     shown = ", ".join(map(str, found[:4])) + (", ..." if len(found) > 4 else "")
-    return Category(tuple(found), form), f"{len(found)} words: {shown}"
+    fill = FILL if form == "one_hot" or len(found) <= 2 else 1.0
+    return Category(tuple(found), form, fill), f"{len(found)} words: {shown}"
 
 
 def _integer(
@@ -165,6 +175,13 @@ def _integer(
     _, counts = np.unique(values, return_counts=True)
     seen = tuple(np.round(different[counts >= OFTEN * len(values)] / step).tolist())
     return Integer(step, low, high, seen, decimals)
+
+
+def _gate(values: np.ndarray, places: int | None, whole: bool = False) -> Gate:
+    """Zeros beside positive numbers, which are dequantised where they are `whole`."""
+    positive = values[values > 0]
+    inner: Kind = _integer(positive, np.unique(positive), 1.0, 0, low=1.0) if whole else Positive(places)
+    return Gate.around(inner, inner.encode(positive, np.random.default_rng(_SEED)))
 
 
 def _of_integers(values: np.ndarray, different: np.ndarray, share: str, what: str) -> str:

@@ -21,6 +21,9 @@ from sde_gen.data.transforms import Chain
 MOST_BREAKS = 256
 RING = 0.1
 """Standard deviation of the logarithm of an angle's radius, which is drawn so that cosine and sine have a density in the plane."""
+FILL = 0.25
+"""Of cells that are a word or say whether a value stands apart. With whole cells, networks of the recipe learned correlations of two words,
+or of a word and a number, to little more than half of what they are (benchmarks/tables.py)."""
 LOG_2PI = math.log(2 * math.pi)
 
 
@@ -28,7 +31,7 @@ LOG_2PI = math.log(2 * math.pi)
 class Kind(ABC):
     """What a column is: `encode` its known values, (n,), as features (n, width) and `decode` features as values again.
 
-    domain: the real numbers that its first feature takes, "line", "positive" or "unit", for what stands in the place of a missing value.
+    domain: the real numbers that its features take, "line", "positive" or "unit", for what stands in the place of a missing value.
     """
 
     name: ClassVar[str]
@@ -38,6 +41,16 @@ class Kind(ABC):
     def width(self) -> int:
         """How many features."""
         return 1
+
+    @property
+    def lead(self) -> int:
+        """How many of the first features only say whether a value stands apart."""
+        return 0
+
+    @property
+    def domains(self) -> list[str]:
+        """The domain of each feature."""
+        return [self.domain] * self.width
 
     @property
     def chains(self) -> list[Chain]:
@@ -110,7 +123,8 @@ class Positive(Number):
 
 @dataclass(frozen=True)
 class ZeroInflated(Number):
-    """Exact zeros among positive numbers: a zero is the cell [-1, 0), and every feature below 0 a zero."""
+    """Exact zeros among positive numbers in one feature, as tables of earlier versions have it (`gaps.Gate` has two): a zero is the cell
+    [-1, 0), and every feature below 0 a zero."""
 
     name = "zero_inflated"
 
@@ -162,7 +176,7 @@ class Integer(Kind):
         return (np.round(values / self.step) + rng.uniform(size=len(values)))[:, None]
 
     def decode(self, features: np.ndarray) -> np.ndarray:
-        index = np.floor(features[:, 0]).clip(-(2.0**53), 2.0**53)
+        index = np.floor(features[:, 0]).clip(1 - 2.0**52, 2.0**52 - 1)
         low, high = (None if end is None else round(end / self.step) for end in (self.low, self.high))
         index = index if low is None and high is None else np.clip(index, low, high)
         return index.astype(np.int64) if self.step == 1 else rounded(index * self.step, self.decimals)
@@ -286,11 +300,14 @@ class Category(Kind):
 
     form: "embedded", word k is the cell [k, k + 1) of one feature, the outer cells reaching on to infinity; "one_hot", one feature for
     each word, in [1, 2) for the one that it is and in [0, 1) for the others: the largest says which it is.
+    fill: the share of a cell, in its middle, in which features are drawn. What a network has to learn of words that depend on others is
+    hidden by draws of whole cells (`FILL`).
     """
 
     name = "category"
     words: tuple[int | str, ...] = ()
     form: str = "embedded"
+    fill: float = 1.0
 
     @property
     def width(self) -> int:
@@ -298,12 +315,14 @@ class Category(Kind):
 
     @property
     def chains(self) -> list[Chain]:
-        return [()] * self.width if self.form == "one_hot" else [("quantile",)]
+        return [()] * self.width if self.form == "one_hot" or self.fill < 1 else [("quantile",)]
 
     @property
     def breaks(self) -> list[list[float]]:
         if self.form == "one_hot":
             return [[]] * self.width
+        if self.fill < 1:
+            return [[k + half for k in range(len(self.words)) for half in (0.5 - self.fill / 2, 0.5 + self.fill / 2)]]
         return [[float(k) for k in range(len(self.words) + 1)]] if len(self.words) < MOST_BREAKS else [[]]
 
     def labels(self, name: str) -> list[str]:
@@ -318,20 +337,28 @@ class Category(Kind):
     def encode(self, values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         index = self.index(values)
         if self.form == "one_hot":
-            return (index[:, None] == np.arange(len(self.words))) + rng.uniform(size=(len(values), len(self.words)))
-        return (index + rng.uniform(size=len(values)))[:, None]
+            return (index[:, None] == np.arange(len(self.words))) + in_cell(self.fill, rng.uniform(size=(len(values), len(self.words))))
+        return (index + in_cell(self.fill, rng.uniform(size=len(values))))[:, None]
 
     def decode(self, features: np.ndarray) -> np.ndarray:
         one_hot = self.form == "one_hot"
         index = features.argmax(1) if one_hot else np.floor(features[:, 0]).clip(0, len(self.words) - 1).astype(np.int64)
         return np.array(self.words, dtype=np.int64 if all(isinstance(word, int) for word in self.words) else None)[index]
 
+    def log_q(self, features: np.ndarray) -> np.ndarray:
+        return np.full(len(features), -self.width * math.log(self.fill))
+
     def strange(self, values: np.ndarray) -> np.ndarray:
         return self.index(values) < 0
 
 
 KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (Number, Positive, ZeroInflated, Integer, Fraction, Angle, Category)}
-"""By name; `gaps.Gaps` is around any of them."""
+"""By name; `gaps.Gaps` is around any of them, and "zero_inflated" of a new table is `gaps.Gate`."""
+
+
+def in_cell(fill: float, u: np.ndarray) -> np.ndarray:
+    """The place in a cell of width 1 of uniform draws u in the share `fill` of it, in its middle."""
+    return (1 - fill) / 2 + fill * u
 
 
 def rounded(values: np.ndarray, decimals: int | None) -> np.ndarray:

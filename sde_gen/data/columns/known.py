@@ -11,7 +11,7 @@ import numpy as np
 from sde_gen.data.cell_text import NOT_THERE, number_of, rows_of
 from sde_gen.data.columns import frames
 from sde_gen.data.columns.codec import Codec, Column
-from sde_gen.data.columns.gaps import Gaps
+from sde_gen.data.columns.gaps import Gaps, gaps_asked
 from sde_gen.data.columns.kinds import Category, Kind, word_of
 from sde_gen.data.errors import one_line
 
@@ -24,6 +24,7 @@ def read_known(path: Path, codec: Codec, missing: float | str | None = None) -> 
     Raises ValueError, one line, for a file that cannot be read, a column that is not there and a word in a column of numbers. What the
     kind of a column cannot hold is kept (`impossible`).
     """
+    _, missing = gaps_asked(missing)
     if path.suffix.lower() in frames.ENDINGS:
         table = frames.read_parquet(path)
         names = [str(name) for name in table.columns]
@@ -69,13 +70,15 @@ def impossible(codec: Codec, columns: Sequence[Column]) -> tuple[np.ndarray, np.
     has none; and by column the first such value."""
     strange, gaps = (np.zeros(len(columns[0].values), dtype=bool) for _ in range(2))
     seen = {}
-    for column, kind in zip(columns, codec.kinds, strict=True):
+    for column, kind, masked in zip(columns, codec.kinds, codec.masked, strict=True):
         known = ~column.missing
         bad = np.zeros(len(known), dtype=bool)
         bad[known] = kind.strange(column.values[known])
         if bad.any():
             seen[column.name] = word_of(column.values[bad][0].item())
         strange |= bad
+        if masked:
+            continue
         if column.values.dtype.kind != "f":
             gaps |= column.missing & kind.strange(column.values)
         elif not isinstance(kind, Gaps):

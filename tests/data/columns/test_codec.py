@@ -10,42 +10,13 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from toy_columns import COUNT, column, table
 
 from sde_gen.data import Normalizer
 from sde_gen.data.columns import KINDS, Codec, Column
 from sde_gen.data.columns.codec import read_asked
-from sde_gen.data.columns.gaps import Gaps
-from sde_gen.data.columns.kinds import RING, Angle, Category, Fraction, Integer, Positive, ZeroInflated
-
-COUNT = 2000
-
-
-def column(name: str, values: np.ndarray, missing: np.ndarray | None = None, gap: str = "") -> Column:
-    gone = np.zeros(len(values), bool) if missing is None else missing
-    if values.dtype.kind == "U":
-        return Column(name, np.where(gone, "", values), gone, gap=gap)
-    return Column(name, np.where(gone, np.nan, values.astype(float)), gone, gap=gap)
-
-
-def table(seed: int = 0) -> list[Column]:
-    """A column of every kind and every way of being inferred, in units from 1e-8 to 1e6, some with gaps."""
-    rng = np.random.default_rng(seed)
-    gaps = rng.random(COUNT) < 0.1
-    words = rng.choice(["oak", "ash, common", 'a "fir"', "elm"], COUNT, p=[0.5, 0.3, 0.15, 0.05])
-    return [
-        column("rain", np.where(rng.random(COUNT) < 0.59, 0, rng.gamma(0.7, 8e-8, COUNT))),
-        column("wind_direction", rng.integers(0, 360, COUNT)),
-        column("phase", 2 * np.pi * rng.random(COUNT)),
-        column("income", np.exp(rng.normal(13, 1, COUNT)), gaps, "NA"),
-        column("calls", rng.poisson(4, COUNT)),
-        column("tree", words, rng.random(COUNT) < 0.2, "?"),
-        column("flag", rng.integers(0, 2, COUNT), gaps),
-        column("share", rng.beta(2, 3, COUNT)),
-        column("humidity", np.where(rng.random(COUNT) < 0.1, 1.0, np.round(rng.uniform(0.1, 0.9, COUNT), 3))),
-        column("temperature", np.round(rng.normal(size=COUNT), 5), gaps),
-        column("price", np.round(rng.gamma(2, 3, COUNT) + 0.1, 1)),
-        column("large", np.round(1e6 * rng.normal(size=COUNT))),
-    ]
+from sde_gen.data.columns.gaps import Gaps, Gate
+from sde_gen.data.columns.kinds import FILL, RING, Angle, Category, Fraction, Integer, Positive, ZeroInflated
 
 
 def test_what_goes_in_comes_out_and_other_rows_too() -> None:
@@ -73,7 +44,11 @@ def test_the_normaliser_makes_normal_features_of_all_but_cycles_and_one_hot_word
     normalizer = Normalizer.fit(x, transforms=codec.chains, breaks=codec.breaks)
     z = normalizer.encode(x)
     for k, label in enumerate(codec.labels):
-        if "cos" not in label and "sin" not in label and "=" not in label:
+        if any(mark in label for mark in ("=", "rain (zero)", "(missing)")):  # cells apart
+            assert len(np.unique(np.floor(x[:, k].numpy()))) == 2 and abs(float(z[:, k].std()) - 1) < 1e-3
+        elif label in ("flag", "gain (zero)"):  # with what stands in for missing ones
+            assert codec.chains[k] == () and float(z[:, k].mean()) == pytest.approx(0, abs=1e-9)
+        elif "cos" not in label and "sin" not in label:
             assert stats.kstest(z[:, k].numpy(), "norm").statistic < 0.03, label
     for before, after in zip(codec.decode(x.numpy()), codec.decode(normalizer.decode(z).numpy()), strict=True):
         assert np.array_equal(before.missing, after.missing)
@@ -104,6 +79,8 @@ LAWS = {
     "integer": (Integer(1.0, 0.0, 3.0, (0.0, 1.0, 2.0, 3.0)), np.array([0.0, 1, 2, 3])),
     "embedded": (Category(("a", "b", "c"), "embedded"), np.array(["a", "b", "c"])),
     "one_hot": (Category(("a", "b", "c"), "one_hot"), np.array(["a", "b", "c"])),
+    "embedded, filled": (Category(("a", "b"), "embedded", FILL), np.array(["a", "b"])),
+    "one_hot, filled": (Category(("a", "b", "c"), "one_hot", FILL), np.array(["a", "b", "c"])),
 }
 
 
@@ -115,7 +92,11 @@ def test_a_density_that_is_even_in_the_cells_has_the_words_own_probabilities(nam
     cells = np.floor(features)
     assert np.array_equal(cells.reshape(len(values), 200, -1).min(1), cells.reshape(len(values), 200, -1).max(1)), "one cell a value"
     assert len({tuple(row) for row in cells.tolist()}) == len(values), "cells do not overlap"
-    assert np.array_equal(kind.decode(features), np.repeat(values, 200)) and not kind.log_q(features).any()
+    assert np.array_equal(kind.decode(features), np.repeat(values, 200))
+    fill = getattr(kind, "fill", 1.0)
+    np.testing.assert_allclose(kind.log_q(features), -kind.width * math.log(fill), atol=1e-15)
+    within = features % 1
+    assert within.min() >= 0.5 - fill / 2 and within.max() < 0.5 + fill / 2 and np.ptp(within) > 0.95 * fill, "all of its part of a cell"
 
 
 @pytest.mark.parametrize("step", [None, 1.0])
@@ -141,8 +122,8 @@ def test_what_stands_in_for_a_missing_value_says_nothing_of_it(inner) -> None:  
     values = 0.2 + 0.6 * rng.random(COUNT)
     missing = rng.random(COUNT) < 0.25
     kind = Gaps.around(inner, inner.encode(values[~missing], rng))
-    features = kind.encode_gaps(np.where(missing, np.nan, values), missing, rng)
-    assert np.array_equal(kind.missing(features), missing) and features.shape[1] == kind.width
+    features = kind.encode_apart(np.where(missing, np.nan, values), missing, rng)
+    assert np.array_equal(kind.apart(features), missing) and features.shape[1] == kind.width
     np.testing.assert_allclose(kind.decode(features)[~missing], values[~missing], rtol=1e-12)
     drawn = features[missing, 1:]
     if inner.domain == "line":
@@ -151,7 +132,30 @@ def test_what_stands_in_for_a_missing_value_says_nothing_of_it(inner) -> None:  
         law = stats.lognorm(kind.std[0], scale=math.exp(kind.mean[0])).logpdf(drawn[:, 0])
     else:
         law = stats.norm(kind.mean[0], kind.std[0]).logpdf(np.log(drawn / (1 - drawn)))[:, 0] - np.log(drawn * (1 - drawn))[:, 0]
-    np.testing.assert_allclose(kind.log_q(features)[missing], law, rtol=1e-10)
+    np.testing.assert_allclose(kind.log_q(features)[missing], law - math.log(FILL), rtol=1e-10)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_gate_keeps_zeros_exact_and_says_the_density_of_what_stands_in_for_them(whole: bool) -> None:
+    rng = np.random.default_rng(0)
+    values = np.where(rng.random(COUNT) < 0.7, 0.0, np.ceil(np.exp(rng.normal(6, 1, COUNT))) if whole else rng.gamma(0.7, 8e-8, COUNT))
+    codec, lines = Codec.fit([column("rain", values)])
+    kind = codec.kinds[0]
+    assert isinstance(kind, Gate) and isinstance(kind.inner, Integer if whole else Positive) and "zero_inflated" in lines[0]
+    features = codec.encode([column("rain", values)])
+    found = codec.decode(features)[0].values
+    assert np.array_equal(found, values) and (found.dtype.kind == "i") == whole
+    zero = values == 0
+    assert np.array_equal(features[:, 0] >= 1, zero) and features.min() > 0
+    law = stats.lognorm(kind.std[0], scale=math.exp(kind.mean[0]))
+    assert stats.kstest(features[zero, 1], law.cdf).pvalue > 1e-3
+    np.testing.assert_allclose(codec.log_q(features), np.where(zero, law.logpdf(features[:, 1]), 0.0) - math.log(FILL), rtol=1e-10)
+    any_features = codec.decode(np.array([[0.2, -7.0], [0.9, 1e-300], [1.7, 5.0]]))[0].values
+    assert (
+        (any_features[:2] > 0).all() and any_features[2] == 0 and kind.strange(np.array([-1.0, 0, np.nan])).tolist() == [True, False, True]
+    )
+    before = Codec.from_config(codec.to_config() | {"kinds": [ZeroInflated(None).settings()]})  # of a run of an earlier version
+    assert before.width == 1 and np.array_equal(before.decode(before.encode([column("rain", values)]))[0].values, values)
 
 
 def test_the_bound_of_a_fraction_is_in_its_own_units() -> None:
@@ -176,11 +180,12 @@ def test_what_columns_are_taken_for_and_why() -> None:
         ("temperature", "number", "real numbers"),
         ("price", "integer", "multiples of 0.1"),
         ("large", "integer", "whole numbers"),
+        ("gain", "zero_inflated", "exact zeros, never negative, else whole numbers up to [0-9]+: zero-inflated; [0-9.]+ % missing"),
     ]
     for (name, kind, why), line in zip(expected, lines, strict=True):
         assert line.startswith(f"column    {name}: {kind},"), line
         assert re.search(why, line), line
-    assert codec.kinds[0].settings()["decimals"] is None and codec.kinds[9].settings()["inner"]["decimals"] == 5
+    assert codec.kinds[0].settings()["inner"]["decimals"] is None and codec.kinds[9].settings()["inner"]["decimals"] == 5
 
 
 def test_kinds_as_asked() -> None:
@@ -198,7 +203,7 @@ def test_kinds_as_asked() -> None:
     assert by_name["rain"].name == "number" and codec.chains[0] == ("log1p",) and "number, log1p: as asked" in lines[0]
     assert by_name["tree"].width == 1 and by_name["calls"].settings()["high"] == 30
     place = codec.places[codec.names.index("income")]
-    assert codec.chains[place] == [("quantile",), ("log",)]
+    assert codec.chains[place] == [(), ("log",)]
     np.testing.assert_allclose(codec.decode(codec.encode(columns))[7].values, columns[7].values)
 
 
