@@ -22,9 +22,11 @@ SAMPLES = 256
 COMPONENTS, COMPONENT_STDS = 8, (0.05, 0.35)
 SIGMA_MIN, SIGMA_MAX, OUR_SIGMA_MIN = 0.002, 80.0, 0.0002
 PEER_SIGMA_MINS = (0.002, 0.01, 0.02, 0.05)
-SMALL, STATES, STATES_LARGE = 256, 32, 8
+SMALL, STATES, STATES_LARGE = 256, 32, 4
 """A network's starting states: the first number where a sample has at most SMALL elements, else the second."""
 CONVERGED, CONVERGED_NETWORK, CONVERGED_LARGE = 1e-8, 1e-6, 1e-5
+TIGHT, TIGHT_NETWORK = 1e-9, 1e-7
+"""Tolerances of `ode` where it is the reference."""
 
 
 class Levels:
@@ -93,7 +95,14 @@ def converged(solve: Callable[[int], Tensor], steps: int, tolerance: float) -> T
     raise RuntimeError(f"no reference within {tolerance:g} by {steps} steps")
 
 
-def mixture_problem(dim: int, seed: int, samples: int = SAMPLES) -> Problem:
+def by_ode(model: ScoreModel, start: Tensor, final: str, tolerance: float) -> Tensor:
+    """Where `ode` takes `start` at this tolerance: the reference where that by `converged` is too dear."""
+    options: dict[str, Any] = {"rtol": tolerance, "atol": tolerance, "steps": 100_000, "progress": False}
+    return sde_gen.sample(model, tuple(start.shape), "ode", x_init=start, final=final, **options).x
+
+
+def mixture_problem(dim: int, seed: int, samples: int = SAMPLES, ode: bool = False) -> Problem:
+    """The mixture of this number; ode: whether the reference is that of `ode`."""
     data, levels = mixture(dim, seed), Levels()
 
     def denoiser(x: Tensor, sigma: float) -> Tensor:
@@ -107,10 +116,15 @@ def mixture_problem(dim: int, seed: int, samples: int = SAMPLES) -> Problem:
         end = flow(denoiser, x, SIGMA_MAX, last, steps)
         return (end + denoiser(end, last)) / 2
 
-    return Problem(
-        f"{dim}-D", f"{dim}-D, seed {seed}", x, converged(solve, 400, CONVERGED), denoiser,
-        lambda: data.model(VESDE(sigma_min=OUR_SIGMA_MIN, sigma_max=SIGMA_MAX)), x, SIGMA_MAX, PEER_SIGMA_MINS,
-    )  # fmt: skip
+    def model() -> ScoreModel:
+        return data.model(VESDE(sigma_min=OUR_SIGMA_MIN, sigma_max=SIGMA_MAX))
+
+    if ode:
+        end = by_ode(model(), x, "state", TIGHT)
+        reference = (end + denoiser(end, OUR_SIGMA_MIN)) / 2
+    else:
+        reference = converged(solve, 400, CONVERGED)
+    return Problem(f"{dim}-D", f"{dim}-D, seed {seed}", x, reference, denoiser, model, x, SIGMA_MAX, PEER_SIGMA_MINS)
 
 
 def errors(x: Tensor, reference: Tensor) -> Tensor:
@@ -118,10 +132,10 @@ def errors(x: Tensor, reference: Tensor) -> Tensor:
     return (x - reference).flatten(1).square().mean(1).sqrt()
 
 
-def network_problem(run: Path | None) -> Problem:
+def network_problem(run: Path | None, ode: bool = False) -> Problem:
     """The trained network of the directory `run` (None: of a usual digits run, trained now or reused), cast to float64.
 
-    Its flow is defined down to its own t_min; the answer is the denoised state there, for the reference and for everyone.
+    ode: as for a mixture. Its flow is defined down to its own t_min; the answer is the denoised state there, for the reference and for everyone.
     """
     trained = open_run(resolve({"data": {"name": "digits"}})).model if run is None else sde_gen.load(run / "checkpoint")
     trained, sde = trained.double(), trained.sde
@@ -151,7 +165,10 @@ def network_problem(run: Path | None) -> Problem:
         return denoiser(flow(denoiser, x, first, last, steps), last)
 
     mins = tuple(sorted({max(level, last) for level in PEER_SIGMA_MINS}))
-    reference = converged(solve, 100, CONVERGED_LARGE if large else CONVERGED_NETWORK)
+    if ode:
+        reference = by_ode(model(), start, "denoise", TIGHT_NETWORK)
+    else:
+        reference = converged(solve, 100, CONVERGED_LARGE if large else CONVERGED_NETWORK)
     return Problem(family, family, x, reference, denoiser, model, start, first, mins, "denoise")
 
 

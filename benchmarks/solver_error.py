@@ -16,6 +16,9 @@ get every method, both grids and both ends that `peer_samplers` has, and four sm
 each budget counts. To keep that affordable, all are first run on a few samples of a family's first problem at one sigma_min (on a
 network: those within a factor of SENT of the best on some mixture); the SHORT_LIST best of them that differ then run on
 everything, with every sigma_min. A file that is there keeps its other families: they can be measured one at a time.
+
+--quickly FILE is for a machine with little time: of the peers only the LAST that were best at the same family and number of calls
+in FILE (a network's of another: those of digits), with the noise levels that they had there; and references by `ode`.
 """
 
 from __future__ import annotations
@@ -65,6 +68,7 @@ DIMENSIONS, SEEDS = (2, 16, 64), (30, 31, 32)
 SCREEN, SHORT_LIST, SCREEN_NETWORK, SHORT_LIST_NETWORK = 32, 16, 4, 6
 SENT = 8.0
 KEPT = 12  # peers in the file
+LAST = 4
 FIT_UP_TO = 20
 SAMPLE_OPTIONS = ("solver", "grid")
 HEADER = "| {} calls | best peer | error | out of the box | ratio | fitted grid | ratio |\n|---|---|---|---|---|---|---|"
@@ -108,6 +112,20 @@ def measure_peers(
             if len(known) == len(problems):
                 measured[f"{name}, sigma_min {sigma_min:.3g}"] = known
     return screened, measured
+
+
+def known_peers(problems: list[Problem], budget: int, families: dict[str, Any]) -> dict[str, list[Stats]]:
+    """The figures of the peers that were best in the tables `families`, on each problem."""
+    first, every = problems[0], peer_samplers.samplers(problems[0].sigma_max)
+    measured: dict[str, list[Stats]] = {}
+    for label in list(families.get(first.family, families["digits"])[str(budget)]["peers"])[:LAST]:
+        name, level = label.rsplit(", sigma_min ", 1)
+        sigma_min = min(first.sigma_mins, key=lambda known: abs(math.log(known / float(level))))
+        rows = [run_peer(every[name], problem, budget, sigma_min) for problem in problems]
+        known = [row for row in rows if row is not None]
+        if len(known) == len(problems):
+            measured[label] = known
+    return measured
 
 
 def distinct(screened: dict[str, float]) -> list[str]:
@@ -165,14 +183,14 @@ def steps_for(problem: Problem, budget: int, options: dict[str, Any]) -> int:
 def fitted(problem: Problem, budget: int) -> Stats | None:
     """FITTED on a fresh model, fitted by `sde_gen.fit_grid` with its own samples; None where that would cost too much."""
     model, shape, steps = problem.model(), problem.start.shape[1:], steps_for(problem, budget, FITTED)
-    if problem.final == "state":  # a mixture's descent takes seconds, a network's minutes
-        sde_gen.fit_grid(model, FITTED["solver"], shape=shape, steps=steps, method="best")
+    if problem.final == "state":
+        sde_gen.fit_grid(model, FITTED["solver"], shape=shape, steps=steps)
         return run_ours(problem, model, budget, FITTED)
     if shape.numel() > SMALL and budget > FIT_UP_TO:
         return None
     network = model.network
     narrow = ScoreModel(copy.deepcopy(network).float(), model.sde, **model.settings(), moments=model.moments)
-    found = sde_gen.fit_grid(narrow, FITTED["solver"], shape=shape, steps=steps, method="regression")
+    found = sde_gen.fit_grid(narrow, FITTED["solver"], shape=shape, steps=steps)
     model.fitted[found.key] = found  # the law's digest is of float32 weights
     stats = run_ours(problem, model, budget, FITTED)
     return None if stats is None else stats | {"fit evaluations": found.nfe}
@@ -189,10 +207,18 @@ def adaptive(problem: Problem) -> dict[str, Any]:
 
 
 def measure(
-    problems: list[Problem], budget: int, names: Iterable[str] | None, dropped: dict[str, str], to_zero: bool = False
+    problems: list[Problem],
+    budget: int,
+    names: Iterable[str] | None,
+    dropped: dict[str, str],
+    to_zero: bool = False,
+    families: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Everyone at one budget on a family's problems; `each`: the geometric mean of each problem."""
-    screened, measured = measure_peers(problems, budget, names, dropped, to_zero)
+    """Everyone at one budget on a family's problems; `each`: the geometric mean of each problem. families: see `known_peers`."""
+    if families is None:
+        screened, measured = measure_peers(problems, budget, names, dropped, to_zero)
+    else:
+        screened, measured = {}, known_peers(problems, budget, families)
     peers = {name: pooled(rows) for name, rows in measured.items()}
     row: dict[str, Any] = {"others": {}}
 
@@ -203,7 +229,7 @@ def measure(
 
     enter(row, "out of the box", [run_ours(problem, problem.model(), budget, OUT_OF_THE_BOX) for problem in problems])
     enter(row, "fitted", [fitted(problem, budget) for problem in problems])
-    for name in SOLVERS:
+    for name in SOLVERS if families is None else ("dpm", "unipc"):
         if not make_solver(name).stochastic and make_solver(name).calls is not None:
             enter(row["others"], name, [run_ours(problem, problem.model(), budget, {"solver": name}) for problem in problems])
     if peers:
@@ -228,6 +254,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--quick", action="store_true", help="one 2-D mixture, 64 samples, 5 and 20 calls")
     parser.add_argument("--no-peers", action="store_true", help="ours alone")
     parser.add_argument("--to-zero", action="store_true", help="peers only from 80 to 0.002 and then to 0, as they are mostly run")
+    parser.add_argument("--quickly", type=Path, metavar="FILE", help="only the peers that were best in FILE")
     parser.add_argument("--all", action="store_true", help="the adaptive solver too, at falling tolerances")
     parser.add_argument("--json", type=Path, default=HERE / "results" / "solver_error.json")
     arguments = parser.parse_args(argv)
@@ -244,6 +271,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             "network samples": [STATES, STATES_LARGE], "seeds": arguments.seeds, "components": COMPONENTS,
             "component stds": list(COMPONENT_STDS), "sigma": [SIGMA_MIN, SIGMA_MAX], "peers' sigma_min": list(PEER_SIGMA_MINS),
             "screened": [SCREEN, SCREEN_NETWORK], "short list": [SHORT_LIST, SHORT_LIST_NETWORK], "to zero": arguments.to_zero,
+            "peers chosen before": arguments.quickly is not None,
         },
         "versions": {"sde_gen": sde_gen.__version__, "torch": torch.__version__, "python": platform.python_version(), **versions},
         "dropped": {}, "sent": {}, "families": {}, "seconds": {},
@@ -252,25 +280,25 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         known = json.loads(arguments.json.read_text(encoding="utf-8"))
         if all(known.get(part) == result[part] for part in ("settings", "versions")):
             result |= known
-    no_peers = len(missing) == len(versions)
+    no_peers, quick = len(missing) == len(versions), arguments.quickly is not None
+    families = json.loads(arguments.quickly.read_text(encoding="utf-8"))["families"] if quick else None
     runs: list[Path | None] = [None] if arguments.run is None else list(arguments.run)
     for family, run in [*((name, None) for name in arguments.families), *((family_of(run), run) for run in runs)]:
         network, began = family not in arguments.families, time.process_time()
         problems = (
-            [network_problem(run)]
+            [network_problem(run, quick)]
             if network
-            else [mixture_problem(int(family.removesuffix("-D")), n, arguments.samples) for n in arguments.seeds]
+            else [mixture_problem(int(family.removesuffix("-D")), n, arguments.samples, quick) for n in arguments.seeds]
         )
-        if not no_peers and not network and not result["dropped"]:
+        if not no_peers and not quick and not network and not result["dropped"]:
             result["dropped"] = not_converging(problems[0])
         table: dict[str, Any] = {}
         print(f"\n{HEADER.format(family)}", flush=True)
         for budget in arguments.budgets:
             sent = result["sent"].setdefault(str(budget), [])
-            row = table[str(budget)] = measure(
-                problems, budget, [] if no_peers else sent if network and sent else None, result["dropped"], arguments.to_zero
-            )
-            if not network:
+            names = [] if no_peers else sent if network and sent else None
+            row = table[str(budget)] = measure(problems, budget, names, result["dropped"], arguments.to_zero, families)
+            if not network and not quick:
                 good = [name for name in distinct(row["screened"]) if row["screened"][name] <= SENT * min(row["screened"].values())]
                 sent[:] = list(dict.fromkeys((*sent, *good)))
             row["screened"] = {name: row["screened"][name] for name in distinct(row["screened"])[:KEPT]}
