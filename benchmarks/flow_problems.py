@@ -135,7 +135,8 @@ def errors(x: Tensor, reference: Tensor) -> Tensor:
 def network_problem(run: Path | None, ode: bool = False) -> Problem:
     """The trained network of the directory `run` (None: of a usual digits run, trained now or reused), cast to float64.
 
-    ode: as for a mixture. Its flow is defined down to its own t_min; the answer is the denoised state there, for the reference and for everyone.
+    ode: as for a mixture. Its flow is defined down to its own t_min; the answer is the denoised state there, for the reference and for
+    everyone.
     """
     trained = open_run(resolve({"data": {"name": "digits"}})).model if run is None else sde_gen.load(run / "checkpoint")
     trained, sde = trained.double(), trained.sde
