@@ -98,7 +98,9 @@ def test_auto_says_what_it_took_and_fitted_grids_are_named(sde_gen_command: Comm
         "| `auto` (angle), fitted", "| `auto` (angle)", "| `heun`", "| `heun`",
     ]  # fmt: skip
     rows = json.loads((run / "compare" / "compare.json").read_text())["rows"]
-    assert rows[0]["auto"].startswith("angle, 3 steps on a fitted grid: fitted to this model") and rows[0]["fitted"] and "auto" not in rows[2]
+    assert (
+        rows[0]["auto"].startswith("angle, 3 steps on a fitted grid: fitted to this model") and rows[0]["fitted"] and "auto" not in rows[2]
+    )
     code, out, err = sde_gen_command("sample", "--run", str(run), "--solver", "auto", "--steps", "3", "--samples", "16", "--out", "s.npy")
     assert (code, err) == (0, []) and out[0].startswith("auto      angle, 3 steps on a fitted grid: fitted to this model")
     assert out[1].startswith("grid      fitted to this network for 3 steps: distance to the exact flow ")

@@ -54,7 +54,7 @@ def ring_at(name):
     return x, exact(model, x)
 
 
-@pytest.mark.parametrize("order, counts, slack", [(2, [40, 80, 160], 0.3), (None, [80, 110, 150], 0.45)])
+@pytest.mark.parametrize("order, counts, slack", [(2, [40, 80, 160], 0.3), (None, [80, 110, 150], 0.45), (5, [60, 80, 110], 0.8)])
 @pytest.mark.parametrize("name", SDES)
 def test_the_start_keeps_the_full_order(name, order, counts, slack):
     """From pure noise with the closed-form start, no call taken on a reference solution: slope of the error on a mixture."""
