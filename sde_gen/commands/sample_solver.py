@@ -18,7 +18,8 @@ from .config import SamplingConfig, registered_solver
 def solver_of(
     model: ScoreModel, drawn: Denoiser, own: SamplingConfig, solver: str | None, steps: int | None, grid: str | None, rule: str | None
 ) -> dict[str, Any]:
-    """The keys solver, options, steps, grid, fitted (None where no grid is) and auto (what it stands for, a line, or None) of samples of `drawn`, `model` or a guided one.
+    """How samples of `drawn` are drawn, `model` or a guided one: the keys solver, options, steps, grid, fitted (None where no grid is) and
+    auto (what it stands for in a line, else None).
 
     own: the run's configuration, which says what is None, of steps and grid where its solver is the same. rule: of the guidance.
     ValueError, one line, for what does not fit together.
