@@ -23,8 +23,8 @@ from typing import Any
 
 import peer_samplers
 import torch
+from flow_problems import Levels, flow, mixture
 from peer_samplers import LIBRARIES, Denoiser, in_float64
-from solver_error import Levels, flow, mixture
 from torch import Tensor
 
 import sde_gen

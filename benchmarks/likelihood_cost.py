@@ -2,7 +2,7 @@
 
     python benchmarks/likelihood_cost.py [--part mixture digits trace] [--run runs/digits-vp]
 
-mixture: Gaussian mixtures in 16 dimensions (`solver_error.mixture`), VP, float64, exact divergence. Everyone is judged by the closed
+mixture: Gaussian mixtures in 16 dimensions (`flow_problems.mixture`), VP, float64, exact divergence. Everyone is judged by the closed
 form of the density that it means to give: ours by the data's at t_min, of alpha x; the others, who score x as if it were a state, by
 the state's density at their own first time, of x. Errors are in nats for each dimension.
 
@@ -40,8 +40,8 @@ from typing import Any
 import numpy as np
 import peer_samplers
 import torch
+from flow_problems import Levels, mixture
 from scipy.integrate import solve_ivp
-from solver_error import Levels, mixture
 from torch import Tensor
 
 import sde_gen

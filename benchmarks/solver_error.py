@@ -5,152 +5,76 @@
     peers-env/bin/python benchmarks/solver_error.py
 
 Problems: mixtures of 8 Gaussians in 2, 16 and 64 dimensions with their exact scores, three of each (see `mixture`), from sigma 80
-to 0; and a trained digits network against its own converged flow. All of a problem's solvers start from the same states, in
-float64, in one process. The error of a sample is the root mean square over its elements of its distance to the reference; a
-solver's figure is the geometric mean over samples and problems of a family, with the arithmetic mean and the 95th percentile
-beside it. Budgets count network calls, the last denoising one included.
+to 0; and trained networks (`--run`, each a family under its data's name) against their own converged flow. All of a problem's
+solvers start from the same states, in float64, in one process. The error of a sample is the root mean square over its elements of
+its distance to the reference; a solver's figure is the geometric mean over samples and problems of a family, with the arithmetic
+mean and the 95th percentile beside it. Budgets count network calls, the last denoising one included.
 
 Ours are two contestants named here before anything is measured: OUT_OF_THE_BOX, and FITTED, whose time grid is fitted to each
-model on samples of its own. Peers get every method, both grids and both ends that `peer_samplers` has, and four smallest noise
-levels; the best of all of them at each budget counts. To keep that affordable, all are first run on a few samples of a family's
-first problem at one sigma_min (on the network: those within a factor of SENT of the best on some mixture); the SHORT_LIST best of
-them that differ then run on everything, with every sigma_min.
+model on samples of its own (a network's in float32, and up to FIT_UP_TO calls where a sample has more than SMALL elements). Peers
+get every method, both grids and both ends that `peer_samplers` has, and four smallest noise levels; the best of all of them at
+each budget counts. To keep that affordable, all are first run on a few samples of a family's first problem at one sigma_min (on a
+network: those within a factor of SENT of the best on some mixture); the SHORT_LIST best of them that differ then run on
+everything, with every sigma_min. A file that is there keeps its other families: they can be measured one at a time.
+
+--quickly FILE is for a machine with little time: of the peers only the LAST that were best at the same family and number of calls
+in FILE (a network's of another: those of digits), with the noise levels that they had there; and references by `ode`.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import platform
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import peer_samplers
 import torch
+from flow_problems import (
+    COMPONENT_STDS,
+    COMPONENTS,
+    PEER_SIGMA_MINS,
+    SAMPLES,
+    SIGMA_MAX,
+    SIGMA_MIN,
+    SMALL,
+    STATES,
+    STATES_LARGE,
+    Problem,
+    errors,
+    family_of,
+    mixture_problem,
+    network_problem,
+)
 from torch import Tensor
 
 import sde_gen
-from sde_gen import VESDE, ScoreModel, make_solver, sample
-from sde_gen.commands.config import resolve
-from sde_gen.commands.runs import open_run
-from sde_gen.data import load_dataset
-from sde_gen.exact.mixtures import MixtureData
+from sde_gen import ScoreModel, make_solver, sample
 from sde_gen.solvers import SOLVERS
 
 OUT_OF_THE_BOX: dict[str, Any] = {"solver": "angle"}
 FITTED: dict[str, Any] = {"solver": "angle"}
-TARGETS = {"out of the box": 0.7, "fitted": 0.2}
+TARGETS = {"out of the box": 0.6, "fitted": 0.1}
+"""Of mixtures; of networks see NETWORK_TARGETS."""
+NETWORK_TARGETS = {"out of the box": 0.75, "fitted": 0.3}
 
 BUDGETS = (5, 8, 10, 15, 20, 30, 50)
-DIMENSIONS, SEEDS, SAMPLES = (2, 16, 64), (0, 1, 2), 256
-COMPONENTS, COMPONENT_STDS = 8, (0.05, 0.35)
-SIGMA_MIN, SIGMA_MAX, OUR_SIGMA_MIN = 0.002, 80.0, 0.0002
-PEER_SIGMA_MINS = (0.002, 0.01, 0.02, 0.05)
-SCREEN, SHORT_LIST, SCREEN_DIGITS, SHORT_LIST_DIGITS = 32, 16, 4, 6
+DIMENSIONS, SEEDS = (2, 16, 64), (30, 31, 32)
+SCREEN, SHORT_LIST, SCREEN_NETWORK, SHORT_LIST_NETWORK = 32, 16, 4, 6
 SENT = 8.0
 KEPT = 12  # peers in the file
-DIGITS = 32
-CONVERGED, CONVERGED_DIGITS = 1e-8, 1e-6
+LAST = 4
+FIT_UP_TO = 20
 SAMPLE_OPTIONS = ("solver", "grid")
 HEADER = "| {} calls | best peer | error | out of the box | ratio | fitted grid | ratio |\n|---|---|---|---|---|---|---|"
 HERE = Path(__file__).resolve().parent
 
 Stats = dict[str, float]
-
-
-class Levels:
-    """alpha = 1 and sigma as its own time: lets `MixtureData` be asked by noise level."""
-
-    def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.ones_like(t), t
-
-
-@dataclass
-class Problem:
-    """Starting states x at sigma_max (alpha = 1) with their exact answers; `denoiser(x, sigma)` as peers call it.
-
-    model: a fresh model of ours at each call; start: x in the model's own scale at its t_max.
-    """
-
-    family: str
-    name: str
-    x: Tensor
-    reference: Tensor
-    denoiser: Callable[[Tensor, float], Tensor]
-    model: Callable[[], ScoreModel]
-    start: Tensor
-    sigma_max: float
-    sigma_mins: tuple[float, ...]
-    final: str = "state"
-
-
-def mixture(dim: int, seed: int) -> MixtureData:
-    """A `MixtureData`: unequal weights, means of unit variance, each mode's own axes with log-uniform stds in COMPONENT_STDS."""
-    options: dict[str, Any] = {"dtype": torch.float64, "generator": torch.Generator().manual_seed(1000 * dim + seed)}
-    weights = torch.softmax(0.5 * torch.randn(COMPONENTS, **options), dim=0)
-    means = torch.randn(COMPONENTS, dim, **options)
-    low, high = COMPONENT_STDS
-    stds = low * (high / low) ** torch.rand(COMPONENTS, dim, **options)
-    axes = torch.linalg.qr(torch.randn(COMPONENTS, dim, dim, **options))[0]
-    return MixtureData(weights, means, torch.einsum("kij,kj,klj->kil", axes, stds**2, axes))
-
-
-def flow(denoiser: Callable[[Tensor, float], Tensor], x: Tensor, first: float, last: float, steps: int) -> Tensor:
-    """dx/dlog(sigma) = x - E[x_0 | x] by the classical Runge-Kutta method, from sigma = first to last."""
-
-    def slope(place: float, y: Tensor) -> Tensor:
-        return y - denoiser(y, math.exp(place))
-
-    h = math.log(last / first) / steps
-    for k in range(steps):
-        place = math.log(first) + k * h
-        a = slope(place, x)
-        b = slope(place + h / 2, x + h / 2 * a)
-        c = slope(place + h / 2, x + h / 2 * b)
-        x = x + h / 6 * (a + 2 * b + 2 * c + slope(place + h, x + h * c))
-    return x
-
-
-def converged(solve: Callable[[int], Tensor], steps: int, tolerance: float) -> Tensor:
-    """A fourth-order answer, steps doubled and extrapolated until the last doubling moves no sample by more than `tolerance`."""
-    coarse = solve(steps)
-    for _ in range(6):
-        steps *= 2
-        fine = solve(steps)
-        moved = (fine - coarse) / 15
-        if float(errors(moved, torch.zeros_like(moved)).max()) < tolerance:
-            return fine + moved
-        coarse = fine
-    raise RuntimeError(f"no reference within {tolerance:g} by {steps} steps")
-
-
-def mixture_problem(dim: int, seed: int, samples: int = SAMPLES) -> Problem:
-    data, levels = mixture(dim, seed), Levels()
-
-    def denoiser(x: Tensor, sigma: float) -> Tensor:
-        return data.denoise_at(x, levels, sigma)
-
-    generator = torch.Generator().manual_seed(90_000 + seed)
-    x = SIGMA_MAX * torch.randn(samples, dim, dtype=torch.float64, generator=generator)
-    last = 1e-4  # from here to 0, half way between state and denoised state is right to the fourth power of sigma/std
-
-    def solve(steps: int) -> Tensor:
-        end = flow(denoiser, x, SIGMA_MAX, last, steps)
-        return (end + denoiser(end, last)) / 2
-
-    return Problem(
-        f"{dim}-D", f"{dim}-D, seed {seed}", x, converged(solve, 400, CONVERGED), denoiser,
-        lambda: data.model(VESDE(sigma_min=OUR_SIGMA_MIN, sigma_max=SIGMA_MAX)), x, SIGMA_MAX, PEER_SIGMA_MINS,
-    )  # fmt: skip
-
-
-def errors(x: Tensor, reference: Tensor) -> Tensor:
-    """The root mean square over each sample's elements, (N,)."""
-    return (x - reference).flatten(1).square().mean(1).sqrt()
 
 
 def statistics(x: Tensor, reference: Tensor) -> Stats:
@@ -164,39 +88,6 @@ def pooled(rows: list[Stats]) -> Stats:
     return {key: math.exp(sum(math.log(row[key]) for row in rows) / len(rows)) for key in rows[0]}
 
 
-def digits_problem(run: Path | None) -> Problem:
-    """The trained digits network of the directory `run` (None: of a usual run, trained now or reused), cast to float64.
-
-    Its flow is defined down to its own t_min; the answer is the denoised state there, for the reference and for everyone.
-    """
-    trained = open_run(resolve({"data": {"name": "digits"}})).model if run is None else sde_gen.load(run / "checkpoint")
-    trained, sde = trained.double(), trained.sde
-
-    def model() -> ScoreModel:  # in normalised units throughout
-        return ScoreModel(trained.network, sde, **trained.settings(), moments=trained.moments)
-
-    def alpha(t: float) -> float:
-        return float(sde.marginal(torch.tensor(t, dtype=torch.float64))[0])
-
-    asked = model()
-
-    @torch.no_grad()
-    def denoiser(x: Tensor, sigma: float) -> Tensor:
-        t = min(max(float(sde.time_of(-math.log(sigma))), sde.t_min), sde.t_max)
-        return asked.predict(x * alpha(t), t).denoised
-
-    first, last = (math.exp(-float(sde.half_log_snr(t))) for t in (sde.t_max, sde.t_min))
-    generator = torch.Generator().manual_seed(90_000)
-    start = trained.prior.from_noise(torch.randn(DIGITS, *load_dataset("digits").shape, dtype=torch.float64, generator=generator))
-    x = start / alpha(sde.t_max)
-
-    def solve(steps: int) -> Tensor:
-        return denoiser(flow(denoiser, x, first, last, steps), last)
-
-    mins = tuple(sorted({max(level, last) for level in PEER_SIGMA_MINS}))
-    return Problem("digits", "digits", x, converged(solve, 100, CONVERGED_DIGITS), denoiser, model, start, first, mins, "denoise")
-
-
 def measure_peers(
     problems: list[Problem], budget: int, names: Iterable[str] | None, dropped: dict[str, str], to_zero: bool = False
 ) -> tuple[dict[str, float], dict[str, list[Stats]]]:
@@ -208,7 +99,7 @@ def measure_peers(
     wanted = 0.05 if budget < 8 else 0.02 if budget < 13 else 0.01 if budget < 25 else 0.002  # few calls are better spent higher up
     levels = first.sigma_mins[:1] if to_zero else first.sigma_mins
     level = min(levels, key=lambda sigma: abs(math.log(sigma / wanted)))
-    few, keep = (SCREEN_DIGITS, SHORT_LIST_DIGITS) if first.family == "digits" else (SCREEN, SHORT_LIST)
+    few, keep = (SCREEN_NETWORK, SHORT_LIST_NETWORK) if first.final == "denoise" else (SCREEN, SHORT_LIST)
     for name in every if names is None else names:
         found = run_peer(every[name], first, budget, level, few)
         if found is not None:
@@ -221,6 +112,20 @@ def measure_peers(
             if len(known) == len(problems):
                 measured[f"{name}, sigma_min {sigma_min:.3g}"] = known
     return screened, measured
+
+
+def known_peers(problems: list[Problem], budget: int, families: dict[str, Any]) -> dict[str, list[Stats]]:
+    """The figures of the peers that were best in the tables `families`, on each problem."""
+    first, every = problems[0], peer_samplers.samplers(problems[0].sigma_max)
+    measured: dict[str, list[Stats]] = {}
+    for label in list(families.get(first.family, families["digits"])[str(budget)]["peers"])[:LAST]:
+        name, level = label.rsplit(", sigma_min ", 1)
+        sigma_min = min(first.sigma_mins, key=lambda known: abs(math.log(known / float(level))))
+        rows = [run_peer(every[name], problem, budget, sigma_min) for problem in problems]
+        known = [row for row in rows if row is not None]
+        if len(known) == len(problems):
+            measured[label] = known
+    return measured
 
 
 def distinct(screened: dict[str, float]) -> list[str]:
@@ -276,13 +181,19 @@ def steps_for(problem: Problem, budget: int, options: dict[str, Any]) -> int:
 
 
 def fitted(problem: Problem, budget: int) -> Stats | None:
-    """FITTED on a fresh model, fitted by `sde_gen.fit_grid` with its own samples; None where this version cannot fit."""
-    if not hasattr(sde_gen, "fit_grid"):
+    """FITTED on a fresh model, fitted by `sde_gen.fit_grid` with its own samples; None where that would cost too much."""
+    model, shape, steps = problem.model(), problem.start.shape[1:], steps_for(problem, budget, FITTED)
+    if problem.final == "state":
+        sde_gen.fit_grid(model, FITTED["solver"], shape=shape, steps=steps)
+        return run_ours(problem, model, budget, FITTED)
+    if shape.numel() > SMALL and budget > FIT_UP_TO:
         return None
-    model = problem.model()
-    method = "best" if problem.start.ndim == 2 else "regression"  # a mixture's descent takes seconds, a network's minutes
-    sde_gen.fit_grid(model, FITTED["solver"], shape=problem.start.shape[1:], steps=steps_for(problem, budget, FITTED), method=method)
-    return run_ours(problem, model, budget, FITTED)
+    network = model.network
+    narrow = ScoreModel(copy.deepcopy(network).float(), model.sde, **model.settings(), moments=model.moments)
+    found = sde_gen.fit_grid(narrow, FITTED["solver"], shape=shape, steps=steps)
+    model.fitted[found.key] = found  # the law's digest is of float32 weights
+    stats = run_ours(problem, model, budget, FITTED)
+    return None if stats is None else stats | {"fit evaluations": found.nfe}
 
 
 def adaptive(problem: Problem) -> dict[str, Any]:
@@ -296,10 +207,18 @@ def adaptive(problem: Problem) -> dict[str, Any]:
 
 
 def measure(
-    problems: list[Problem], budget: int, names: Iterable[str] | None, dropped: dict[str, str], to_zero: bool = False
+    problems: list[Problem],
+    budget: int,
+    names: Iterable[str] | None,
+    dropped: dict[str, str],
+    to_zero: bool = False,
+    families: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Everyone at one budget on a family's problems; `each`: the geometric mean of each problem."""
-    screened, measured = measure_peers(problems, budget, names, dropped, to_zero)
+    """Everyone at one budget on a family's problems; `each`: the geometric mean of each problem. families: see `known_peers`."""
+    if families is None:
+        screened, measured = measure_peers(problems, budget, names, dropped, to_zero)
+    else:
+        screened, measured = {}, known_peers(problems, budget, families)
     peers = {name: pooled(rows) for name, rows in measured.items()}
     row: dict[str, Any] = {"others": {}}
 
@@ -310,7 +229,7 @@ def measure(
 
     enter(row, "out of the box", [run_ours(problem, problem.model(), budget, OUT_OF_THE_BOX) for problem in problems])
     enter(row, "fitted", [fitted(problem, budget) for problem in problems])
-    for name in SOLVERS:
+    for name in SOLVERS if families is None else ("dpm", "unipc"):
         if not make_solver(name).stochastic and make_solver(name).calls is not None:
             enter(row["others"], name, [run_ours(problem, problem.model(), budget, {"solver": name}) for problem in problems])
     if peers:
@@ -325,66 +244,82 @@ def measure(
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--families", nargs="+", default=[f"{dim}-D" for dim in DIMENSIONS] + ["digits"])
+    parser.add_argument("--families", nargs="*", default=[f"{dim}-D" for dim in DIMENSIONS], help="of mixtures, 2-D for example")
     parser.add_argument("--budgets", nargs="+", type=int, default=list(BUDGETS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="of the mixtures")
     parser.add_argument("--samples", type=int, default=SAMPLES, help="of each mixture")
-    parser.add_argument("--run", type=Path, help="directory of a trained digits run (default: the usual one, trained if need be)")
+    parser.add_argument(
+        "--run", nargs="*", type=Path, help="directories of trained runs (default: the usual digits run, trained if need be)"
+    )
     parser.add_argument("--quick", action="store_true", help="one 2-D mixture, 64 samples, 5 and 20 calls")
     parser.add_argument("--no-peers", action="store_true", help="ours alone")
     parser.add_argument("--to-zero", action="store_true", help="peers only from 80 to 0.002 and then to 0, as they are mostly run")
+    parser.add_argument("--quickly", type=Path, metavar="FILE", help="only the peers that were best in FILE")
     parser.add_argument("--all", action="store_true", help="the adaptive solver too, at falling tolerances")
     parser.add_argument("--json", type=Path, default=HERE / "results" / "solver_error.json")
     arguments = parser.parse_args(argv)
     if arguments.quick:
         arguments.families, arguments.budgets, arguments.seeds, arguments.samples = ["2-D"], [5, 20], [0], 64
+        arguments.run = arguments.run or []
     versions = dict.fromkeys(peer_samplers.LIBRARIES) if arguments.no_peers else peer_samplers.versions()
     missing = [name for name, found in versions.items() if found is None]
     if missing:
         print(f"measured without {', '.join(missing)}; benchmarks/peers.txt says how to install the peers")
     result: dict[str, Any] = {
         "settings": {
-            "out of the box": OUT_OF_THE_BOX, "fitted": FITTED, "targets": TARGETS, "samples": arguments.samples, "digits samples": DIGITS,
-            "seeds": arguments.seeds, "components": COMPONENTS, "component stds": COMPONENT_STDS, "sigma": [SIGMA_MIN, SIGMA_MAX],
-            "peers' sigma_min": PEER_SIGMA_MINS, "screened": [SCREEN, SCREEN_DIGITS], "short list": [SHORT_LIST, SHORT_LIST_DIGITS],
+            "out of the box": OUT_OF_THE_BOX, "fitted": FITTED, "targets": [TARGETS, NETWORK_TARGETS], "samples": arguments.samples,
+            "network samples": [STATES, STATES_LARGE], "seeds": arguments.seeds, "components": COMPONENTS,
+            "component stds": list(COMPONENT_STDS), "sigma": [SIGMA_MIN, SIGMA_MAX], "peers' sigma_min": list(PEER_SIGMA_MINS),
+            "screened": [SCREEN, SCREEN_NETWORK], "short list": [SHORT_LIST, SHORT_LIST_NETWORK], "to zero": arguments.to_zero,
+            "peers chosen before": arguments.quickly is not None,
         },
         "versions": {"sde_gen": sde_gen.__version__, "torch": torch.__version__, "python": platform.python_version(), **versions},
-        "dropped": {}, "families": {},
+        "dropped": {}, "sent": {}, "families": {}, "seconds": {},
     }  # fmt: skip
-    began, no_peers = time.monotonic(), len(missing) == len(versions)
-    sent: dict[int, list[str]] = {budget: [] for budget in arguments.budgets}
-    for family in arguments.families:
-        if family == "digits":
-            problems = [digits_problem(arguments.run)]
-        else:
-            problems = [mixture_problem(int(family.removesuffix("-D")), seed, arguments.samples) for seed in arguments.seeds]
-        if not no_peers and family != "digits" and not result["families"]:
+    if arguments.json.exists():
+        known = json.loads(arguments.json.read_text(encoding="utf-8"))
+        if all(known.get(part) == result[part] for part in ("settings", "versions")):
+            result |= known
+    no_peers, quick = len(missing) == len(versions), arguments.quickly is not None
+    families = json.loads(arguments.quickly.read_text(encoding="utf-8"))["families"] if quick else None
+    runs: list[Path | None] = [None] if arguments.run is None else list(arguments.run)
+    for family, run in [*((name, None) for name in arguments.families), *((family_of(run), run) for run in runs)]:
+        network, began = family not in arguments.families, time.process_time()
+        problems = (
+            [network_problem(run, quick)]
+            if network
+            else [mixture_problem(int(family.removesuffix("-D")), n, arguments.samples, quick) for n in arguments.seeds]
+        )
+        if not no_peers and not quick and not network and not result["dropped"]:
             result["dropped"] = not_converging(problems[0])
         table: dict[str, Any] = {}
         print(f"\n{HEADER.format(family)}", flush=True)
         for budget in arguments.budgets:
-            names = [] if no_peers else sent[budget] if family == "digits" and sent[budget] else None
-            row = table[str(budget)] = measure(problems, budget, names, result["dropped"], arguments.to_zero)
-            good = [name for name in distinct(row["screened"]) if row["screened"][name] <= SENT * min(row["screened"].values())]
-            sent[budget] = list(dict.fromkeys((*sent[budget], *good)))
+            sent = result["sent"].setdefault(str(budget), [])
+            names = [] if no_peers else sent if network and sent else None
+            row = table[str(budget)] = measure(problems, budget, names, result["dropped"], arguments.to_zero, families)
+            if not network and not quick:
+                good = [name for name in distinct(row["screened"]) if row["screened"][name] <= SENT * min(row["screened"].values())]
+                sent[:] = list(dict.fromkeys((*sent, *good)))
             row["screened"] = {name: row["screened"][name] for name in distinct(row["screened"])[:KEPT]}
-            print(line(budget, row), flush=True)
+            print(line(budget, row, NETWORK_TARGETS if network else TARGETS), flush=True)
         if arguments.all:
             table["ode"] = adaptive(problems[0])
-        result["families"][family] = table
-        result["seconds"] = time.monotonic() - began
+        result["families"][family], result["seconds"][family] = table, time.process_time() - began
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         short = json.loads(json.dumps(result), parse_float=lambda text: float(f"{float(text):.4g}"), parse_constant=lambda _: None)
         arguments.json.write_text(json.dumps(short, separators=(",", ":")).replace('},"', '},\n"') + "\n", encoding="utf-8")
-    print(f"\ngeometric means; + the target is met ({', '.join(f'{k} {v}' for k, v in TARGETS.items())}); {result['seconds']:.0f} s")
+    seconds = ", ".join(f"{family} {value:.0f}" for family, value in result["seconds"].items())
+    aims = "; ".join(f"{label} {aim}, networks {NETWORK_TARGETS[label]}" for label, aim in TARGETS.items())
+    print(f"\ngeometric means; + the target is met ({aims}); processor seconds: {seconds}")
     return result
 
 
-def line(budget: int, row: dict[str, Any]) -> str:
+def line(budget: int, row: dict[str, Any], targets: dict[str, float]) -> str:
     """A row of the printed table."""
     best = row.get("best peer")
     cells = [str(budget), *(("", "") if best is None else (best["name"], f"{best['geometric']:.2g}"))]
-    for label, target in TARGETS.items():
+    for label, target in targets.items():
         figures = row.get(label)
         ratio = "" if figures is None or best is None else f"{figures['ratio']:.2f}{' +' if figures['ratio'] <= target else ''}"
         cells += ["" if figures is None else f"{figures['geometric']:.2g}", ratio]

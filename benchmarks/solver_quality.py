@@ -2,7 +2,7 @@
 
     python benchmarks/solver_quality.py [--part mixtures|digits] [--run DIR]
 
-Mixtures: two Gaussian mixtures with exact scores (`solver_error.mixture`, 2-D and 16-D) under the VP process. The sliced
+Mixtures: two Gaussian mixtures with exact scores (`flow_problems.mixture`, 2-D and 16-D) under the VP process. The sliced
 Wasserstein distance of 4,000 samples to as many draws of the data, for every registered solver with its defaults; beside it the
 floor, which is what other draws of the data score against the same ones (mean and standard deviation). Adaptive solvers run by
 tolerance. Deterministic solvers, whose errors solver_error.py measures without sampling noise, stop at 200 calls.
@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from solver_error import mixture
+from flow_problems import mixture
 from torch import Tensor
 
 import sde_gen

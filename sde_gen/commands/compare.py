@@ -17,6 +17,7 @@ from ..external.feature_networks import LABELS, features_named
 from ..randomness import check_seed
 from ..registry import lookup
 from ..report.files import write_text
+from ..sampling.automatic import flow_solver
 from ..sampling.sample import sample_together
 from ..solvers import SOLVERS, make_solver
 from ..unknown_numbers import shown_estimate, to_json
@@ -54,7 +55,7 @@ def check_compare(settings: CompareSettings) -> None:
         if not settings.solvers or len(set(settings.solvers)) != len(settings.solvers):
             raise ValueError(f"solvers must be different names, got {','.join(settings.solvers)!r}")
         for name in settings.solvers:
-            lookup(SOLVERS, "solver", name)
+            lookup(SOLVERS, "solver", flow_solver(name))
         for label, value, least in (("samples", settings.samples, 20), ("batch", settings.batch, 1)):
             if value < least:
                 raise ValueError(f"{label} must be a whole number of at least {least}, got {value!r}")
@@ -131,7 +132,7 @@ def compare_run(run: TrainedRun, settings: CompareSettings, say: Callable[[str],
 def budgets(name: str, calls: Sequence[int] | None) -> list[dict[str, Any]]:
     """The options with which `sample` spends about so many network calls, the last denoising one included: steps for a solver of
     fixed steps, tolerances for an adaptive one."""
-    solver = make_solver(name)
+    solver = make_solver(flow_solver(name))
     if solver.adaptive:
         return [{"rtol": tolerance, "atol": tolerance} for tolerance in TOLERANCES] if hasattr(solver, "atol") else [{}]
     chosen = (*CALLS, *LONGEST.get(name, ())) if calls is None else calls
@@ -157,6 +158,8 @@ def _point(
     x = out.x.cpu()
     good = x[~out.failed.cpu()]
     row["failed"] = len(x) - len(good)
+    row |= {"fitted": True} if out.fitted else {}
+    row |= {"auto": out.picked} if out.picked is not None else {}
     if len(good) >= max(20, len(x) // 2):
         row |= measured(good, size)
     else:
@@ -230,14 +233,15 @@ def _line(row: dict[str, Any]) -> str:
         return shown_estimate(row[name], digits) if name in row else "-"
 
     failed = f" ({row['failed']} failed)" if row["failed"] else ""
-    cells = [f"`{row['solver']}`", f"{row['calls']}{failed}", f"{row['seconds']:.1f}"] if row["calls"] else [row["solver"], "-", "-"]
+    name = f"`{row['solver']}`{' (' + row['auto'].split(',')[0] + ')' if 'auto' in row else ''}{', fitted' if row.get('fitted') else ''}"
+    cells = [name, f"{row['calls']}{failed}", f"{row['seconds']:.1f}"] if row["calls"] else [row["solver"], "-", "-"]
     return "| " + " | ".join([*cells, *map(number, ("distance", "precision", "recall", "memorised_fraction", "neighbour_ratio"))]) + " |"
 
 
 def answer(rows: Sequence[dict[str, Any]]) -> str:
     """How many calls ancestral sampling needs to match the best flow solver at 20 calls, from the rows of the table."""
     mine = [row for row in rows if row["solver"] == QUESTION and "distance" in row]
-    flows = [row for row in rows if not make_solver(row["solver"]).stochastic and "distance" in row]
+    flows = [row for row in rows if not make_solver(flow_solver(row["solver"])).stochastic and "distance" in row]
     near = [row for row in flows if 0.8 * ASKED <= row["calls"] <= 1.3 * ASKED]
     if not mine or not near:
         return f"answer    how many calls {QUESTION} needs to match the flow at {ASKED} is not in these rows: they lack one of the two"

@@ -14,6 +14,7 @@ from ..data.columns.redraw import Redraw
 from ..external.feature_networks import LABELS
 from ..metrics import features
 from ..models.score import ScoreModel
+from ..sampling.automatic import flow_solver
 from ..solvers import make_solver
 from ..training import TrainSettings
 from ..training.trainer import Trainer
@@ -90,7 +91,7 @@ def sampling_cost(
     sampling: SamplingConfig, data: Dataset, per_call: float, film: int, directory: Path, device: torch.device | str = "cpu"
 ) -> str:
     """ "sampling 1000 with pc: 201 calls each, about 60 s; metrics about 5 s"; `film`: samples that are drawn once more, to be shown."""
-    solver = make_solver(sampling.solver, **sampling.options)
+    solver = make_solver(flow_solver(sampling.solver), **sampling.options)
     steps = solver.default_steps if sampling.steps is None else sampling.steps
     what = f"sampling {sampling.samples} with {sampling.solver}:"
     if solver.calls is None:

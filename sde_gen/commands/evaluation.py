@@ -19,6 +19,7 @@ from ..data.write import DataDescription, in_words, write_npz
 from ..external.feature_networks import LABELS
 from ..models.score import ScoreModel
 from ..report.files import atomic_path, write_text
+from ..sampling.automatic import AUTO, choose_solver
 from ..sampling.failures import SolverError
 from ..sampling.fitted import FittedGrid, find_fitted
 from ..sampling.fitting import fit_grid
@@ -46,6 +47,7 @@ def sample_run(run: TrainedRun, device: torch.device | str = "cpu", progress: bo
     Pictures and metrics stand in solvers/<solver>; samples.png, denoising.gif and metrics.json in the run directory show
     the last solver's and all solvers'.
     """
+    run, picked = _with_solver(run)
     settings = run.config.sampling
     common: dict[str, Any] = {
         "solver": settings.solver,
@@ -99,8 +101,7 @@ def sample_run(run: TrainedRun, device: torch.device | str = "cpu", progress: bo
         "data": run.data.signature(),
     }
     scores |= compare_columns(run.data, x, place, valid)
-    if fit_line is not None:
-        scores["fit"] = fit_line
+    scores |= {name: line for name, line in (("fit", fit_line), ("auto", picked)) if line is not None}
     write_text(place / "metrics.json", to_json(scores, 2))
     _collect(run, settings.solver, scores)
     if run.model.encoders:
@@ -111,6 +112,16 @@ def sample_run(run: TrainedRun, device: torch.device | str = "cpu", progress: bo
         shutil.copyfile(place / name, run.directory / name)
     write_text(run.directory / "config.yaml", run.config.to_yaml())
     return scores
+
+
+def _with_solver(run: TrainedRun) -> tuple[TrainedRun, str | None]:
+    """The run with the solver that "auto" stands for, and what is said of it; None where the configuration names one."""
+    chosen = run.config.sampling
+    if chosen.solver != AUTO:
+        return run, None
+    choice = choose_solver(run.model, chosen.steps, run.model.encoders, chosen.options, own_grid=chosen.grid in (None, "fitted"))
+    sampling = chosen.model_copy(update={"solver": choice.solver})
+    return replace(run, config=run.config.model_copy(update={"sampling": sampling})), str(choice)
 
 
 def _sample(
@@ -180,7 +191,8 @@ def _collect(run: TrainedRun, solver: str, scores: dict[str, Any]) -> None:
 
 def report_lines(run: TrainedRun, scores: dict[str, Any]) -> Sequence[str]:
     """What a run prints at its end."""
-    settings, place = run.config.sampling, run.directory / "solvers" / run.config.sampling.solver
+    solver = scores["settings"]["solver"]
+    place = run.directory / "solvers" / solver
     calls, seconds, samples = scores["network_calls"], scores["seconds"], scores["samples"]
 
     def number(key: str, digits: int = 3) -> str:
@@ -188,9 +200,11 @@ def report_lines(run: TrainedRun, scores: dict[str, Any]) -> Sequence[str]:
 
     fitted = ", fitted grid" if scores["fitted"] else ""
     rate = f"{seconds:.1f} s ({samples / seconds:.1f} samples/s)"
-    lines = [f"sampled   {samples} with {settings.solver}{fitted}: {calls:.0f} network calls per sample, {rate}"]
+    lines = [f"sampled   {samples} with {solver}{fitted}: {calls:.0f} network calls per sample, {rate}"]
     if "fit" in scores:
         lines.insert(0, f"fitted    {scores['fit']}")
+    if "auto" in scores:
+        lines.insert(0, f"auto      {scores['auto']}")
     if "frechet_distance" in scores:
         beside = f"; held-out real data: {number('held_out_frechet_distance')}" if "held_out_frechet_distance" in scores else ""
         lines.append(f"Frechet   distance to the training data {number('frechet_distance')}{beside} ({_size(scores, beside)})")

@@ -28,6 +28,7 @@ from ..models.score import ScoreModel
 from ..networks import summary
 from ..report.events import EventWriter, require_tensorboard
 from ..report.files import write_text
+from ..sampling.automatic import flow_solver
 from ..sampling.fitting import check_fit
 from ..sampling.sample import sample
 from ..solvers import GRIDS, make_solver
@@ -142,9 +143,10 @@ def check(config: RunConfig, data: Dataset) -> ScoreModel:
     """The model that the configuration describes, not trained: every name and setting is checked before any work."""
     sampling = config.sampling
     try:
-        solver = make_solver(sampling.solver, **sampling.options)
+        name = flow_solver(sampling.solver, sampling.options)
+        solver = make_solver(name, **sampling.options)
         if sampling.grid == "fitted":
-            check_fit(sampling.solver, solver, sampling.steps)
+            check_fit(name, solver, sampling.steps)
             if sampling.options:
                 raise ValueError("a fitted grid has options of its own: leave sampling.options empty")
         elif sampling.grid is not None and sampling.grid not in GRIDS:
@@ -172,7 +174,8 @@ def check(config: RunConfig, data: Dataset) -> ScoreModel:
             data.codec,
         )
         if config.training.reference and data.codec is not None:
-            raise ValueError(f"training.reference {config.training.reference} is not for tables of words, whose cells are drawn for each batch")
+            what = "tables of words, whose cells are drawn for each batch"
+            raise ValueError(f"training.reference {config.training.reference} is not for {what}")
         Objective(config.training, model, data.levels)
         config.training.shares_dropped(names)
         check_layout(config.training, data.train.shape)

@@ -34,7 +34,7 @@ from ..sampling.failures import SolverError
 from ..sampling.sample import sample
 from ..training import CheckpointError, load, read_extra
 from ..training.checkpoint import WEIGHTS, checkpoint_of, open_checkpoint
-from ..unknown_numbers import from_json, to_json
+from ..unknown_numbers import from_json, number, shown_number, to_json
 from .config import ConfigError, RunConfig, SamplingConfig, read_config, registered_solver
 from .given_conditions import Given, given_conditions
 from .given_gaps import gaps_in_file, split_texts, told_of_gaps
@@ -177,6 +177,10 @@ def sample_to_files(
                 if extra.get("complete") is False:
                     left = f"has not ended: its checkpoint is of step {extra.get('steps')}"
                     say(f"warning   the training in {directory} {left}; sde-gen run, with the same flags, goes on with it")
+                if job.settings["auto"] is not None:
+                    say(f"auto      {job.settings['auto']}")
+                if job.settings["fitted"] is not None:
+                    say(f"grid      {_fitted_line(job.settings['fitted'])}")
                 if known:
                     say(f"going on  with {known} of {len(job.shards)} parts that are there")
             parallel.wait()
@@ -193,6 +197,12 @@ def sample_to_files(
     finally:
         torch.set_num_threads(threads)
     return job.out
+
+
+def _fitted_line(fitted: dict[str, Any]) -> str:
+    """What is said of a fitted grid that is used."""
+    before, after = (shown_number(number(fitted[name]), ".2g") for name in ("default_error", "error"))
+    return f"fitted to this network for {fitted['steps']} steps: distance to the exact flow {before} -> {after}"
 
 
 def classes_by_shares(first: int, last: int, counts: Sequence[int], step: int = _GOLDEN) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any
 from ..models.denoiser import Denoiser
 from ..models.flow_map import STRENGTH, FlowMap
 from ..models.score import ScoreModel
+from ..sampling.automatic import AUTO, choose_solver
 from ..sampling.fitted import find_fitted
 from ..sampling.jumps import JUMPS, Jumps
 from ..solvers import GRIDS, make_solver
@@ -17,7 +18,8 @@ from .config import SamplingConfig, registered_solver
 def solver_of(
     model: ScoreModel, drawn: Denoiser, own: SamplingConfig, solver: str | None, steps: int | None, grid: str | None, rule: str | None
 ) -> dict[str, Any]:
-    """The keys solver, options, steps, grid and fitted (None where no grid is) of samples of `drawn`, `model` or a guided one.
+    """How samples of `drawn` are drawn, `model` or a guided one: the keys solver, options, steps, grid, fitted (None where no grid is) and
+    auto (what it stands for in a line, else None).
 
     own: the run's configuration, which says what is None, of steps and grid where its solver is the same. rule: of the guidance.
     ValueError, one line, for what does not fit together.
@@ -27,6 +29,10 @@ def solver_of(
     options = own.options if same else {}
     count = own.steps if steps is None and same else steps
     chosen = own.grid if grid is None and same else grid
+    picked = None
+    if name == AUTO:
+        choice = choose_solver(drawn, count, model.encoders, options, own_grid=chosen in (None, "fitted"))
+        name, picked = choice.solver, str(choice)
     method = make_solver(name, **options)
     if method.adaptive and getattr(drawn, "by_steps", False):
         raise ValueError(f"--rule {rule} depends on the solver's steps, which {name!r} chooses as it runs; ddim or dpm have them")
@@ -41,7 +47,8 @@ def solver_of(
         chosen = None  # the run's grid is fitted to the network as it is, not to a guided one
     if chosen == "fitted" and fitted is None:
         raise ValueError(f"no grid is fitted for {name!r} at {number} steps; sde-gen run --grid fitted with these fits one")
-    return {"solver": name, "options": options, "steps": count, "grid": chosen, "fitted": None if fitted is None else asdict(fitted)}
+    kept = None if fitted is None else asdict(fitted)
+    return {"solver": name, "options": options, "steps": count, "grid": chosen, "fitted": kept, "auto": picked}
 
 
 def jumps_of(
@@ -60,7 +67,7 @@ def jumps_of(
             flow.conditions({STRENGTH: guidance}, 1, next(flow.parameters()).device)
         except ValueError as error:
             raise ValueError(f"--guidance {guidance:g}: {error}") from None
-    return {"solver": JUMPS, "options": {}, "steps": steps, "grid": None, "fitted": None}
+    return {"solver": JUMPS, "options": {}, "steps": steps, "grid": None, "fitted": None, "auto": None}
 
 
 def check_steps(steps: int | None) -> None:

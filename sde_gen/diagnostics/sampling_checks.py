@@ -12,6 +12,7 @@ from ..data.labels import rows_in_turn
 from ..metrics import Estimate, sliced_wasserstein
 from ..models.denoiser import Denoiser
 from ..models.prior import MatchedPrior
+from ..sampling.automatic import flow_solver
 from ..sampling.sample import Samples, sample
 from ..solvers import FixedStepSolver, make_solver
 from .finding import SIGNIFICANCE, Finding, std_error
@@ -69,7 +70,7 @@ def check_samples(
     `diagnose`.
     """
     name, steps, grid = sampling.pop("solver", "pc"), sampling.pop("steps", None), sampling.pop("grid", None)
-    method = make_solver(name, **sampling) if isinstance(name, str) else name
+    method = make_solver(flow_solver(name), **sampling) if isinstance(name, str) else name
     steps = method.default_steps if steps is None else steps
     many = STEP_FACTOR * steps
     fixed = isinstance(method, FixedStepSolver)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.denoiser import Denoiser, Wrapper
+from ..networks import Network
 from ..sdes import SDE
 from ..solvers import FixedStepSolver, make_solver
 from ..unknown_numbers import number
@@ -20,6 +21,7 @@ from ..unknown_numbers import number
 FitKey = tuple[str, int, tuple[str, ...], str]
 """Solver, steps, the sorted names of the conditions, and the law's digest, see `law_of`."""
 _DIGESTS: WeakKeyDictionary[Denoiser, tuple[Any, str]] = WeakKeyDictionary()
+_WRITTEN = (bool, int, float, str, tuple, Tensor, SDE)
 _OF_MODULES = {*vars(nn.Module()), "fitted", "measured"}
 
 
@@ -112,10 +114,14 @@ def law_of(model: Denoiser) -> str:
 
     Wrappers of the same law count as what they wrap. Weights are compared in float32, so that a cast copy of a model is that model.
     What cannot be written down (a function, an object of another class) counts as itself alone: such a fit is found again for the same
-    object, and never after it was saved.
+    object, and never after it was saved. Of a network that is none of this package's the numbers, words and tensors that its modules hold
+    as attributes count too.
     """
     model = _meant(model)
-    marks = tuple((value.data_ptr(), value._version) for value in (*model.parameters(), *model.buffers())), _settings(model)
+    held = [*model.parameters(), *model.buffers()]
+    # A write through `.data` leaves no trace in a tensor's version: the sums tell of it.
+    sums = torch.stack([value.detach().double().sum().cpu() for value in held]).tolist() if held else []
+    marks = tuple((value.data_ptr(), value._version, repr(total)) for value, total in zip(held, sums, strict=True)), _settings(model)
     known = _DIGESTS.get(model)
     if known is None or known[0] != marks:
         digest = hashlib.sha256(repr(marks[1]).encode())
@@ -146,7 +152,20 @@ def _settings(model: Denoiser) -> list[Any]:
     else:
         own = [(name, _told(value)) for name, value in sorted(vars(model).items()) if name not in _OF_MODULES]
     inside = [(name, _settings(_meant(child))) for name, child in model.named_children() if isinstance(child, Denoiser)]
-    return [type(model).__qualname__, _told(model.sde), own, inside]
+    network = getattr(model, "network", None)
+    foreign = [] if network is None or isinstance(network, Network) else [_of_network(network)]
+    return [type(model).__qualname__, _told(model.sde), own, inside, *foreign]
+
+
+def _of_network(network: Any) -> list[Any]:
+    """What a network of the caller's own is beside its weights: itself alone where it is a plain function."""
+    if not isinstance(network, nn.Module):
+        return [getattr(network, "__qualname__", type(network).__qualname__), id(network)]
+    found = []
+    for place, part in network.named_modules():
+        values = {name: value for name, value in vars(part).items() if name not in _OF_MODULES and isinstance(value, _WRITTEN)}
+        found.append([place, type(part).__qualname__, [(name, _told(value)) for name, value in sorted(values.items())]])
+    return found
 
 
 def _told(value: Any) -> Any:

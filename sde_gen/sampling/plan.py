@@ -15,6 +15,7 @@ from ..models.flow_map import FlowMap
 from ..registry import lookup
 from ..sdes import SDE
 from ..solvers import GRIDS, Solver, make_solver, solver_name
+from .automatic import AUTO, choose_solver
 from .fitted import find_fitted, why_not_fitted
 from .jumps import JUMPS, Jumps
 
@@ -23,7 +24,7 @@ DEFAULT_SOLVER = "pc"
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run: the solver under its name, its times, and what is made of the state at the end."""
+    """What is run: the solver under its name, its times, and what is made of the state at the end; picked: what "auto" says of it."""
 
     name: str
     method: Solver
@@ -33,6 +34,7 @@ class Plan:
     end: float
     final: str
     fitted: bool
+    picked: str | None = None
 
 
 def plan_run(
@@ -53,8 +55,14 @@ def plan_run(
         if strange:
             raise ValueError(f"a flow map is sampled by its own jumps, so many steps or the times in grid: leave {', '.join(strange)} out")
         return _plan_jumps(model, steps, grid, final)
-    fitted = None
+    fitted, picked = None, None
     solver = DEFAULT_SOLVER if solver is None else solver
+    if isinstance(solver, str) and solver == AUTO:
+        if steps is None and isinstance(grid, Tensor) and grid.ndim == 1:
+            steps = len(grid) - 1
+        own_grid = (grid is t_start is t_end is None) or (isinstance(grid, str) and grid == "fitted")
+        choice = choose_solver(model, steps, cond if isinstance(cond, Mapping) else (), options, own_grid=own_grid)
+        solver, picked = choice.solver, str(choice)
     if isinstance(solver, str):
         name = solver_name(solver)
         method = make_solver(name, **options)
@@ -104,7 +112,7 @@ def plan_run(
     if final is None:
         final = "denoise" if end < start and not given else "state"
     choose("final", final, ("denoise", "raw", "state"))
-    return Plan(name, method, steps, grid, start, end, final, fitted is not None)
+    return Plan(name, method, steps, grid, start, end, final, fitted is not None, picked)
 
 
 def _plan_jumps(model: FlowMap, steps: int | None, grid: str | Tensor | None, final: str | None) -> Plan:

@@ -18,6 +18,8 @@ SCALES = (
 """The grids that are tried: two scales in units of the data's standard deviations, and the weight of lambda beside their angles."""
 WIDTH = 12
 """Most predictions that a step looks back to, the imagined ones among them; as many states are held."""
+SCREENED, LEAST, KEPT = 2048, 32, 2
+"""All grids are tried on pilots that hold so many numbers, but on LEAST of them at least; then the KEPT best on all pilots."""
 CUTOFF, RIDGE, ROUNDS = 1e-7, 1e-6, 12
 """Directions of the regressors that are smaller than this beside the largest are left alone; the pull towards the solver's own weights;
 rounds of reweighting."""
@@ -33,7 +35,7 @@ class Row:
 
 
 def regress(pilots: Pilots, method: FixedStepSolver, steps: int) -> tuple[Tensor, list[Row]]:
-    """The best of the grids by the held-out pilots: its times, and what is added to the solver's table.
+    """The best of the grids by the held-out pilots, after a first round on few of them: its times, and what is added to the solver's table.
 
     Step by step along each grid, from where the fitted steps before it have led:
 
@@ -45,18 +47,30 @@ def regress(pilots: Pilots, method: FixedStepSolver, steps: int) -> tuple[Tensor
     grids = [default_times(method, pilots, steps), *_grids(pilots, method, steps)]
     knots = torch.unique(torch.cat(grids)).flip(0)
     states = pilots.follow(knots)
-    best: tuple[float, Tensor, list[Row]] | None = None
-    for times in grids:
+
+    def tried(times: Tensor, count: int) -> tuple[float, Tensor, list[Row]]:
+        """The error along one grid of the first `count` pilots, which are draws like the others."""
+        which = torch.arange(count, device=pilots.x.device)
         # Equal times of several grids are one knot: knots fall, searchsorted wants them to rise.
         place = len(knots) - 1 - torch.searchsorted(knots.flip(0), times)
-        table = method.table(pilots.run, pilots.x, pilots.start, times)
-        y, rows = _along(pilots.run, table, [states[k] for k in place.tolist()[1:]], pilots.fitted)
-        error = float(log_errors(y, states[-1])[pilots.held_out].mean())
-        if error == error and (best is None or error < best[0]):
-            best = error, times, rows
-    if best is None:
+        run = pilots.part(which)
+        table = method.table(run, pilots.x[which], pilots.start, times)
+        y, rows = _along(run, table, [states[k][which] for k in place.tolist()[1:]], which[which % 2 == 0])
+        pilots.run.nfe[which] = run.nfe
+        error = float(log_errors(y, states[-1][which])[which % 2 == 1].mean())
+        return (error if error == error else math.inf), times, rows
+
+    def by_error(found: tuple[float, Tensor, list[Row]]) -> float:
+        return found[0]
+
+    few = max(LEAST, SCREENED // pilots.x[0].numel())
+    if few < len(pilots.x):
+        ranked = sorted((tried(times, few) for times in grids), key=by_error)
+        grids = [times for _, times, _ in ranked[:KEPT]]
+    error, times, rows = min((tried(times, len(pilots.x)) for times in grids), key=by_error)
+    if error == math.inf:
         raise ValueError("the regression led to no finite answer on any grid")
-    return best[1], best[2]
+    return times, rows
 
 
 def _grids(pilots: Pilots, method: FixedStepSolver, steps: int) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from ..models.weighed import Weighed
 from ..progress import bar as progress_bar
 from ..randomness import NoiseStream, check_seed
 from ..solvers import SOLVERS, FixedStepSolver, Graphed, Populated, Run, Solver, make_solver, solver_name
+from .automatic import AUTO, choose_solver
 from .failures import GROWTH, SolverError, broken, largest, locate
 from .plan import DEFAULT_SOLVER, Plan, alpha_at, check_choices, check_shape, device_and_dtype, plan_run
 
@@ -40,6 +42,7 @@ class Samples:
     ess: the effective number of particles of each sample, (N,), or None.
     lineages: the effective number of particles of the start that those of each sample come from, (N,), or None.
     evidence_error: the standard error of the logarithm of each sample's evidence, (N,), or None.
+    picked: of solver "auto", which one it was and why, in a line; else None.
     """
 
     x: Tensor
@@ -53,6 +56,7 @@ class Samples:
     ess: Tensor | None = None
     lineages: Tensor | None = None
     evidence_error: Tensor | None = None
+    picked: str | None = None
 
 
 @torch.no_grad()
@@ -84,6 +88,8 @@ def sample(
     """Draw `shape` = (N, *data shape) samples of `model`, on the model's device.
 
     solver: a registered name, with `solver_options`, or a Solver. None: "pc"; a flow map (see `distill`) jumps by itself, and takes none.
+        "auto": by the number of steps and by what is there, see `choose_solver`; with `progress` a line on stderr says which it was, and
+        so does `picked`.
     steps: of the grid; an adaptive solver takes it as the cap on attempted steps. None: the solver's default, or as many as `grid` has.
     grid: where the steps lie: a name in GRIDS, the times (steps + 1,) in either direction, or "fitted". None: what `fit_grid` found for
         this solver and steps, else the solver's default.
@@ -102,7 +108,7 @@ def sample(
     trajectory: "states" (x along the way, normalised units) or "denoised" (E[x_0 | x_t], the data's units), at the end of each step.
     step_hook: called as hook(step, t, x) after each step, with a copy of the state; True stops that batch there.
     on_failure: "raise" raises a SolverError that carries the healthy samples; "mask" returns all, marked in `failed`.
-    progress: whether a bar is shown on a terminal.
+    progress: whether a bar is shown on a terminal; it says so where a fitted grid is used.
     batch_size: of the samples that run together; None: all.
     dtype: of the states, float32 or float64. None: that of the model's parameters, float32 for narrower ones and where there are none.
     device: of the states where the model has no parameters; it may not differ from that of a model that has some.
@@ -143,6 +149,8 @@ def sample(
         raise ValueError(f"x_init must have shape {(count, *data_shape)}, got {tuple(x_init.shape)}")
     device, dtype = device_and_dtype(model, x_init, device, dtype)
     cond = model.conditions(cond, count, device)
+    if plan.picked is not None and progress and parallel.rank() == 0:
+        print(f"auto: {plan.picked}", file=sys.stderr, flush=True)
 
     method, adaptive = plan.method, plan.method.adaptive
     loop = Graphed(method) if graph and isinstance(method, FixedStepSolver) else method
@@ -151,7 +159,7 @@ def sample(
     batches = deque(_batches(count, max(group, batch_size // group * group)))
     # A fixed-step solver shows its steps; an adaptive one, whose samples go at their own pace, and a graph, their finished batches.
     total, unit = (count, "sample") if adaptive or graph else (plan.steps * len(batches), "step")
-    with progress_bar(total, f"sampling ({plan.name})", unit, progress, leave=False) as bar:
+    with progress_bar(total, f"sampling ({plan.name}{', fitted grid' if plan.fitted else ''})", unit, progress, leave=False) as bar:
         tick = None if adaptive or graph or bar.disable else bar.update
         while batches:
             first, last = batches.popleft()
@@ -203,6 +211,7 @@ def sample(
         failed=torch.cat([b.failed for b in done]),
         fitted=plan.fitted,
         units="normalised" if any(b.stopped for b in done) or plan.final == "state" else "data",
+        picked=plan.picked,
     )
 
 
@@ -217,6 +226,12 @@ def _with_particles(
     solver = DEFAULT_SOLVER if solver is None else solver
     if not isinstance(solver, str | Solver):
         raise TypeError(f"solver must be a name or a Solver, got {solver!r}")
+    picked: str | None = None
+    if solver == AUTO:
+        choice = choose_solver(model, given["steps"], options=solver_options, particles=True)
+        solver, picked = choice.solver, str(choice)
+        if given["progress"] and parallel.rank() == 0:
+            print(f"auto: {picked}", file=sys.stderr, flush=True)
     method = make_solver(solver_name(solver), **solver_options) if isinstance(solver, str) else solver
     if not (isinstance(method, FixedStepSolver) and method.reverse_sde):
         able = ", ".join(name for name in SOLVERS if getattr(SOLVERS[name], "reverse_sde", False))
@@ -246,6 +261,7 @@ def _with_particles(
         ess=torch.cat([population.ess for population in loop.done]),
         lineages=torch.cat([population.lineages for population in loop.done]),
         evidence_error=torch.cat([population.evidence_error for population in loop.done]),
+        picked=picked,
     )
 
 

@@ -14,12 +14,13 @@ from ..sdes.base import check_positive
 from .base import FixedStepSolver, Run, Table, Update
 from .dpm import check_order
 from .exponential import data_multistep
-from .grids import COARSE, FINE, angle_times, make_grid
+from .grids import angle_times, make_grid
 
-FEW_POINTS, MOST_ORDER, SEVERAL, MANY = 4, 5, 15, 40
+FEW_POINTS, MOST_ORDER, SEVERAL, MANY = 4, 5, 15, 25
 """Predictions that a step looks back to: the first number, or the second from so many steps to so many."""
-LAMBDA_SHARE = 0.1
-"""Of lambda in the grid from MANY steps on. Chosen, as the scale and the orders, on mixtures and the digits network."""
+MANY_SCALES, LAMBDA_SHARE = (1.0, 0.15), 0.15
+"""Of the grid from MANY steps on: its two scales in units of the data's spreads, and the weight of lambda beside their angles. Chosen, as
+the scale and the orders, on mixtures and the digits network."""
 NOISE_ALONE = 0.1
 """The start is taken from the Gaussian part where alpha s/sigma is below this, s the data's largest standard deviation."""
 
@@ -51,11 +52,11 @@ class AngleMultistep(FixedStepSolver):
     Gaussian's exact flow, so that no call is spent where it says nothing. Elsewhere (from another time, or towards noise) the
     first steps are of lower order.
 
-    order: predictions that P looks back to; None: 4 below 15 steps, 5 from there on, and 4 again from 40, where the polynomials of a
+    order: predictions that P looks back to; None: 4 below 15 steps, 5 from there on, and 4 again from 25, where the polynomials of a
         network's predictions lose more by its roughness than they win.
     scale: s in units of the model's larger spread.
-    The default grid is "angle"; from 40 steps on a tenth of lambda is added to its angles, since a network's error at small noise is
-    smoother in lambda. Runs in both directions; towards noise the polynomials
+    The default grid is "angle"; from 25 steps on its scales are larger and 0.15 lambda is added to its angles, since a network's error
+    at small noise is smoother in lambda. Runs in both directions; towards noise the polynomials
     are those in lambda, and the method is UniPC. Zhao et al. 2023,
     arXiv:2302.04867 (the corrector); Wang and Vastola 2024, arXiv:2412.09726 (the Gaussian part of the score); the variable,
     the continuation through pure noise and the grid are this package's own.
@@ -92,7 +93,8 @@ class AngleMultistep(FixedStepSolver):
             grid = "half_log_snr"  # towards noise, where the method is UniPC
         spread, skip = run.spread(x), self.skipped(run, x, t_start, t_end, steps)
         if isinstance(grid, str) and grid == self.default_grid and steps >= MANY:
-            return angle_times(run.model.sde, t_start, t_end, steps, (COARSE * spread[0], FINE * spread[1]), LAMBDA_SHARE, skip)
+            scales = (MANY_SCALES[0] * spread[0], MANY_SCALES[1] * spread[1])
+            return angle_times(run.model.sde, t_start, t_end, steps, scales, LAMBDA_SHARE, skip)
         return make_grid(run.model.sde, grid, t_start, t_end, steps, spread, skip)
 
     def skipped(self, run: Run, x: Tensor, t_start: float, t_end: float, steps: int) -> float:

@@ -65,7 +65,8 @@ class Trainer:
         check_processes(settings, self.world)
         check_layout(settings, data.shape)
         if settings.reference and redraw is not None:
-            raise ValueError(f"reference {settings.reference} is for items that stay as they are, and a table's cells are drawn for each batch")
+            what = "a table's cells are drawn for each batch"
+            raise ValueError(f"reference {settings.reference} is for items that stay as they are, and {what}")
         self.model = model = model.to(self.device)
         self.objective = Objective(settings, model, levels) if objective is None else objective
         self.encode = partial(self.objective.encode, model)

@@ -31,6 +31,7 @@ def bench():
 
 def test_the_reference_is_the_flow(bench):
     """One Gaussian has its flow in closed form: each coordinate keeps its quantile."""
+    problems = sys.modules[bench.network_problem.__module__]
     std, mean = 0.3, 0.5
     x = torch.linspace(-90.0, 90.0, 7, dtype=torch.float64)[:, None]
 
@@ -38,13 +39,13 @@ def test_the_reference_is_the_flow(bench):
         return mean + std**2 / (std**2 + sigma**2) * (y - mean)
 
     def solve(steps):
-        end = bench.flow(denoiser, x, 80.0, 1e-4, steps)
+        end = problems.flow(denoiser, x, 80.0, 1e-4, steps)
         return (end + denoiser(end, 1e-4)) / 2
 
     exact = mean + (x - mean) * std / math.sqrt(std**2 + 80.0**2)
-    torch.testing.assert_close(bench.converged(solve, 100, 1e-9), exact, rtol=0, atol=1e-8)
+    torch.testing.assert_close(problems.converged(solve, 100, 1e-9), exact, rtol=0, atol=1e-8)
     with pytest.raises(RuntimeError, match="no reference"):
-        bench.converged(solve, 1, 1e-300)
+        problems.converged(solve, 1, 1e-300)
 
 
 def test_a_peer_gets_the_steps_that_its_calls_allow(bench):
@@ -78,7 +79,7 @@ def test_ours_run_without_peers(bench, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench.peer_samplers, "version", absent)
     monkeypatch.setattr("sde_gen.sampling.fitting.EVALUATIONS_FREE", 60)
     out = tmp_path / "solver_error.json"
-    arguments = ["--families", "2-D", "--budgets", "5", "20", "--seeds", "0", "--samples", "4", "--json", str(out)]
+    arguments = ["--families", "2-D", "--run", "--budgets", "5", "20", "--seeds", "0", "--samples", "4", "--json", str(out)]
     result = bench.main(arguments)
     assert "measured without k-diffusion, azula, diffusers" in capsys.readouterr().out
     rows = json.loads(out.read_text(encoding="utf-8"))["families"]["2-D"]

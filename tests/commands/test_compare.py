@@ -82,3 +82,29 @@ def test_the_answer_is_the_first_budget_within_an_error_bar() -> None:
 def test_bad_input_is_one_line(sde_gen_command: Command, arguments: list[str], said: str) -> None:
     code, out, err = sde_gen_command("compare", *arguments)
     assert code == 2 and out == [] and len(err) == 1 and said in err[0]
+
+
+def test_auto_says_what_it_took_and_fitted_grids_are_named(sde_gen_command: Command, tmp_path: Path) -> None:
+    run = tmp_path / "mine"
+    arguments = (*TINY_RUN, "--data", "gaussians8", "--set", "data.limit=500", "--out", str(run))
+    code, out, err = sde_gen_command("run", *arguments, "--solver", "auto", "--steps", "3", "--grid", "fitted")
+    assert (code, err) == (0, []) and "auto      angle, 3 steps: the nearest to the flow at 5 to 50 calls" in out
+    scores = json.loads((run / "metrics.json").read_text())["solvers"]["angle"]
+    assert scores["auto"] == "angle, 3 steps: the nearest to the flow at 5 to 50 calls" and scores["fitted"]
+    assert (run / "solvers" / "angle" / "samples.npz").is_file() and any("with angle, fitted grid: 4 network calls" in line for line in out)
+    code, out, err = sde_gen_command("compare", "--run", str(run), "--solvers", "auto,heun", "--calls", "4,6", "--samples", "24")
+    assert (code, err) == (0, [])
+    assert [line.split(" | ")[0] for line in out if line.startswith("| `")] == [
+        "| `auto` (angle), fitted", "| `auto` (angle)", "| `heun`", "| `heun`",
+    ]  # fmt: skip
+    rows = json.loads((run / "compare" / "compare.json").read_text())["rows"]
+    assert (
+        rows[0]["auto"].startswith("angle, 3 steps on a fitted grid: fitted to this model") and rows[0]["fitted"] and "auto" not in rows[2]
+    )
+    code, out, err = sde_gen_command("sample", "--run", str(run), "--solver", "auto", "--steps", "3", "--samples", "16", "--out", "s.npy")
+    assert (code, err) == (0, []) and out[0].startswith("auto      angle, 3 steps on a fitted grid: fitted to this model")
+    assert out[1].startswith("grid      fitted to this network for 3 steps: distance to the exact flow ")
+    code, out, err = sde_gen_command("sample", "--run", str(run), "--solver", "heun", "--steps", "3", "--samples", "16", "--out", "t.npy")
+    assert (code, err) == (0, []) and not any(line.startswith(("auto", "grid")) for line in out)
+    code, _, err = sde_gen_command("run", *arguments, "--solver", "auto", "--set", "sampling.options.order=3")
+    assert code == 2 and len(err) == 1 and "solver 'auto' has no options, got order" in err[0]

@@ -254,6 +254,48 @@ def test_a_table_is_for_the_model_that_it_was_fitted_to(tmp_path):
     assert sample(model, (2, 2), **settings).fitted and sample(model.double(), (2, 2), **settings).fitted, "a cast is no other model"
 
 
+class Scaled(torch.nn.Module):
+    """A network of the user's own, which is a number that no state_dict holds."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x, c):
+        return x * self.factor
+
+
+@pytest.mark.parametrize("kind", ["function", "attribute", "tensor", "data"])
+def test_networks_of_the_users_own_are_told_apart(kind):
+    def shrinks(x, c):
+        return 0.5 * x
+
+    def model_of(network):
+        return ScoreModel(network, make_sde("vp"))
+
+    def used(drawn):
+        return sample(drawn, (2, 2), "angle", 3, progress=False).fitted
+
+    values = {"function": (shrinks, lambda x, c: 0.1 * x), "attribute": (Scaled(0.5), Scaled(0.1))}
+    values["tensor"] = (Scaled(torch.tensor(0.5)), Scaled(torch.tensor(0.1)))
+    values["data"] = (network_of().network, network_of(1).network)
+    mine, other = map(model_of, values[kind])
+    fit_grid(mine, "angle", 3, (2,), 6)
+    other.fitted = dict(mine.fitted)
+    assert used(mine) and not used(other)
+    assert used(model_of(values[kind][0])) is False  # a model of its own: nothing was fitted to it yet
+    again = model_of(values[kind][0])
+    again.fitted = dict(mine.fitted)
+    assert used(again), "around the same network it is the same law"
+    if kind == "attribute":
+        mine.network.factor = 0.4
+    elif kind == "data":
+        next(mine.network.parameters()).data.mul_(1.01)  # which the tensor's version does not count
+    else:
+        return
+    assert not used(mine)
+
+
 def test_a_guided_model_has_a_table_of_its_own_in_the_checkpoint_of_the_model(tmp_path):
     torch.manual_seed(0)
     network = make_network("mlp", (2,), conditions={"label": {"kind": "label", "classes": 3}})
