@@ -95,13 +95,13 @@ class Twisted(Conditioned, Weighed):
             return self._differentiated(x, t, observed, cond)
         alpha, sigma = (float(value) for value in self.sde.marginal(torch.tensor(float(t), dtype=torch.float64)))
         found = averaged(self.model.predict(x, t, **cond), observed, self.average, alpha, sigma)
-        return found if level < self.tilt_from else tilted(self.model, x, t, cond, found, observed, alpha, sigma)
+        return found if level < self.tilt_from else tilted(self.model, x, t, cond, found, observed, self.average, alpha, sigma)
 
     def _few(self, entries: int) -> bool:
         return entries <= DIFFERENTIATED
 
     def _decomposes(self, entries: int) -> bool:
-        return self.measurement.operator.linear and entries <= PLANNED
+        return entries <= PLANNED
 
     def _differentiated(self, x: Tensor, t: Tensor | float, observed: Observed, cond: dict[str, Tensor]) -> MomentMatched:
         alpha, sigma = self.levels(x, t)
