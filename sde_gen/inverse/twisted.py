@@ -15,7 +15,7 @@ from ..solvers.particles import evidence_error
 from .average import MOST_NUMBERS, PILOT, AverageCovariance, averaged, measured_average, tilted
 from .conditioned import Conditioned, Observed
 from .measurement import MEASURED, Measurement
-from .moment_matched import MomentMatched, moment_matched
+from .moment_matched import FAR, MomentMatched, moment_matched
 from .request import Posterior, Request, repeated
 from .towards import Towards
 
@@ -26,9 +26,8 @@ PLANNED = 1024
 """Measured entries above which that covariance is not decomposed, and V is looked at along some directions."""
 FEW_LEFT, MANY_LEFT = 0.3, 0.5
 """Shares of effective particles below which groups are resampled, with the Jacobian and with the average covariance."""
-EARLY, LATE = 4.0, 1.25
-"""sigma/alpha in units of the data's largest standard deviation: above the one, states say next to nothing of the data; below the other,
-they are tilted."""
+LATE = 1.25
+"""sigma/alpha in units of the data's largest standard deviation below which states are tilted."""
 
 
 class Twisted(Conditioned, Weighed):
@@ -66,7 +65,7 @@ class Twisted(Conditioned, Weighed):
         self.widest = math.inf if moments is None else float(moments.along.max())
         self.tilt_from = math.inf
         if moments is not None and self.widest > 0:
-            self.resample_from = -math.log(EARLY * math.sqrt(self.widest))
+            self.resample_from = -math.log(FAR[0] * math.sqrt(self.widest))
 
     def correct(self, x: Tensor, t: Tensor | float, observed: Observed, cond: dict[str, Tensor]) -> Prediction:
         found = self._differentiated(x, t, observed, cond) if isinstance(t, Tensor) else self._matched(x, t, observed, cond)
@@ -89,7 +88,7 @@ class Twisted(Conditioned, Weighed):
 
     def _matched(self, x: Tensor, t: float, observed: Observed, cond: dict[str, Tensor]) -> MomentMatched:
         level = float(self.sde.half_log_snr(float(t)))
-        # Where states say nothing of the data a network's Jacobian is noise, and the average covariance is right.
+        # Where mmps goes over from a network's Jacobian to the data's own moments; weights make up for a step in V.
         wanted = not self._few(observed.entries) or level < self.resample_from
         if self.average is None or not wanted or not self._decomposes(observed.entries):
             return self._differentiated(x, t, observed, cond)
@@ -119,7 +118,7 @@ class Twisted(Conditioned, Weighed):
         if moments is None or self._few(entries) or not self._decomposes(entries):
             return self, 0
         twin = Twisted(self.model, self.measurement, self.directions, MANY_LEFT if self.asked is None else self.asked)
-        twin.tilt_from = self.resample_from + math.log(EARLY / LATE)
+        twin.tilt_from = self.resample_from + math.log(FAR[0] / LATE)
         # What conditions leave open of the data, their moments do not tell, and draws without conditions would tell no better.
         if request.cond or PILOT * (request.steps or 100) * math.prod(request.shape) > MOST_NUMBERS:
             return twin, 0
