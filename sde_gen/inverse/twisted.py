@@ -37,14 +37,15 @@ class Twisted(Conditioned, Weighed):
         w_s = w_t p(x_s | x_t) psi(x_s)/(q(x_s | x_t) psi(x_t))
 
     p is the solver's own step, q that tilted by psi (see `Towards`), V stands for Cov[x_0 | x_t]: up to 8 measured entries it is the
-    network's own Jacobian, (sigma^2/alpha) dD/dx, which tells modes apart; above, that of Gaussian data with the model's moments. At the
-    end psi is the likelihood itself where the noise is not Gaussian. Groups of few effective particles are resampled on their way.
+    network's own Jacobian, (sigma^2/alpha) dD/dx, which tells modes apart; above, the model's average covariance. An operator that is not
+    linear is linearised, at D with the Jacobian, and else where y has its most likely data (see `averaged`). At the end psi is the
+    likelihood itself where the noise is not Gaussian. Groups of few effective particles are resampled on their way.
 
     Exact as the number of particles grows, for any operator, any noise with a density and any V: its weighted samples are those of the
     law that the solver draws from by its steps, given y, and the mean weight is the evidence.
 
-    directions: along which V is looked at where neither holds: a linear operator of more than 1,024 entries, or one that is not linear
-        of more than 48, as `MMPS` does it.
+    directions: along which V is looked at where neither holds: more than 1,024 measured entries, or a model without moments and more than
+        48, as `MMPS` does it.
     resample_below: the share of effective particles below which a group is resampled; None: .3 with the Jacobian, as a twist that errs
         prunes what would have counted, and errs most while the data's modes part; else .5.
 
@@ -88,7 +89,7 @@ class Twisted(Conditioned, Weighed):
 
     def _matched(self, x: Tensor, t: float, observed: Observed, cond: dict[str, Tensor]) -> MomentMatched:
         level = float(self.sde.half_log_snr(float(t)))
-        # Where mmps goes over from a network's Jacobian to the data's own moments; weights make up for a step in V.
+        # From where on mmps goes over from a network's Jacobian to the data's own moments; weights make up for a step in V.
         wanted = not self._few(observed.entries) or level < self.resample_from
         if self.average is None or not wanted or not self._decomposes(observed.entries):
             return self._differentiated(x, t, observed, cond)
