@@ -22,7 +22,7 @@ from .towards import Towards
 DIFFERENTIATED = 8
 """Measured entries up to which V is the network's own Jacobian, one vector-Jacobian product for each; above it is the model's average
 covariance, which is as good for images, and costs one product's time whatever is measured."""
-PLANNED = 1024
+PLANNED = 2048
 """Measured entries above which that covariance is not decomposed, and V is looked at along some directions."""
 FEW_LEFT, MANY_LEFT = 0.3, 0.5
 """Shares of effective particles below which groups are resampled, with the Jacobian and with the average covariance."""
@@ -44,7 +44,7 @@ class Twisted(Conditioned, Weighed):
     Exact as the number of particles grows, for any operator, any noise with a density and any V: its weighted samples are those of the
     law that the solver draws from by its steps, given y, and the mean weight is the evidence.
 
-    directions: along which V is looked at where neither holds: more than 1,024 measured entries, or a model without moments and more than
+    directions: along which V is looked at where neither holds: more than 2,048 measured entries, or a model without moments and more than
         48, as `MMPS` does it.
     resample_below: the share of effective particles below which a group is resampled; None: .3 with the Jacobian, as a twist that errs
         prunes what would have counted, and errs most while the data's modes part; else .5.
