@@ -317,13 +317,13 @@ def scores(dim: int, measured: int, methods: list[str], problems: int, count: in
             x = alpha * z_0 + sigma * torch.randn(z_0.shape, generator=generator, dtype=torch.float64)
             noise = torch.full((measured,), one.std**2, dtype=torch.float64)
             exact = inner.denoise_given(x, sde, t, scale * one.matrix, one.y, noise)
-            scale = (exact - model.denoise(x, t)).square().sum(1).mean()
+            from_prior = (exact - model.denoise(x, t)).square().sum(1).mean()
             for method in methods:
                 name = method.split()[0]
                 if name in ("twisted", "exact_flow", "oracle", "gibbs", "projection", "repaint", "daps"):
                     continue  # not a score of its own
                 wrapper = METHODS[name](model, measurement, **OPTIONS.get(method, {}))
-                off = (wrapper.denoise(x, t, **{MEASURED: y}) - exact).square().sum(1).mean() / scale
+                off = (wrapper.denoise(x, t, **{MEASURED: y}) - exact).square().sum(1).mean() / from_prior
                 rows.setdefault(method, {}).setdefault(f"{level:g}", []).append(float(off))
     table = {method: {level: _median(values) for level, values in found.items()} for method, found in rows.items()}
     return {"dim": dim, "measured": measured, "problems": problems, "relative squared error, median and its error": table}

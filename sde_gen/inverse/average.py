@@ -13,8 +13,10 @@ from ..models.moments import Moments
 from ..sampling.sample import sample
 from ..shapes import expand_as
 from .conditioned import Observed
-from .moment_matched import SMALLEST, MomentMatched, units_of
+from .decomposed import Level, decomposed
+from .moment_matched import MomentMatched
 from .request import Request
+from .tangents import most_likely, patterns_of, rows
 
 PILOT, MOST_NUMBERS = 128, 1 << 26
 """Draws of the model on which its errors are measured, and the most numbers that their predictions may hold."""
@@ -73,26 +75,35 @@ def measured_average(model: Denoiser, moments: Moments, request: Request) -> tup
 
 
 def averaged(found: Prediction, observed: Observed, average: AverageCovariance, alpha: float, sigma: float) -> MomentMatched:
-    """`MomentMatched` of a linear operator with the average covariance for V: no derivative of the network.
+    """`MomentMatched` with the average covariance for V: no derivative of the network.
 
-    Columns and mu are shared by all states, (1, k, *), unless their gaps or noise differ.
+    Columns are shared by all states, (1, k, *), or by blocks of those that have the same gaps and noise. Of an operator that is not linear
+    the states of one measurement share them: H is its derivative at one point, see `tangents`, and `rest` are the coordinates of a linear
+    measurement that agrees with this one at each state's own most likely data.
     """
-    key = ("average", alpha, sigma)
-    if key not in observed.plans:
-        observed.plans[key] = _decomposed(observed, average.moments, average.at(alpha, sigma))
-    columns, mu, vectors, log_scale = observed.plans[key]
-    pattern = observed.plans["patterns"][2]
+    columns, mu, vectors, log_scale, _ = _level(observed, average, alpha, sigma)
+    patterns = patterns_of(observed)
     noise = 0.0 if observed.absent else 1.0
-    if len(mu) > 1:
-        columns, mu, vectors = columns[pattern], mu[pattern], vectors[pattern]
+    columns, vectors = patterns.of_states(columns), patterns.of_states(vectors)
+    mu = mu if len(mu) == 1 else mu[patterns.pattern]
     rest = _rest(found.denoised, observed, vectors)
-    return MomentMatched(found, _back(mu.sqrt() / (noise + mu) * rest, columns), columns, mu, rest, noise, log_scale[pattern])
+    if not observed.linear:
+        rest = most_likely(rest, lambda c: _rest(found.denoised + _back(c, columns), observed, vectors), mu, noise)
+    return MomentMatched(found, _back(mu.sqrt() / (noise + mu) * rest, columns), columns, mu, rest, noise, log_scale[patterns.pattern])
 
 
 def tilted(
-    model: Denoiser, x: Tensor, t: float, cond: dict[str, Tensor], found: MomentMatched, observed: Observed, alpha: float, sigma: float
+    model: Denoiser,
+    x: Tensor,
+    t: float,
+    cond: dict[str, Tensor],
+    found: MomentMatched,
+    observed: Observed,
+    average: AverageCovariance,
+    alpha: float,
+    sigma: float,
 ) -> MomentMatched:
-    """`found` with what the model predicts where the state is moved towards the measurement, by one more call.
+    """`found`, as `averaged` gave it, with what the model predicts where the state is moved towards the measurement, by one more call.
 
     The state x + (sigma^2/alpha) H^T theta says of the data what x says times exp(theta . u), of u = H x_0, exactly and whatever the data
     are. With u_0 and u_theta their means before and after,
@@ -102,34 +113,36 @@ def tilted(
     for Gaussian data and any theta, and nearly so where u_theta is linear in theta and the tilted data are Gaussian near y. Here theta is
     mu/(noise + mu) of what brings u_theta to y by the covariance of `found`, and less where the state would move far from the model's own.
     """
-    vectors = observed.plans["average", alpha, sigma][2]
-    places, weights, pattern = observed.plans["patterns"]
-    vectors = vectors if len(vectors) == 1 else vectors[pattern]
+    _, _, vectors, _, across = _level(observed, average, alpha, sigma)
+    patterns = patterns_of(observed)
+    vectors = patterns.of_states(vectors)
     total = found.noise + found.mu
     theta = found.mu * found.rest / total**2
-    of_y = torch.zeros_like(observed.y.flatten(1)).to(x.dtype)
-    of_y[:, places] = rows(vectors, theta) * weights[pattern].to(x.dtype)
-    push = sigma**2 / alpha * observed.adjoint(of_y.reshape(observed.y.shape))
+    if across is None:
+        of_y = torch.zeros_like(observed.y.flatten(1)).to(x.dtype)
+        of_y[:, patterns.places] = rows(vectors, theta) * patterns.weights[patterns.pattern].to(x.dtype)
+        push = observed.adjoint(of_y.reshape(observed.y.shape))
+    else:
+        across = patterns.of_states(across)
+        push = rows(across.mT, theta).reshape(x.shape)
+    push = sigma**2 / alpha * push
     length = push.flatten(1).norm(dim=1).clamp_min(torch.finfo(x.dtype).tiny)
     held = (TILT * sigma * math.sqrt(x[0].numel()) / length).clamp_max(1)
     theta, push = held[:, None] * theta, expand_as(held, x) * push
-    lead = model.predict(x + push, t, **cond).denoised
-    rest = _rest(lead, observed, vectors)
+    denoised = model.predict(x + push, t, **cond).denoised
+    lead = denoised - found.prediction.denoised
+    rest = _rest(denoised, observed, vectors) if across is None else found.rest - rows(across, lead.flatten(1))
     gained = (theta * (found.noise * theta - found.rest - rest)).double().sum(1)
-    rest, lead = rest - found.noise * theta, lead - found.prediction.denoised
+    rest = rest - found.noise * theta
     shift = lead + _back(found.mu.sqrt() / total * rest, found.columns)
     return replace(found, shift=shift, rest=rest, lead=lead, log_scale=found.log_scale + 0.5 * gained)
 
 
-def rows(matrix: Tensor, vector: Tensor) -> Tensor:
-    """The products of (B, m, n), or of one matrix (1, m, n), with vectors (B, n): (B, m)."""
-    return vector @ matrix[0].mT if len(matrix) == 1 else (matrix @ vector[..., None])[..., 0]
-
-
 def _rest(denoised: Tensor, observed: Observed, vectors: Tensor) -> Tensor:
     """The coordinates (B, k) of y - A(D) in units of the noise."""
-    places, weights, pattern = observed.plans["patterns"]
-    return rows(vectors.mT, observed.residual(denoised).flatten(1)[:, places] * weights[pattern].to(denoised.dtype))
+    patterns = patterns_of(observed)
+    white = observed.residual(denoised).flatten(1)[:, patterns.places] * patterns.weights[patterns.pattern].to(denoised.dtype)
+    return rows(vectors.mT, white)
 
 
 def _back(coordinates: Tensor, columns: Tensor) -> Tensor:
@@ -137,33 +150,10 @@ def _back(coordinates: Tensor, columns: Tensor) -> Tensor:
     return rows(columns.flatten(2).mT, coordinates).reshape(len(coordinates), *columns.shape[2:])
 
 
-def _decomposed(observed: Observed, moments: Moments, variances: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Columns (P, k, *data shape), mu (P, k), vectors (P, M, k) and log_scale (P,) of each pattern of gaps and noise."""
-    if "patterns" not in observed.plans:
-        observed.plans["patterns"] = _patterns(observed)
-    places, weights, _ = observed.plans["patterns"]
-    scale = observed.scale
-    eye = torch.eye(observed.seen[0].numel(), dtype=torch.float64, device=scale.device)[places]
-    rows = scale.double() * observed.measurement.operator.adjoint(eye.reshape(-1, *observed.seen.shape[1:]), observed.shape)
-    spread = moments.product(variances, rows)  # V H^T
-    matrix = weights[:, :, None] * (spread.flatten(1) @ rows.flatten(1).T) * weights[:, None, :]
-    if observed.absent:
-        matrix = matrix + torch.diag_embed((weights == 0).double())
-    mu, vectors = torch.linalg.eigh(0.5 * (matrix + matrix.mT))
-    mu = mu.clamp_min(0).maximum(SMALLEST * mu[:, -1:]).clamp_min(1e-30)
-    columns = (vectors * weights[..., None]).mT @ spread.flatten(1) / mu.sqrt()[..., None]
-    of_units = torch.where(weights > 0, torch.log(weights.clamp_min(1e-30)) - 0.5 * math.log(2 * math.pi), 0).sum(1)
-    dtype = scale.dtype
-    return columns.reshape(*mu.shape, *observed.shape).to(dtype), mu.to(dtype), vectors.to(dtype), of_units
-
-
-def _patterns(observed: Observed) -> tuple[Tensor, Tensor, Tensor]:
-    """The measured entries (M,); 1/std of each, 0 in gaps, for every pattern (P, M) that states have; and which one each has, (B,).
-
-    Without noise the std is that of `units_of`.
-    """
-    seen = observed.seen.flatten(1)
-    places = seen.any(0).nonzero().flatten()
-    std = units_of(observed).double().sqrt()
-    weights, pattern = torch.unique((observed.seen / std).flatten(1)[:, places], dim=0, return_inverse=True)
-    return places, weights, pattern
+def _level(observed: Observed, average: AverageCovariance, alpha: float, sigma: float) -> Level:
+    """What is worked out once for all states of a noise level; a run goes through them one after the other, so that one is kept."""
+    if observed.plans.get("level") != (alpha, sigma):
+        observed.plans["level of average"] = decomposed(observed, average.moments, average.at(alpha, sigma))
+        observed.plans["level"] = (alpha, sigma)
+    found: Level = observed.plans["level of average"]
+    return found

@@ -23,7 +23,8 @@ SMALLEST = 1e-7
 """Variances along the measurement are held above this share of the largest: a network's Jacobian is not quite symmetric and positive."""
 FAR = (4.0, 8.0)
 """Levels sigma/alpha, in standard deviations of the data along their largest axis, between which the network's Jacobian gives way to the
-data's own moments. A network's error counts sigma^2/alpha times in V, and what data are beyond Gaussian is lost in so much noise."""
+data's own moments. A network's error counts sigma^2/alpha times in V, and what data are beyond Gaussian is lost in so much noise.
+Particles, whose weights make up for a step in V, differentiate no network above the first of them."""
 LEAST = 0.1
 """V is held above this share of the least variance that Gaussian data with the model's moments would have."""
 Product = Callable[[Tensor], tuple[Tensor, Tensor]]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .average import rows
 from .moment_matched import MomentMatched
+from .tangents import rows
 
 
 class Towards:
@@ -18,8 +18,8 @@ class Towards:
     since D moves by (b/c^2) V (x_s - m), with V = G^T G along what is measured; see `MomentMatched` for G, mu and rest. The weights
     p/q are those of the solver's own steps, whatever V is: it makes them even, not right.
 
-    columns: G, (B, k, D), or (1, k, D) where all states share it; slopes: (mu/(noise + mu))^(1/2), likewise; aim: rest/(noise + mu)^(1/2),
-    (B, k). lead: what m moves by besides, times b, of the state's shape, or None.
+    columns: G, (B, k, D), or (P, k, D) where each block of B/P states shares it; slopes: (mu/(noise + mu))^(1/2), likewise;
+    aim: rest/(noise + mu)^(1/2), (B, k). lead: what m moves by besides, times b, of the state's shape, or None.
     """
 
     def __init__(self, columns: Tensor, slopes: Tensor, aim: Tensor, lead: Tensor | None) -> None:
@@ -28,10 +28,12 @@ class Towards:
     @classmethod
     def of(cls, found: MomentMatched) -> Towards:
         total = found.noise + found.mu
-        return cls(found.columns.flatten(2), (found.mu / total).sqrt(), found.rest / total.sqrt(), found.lead)
+        slopes, blocks = (found.mu / total).sqrt(), len(found.columns)
+        return cls(found.columns.flatten(2), slopes[:: len(slopes) // blocks], found.rest / total.sqrt(), found.lead)
 
     def taken(self, order: Tensor) -> Towards:
-        shared = len(self.columns) == 1
+        # A block holds whole groups of particles, in which they are resampled.
+        shared = len(self.columns) < len(self.aim)
         columns, slopes = (value if shared else value[order] for value in (self.columns, self.slopes))
         return Towards(columns, slopes, self.aim[order], None if self.lead is None else self.lead[order])
 
@@ -41,6 +43,7 @@ class Towards:
         values, vectors = torch.linalg.eigh(steep @ steep.mT)
         values = values.clamp_min(0)  # of J^T (noise + mu)^-1 J in units of 1/c^2
         along, aim = rows(vectors.mT, rows(steep, flat)), rows(vectors.mT, self.aim)
+        values = values.repeat_interleave(len(z) // len(values), 0)
         root = torch.sqrt(1 + values)
         extra = rows(steep.mT, rows(vectors, aim / (1 + values) - along / (root * (1 + root))))
         if self.lead is not None:

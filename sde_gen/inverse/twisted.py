@@ -15,20 +15,19 @@ from ..solvers.particles import evidence_error
 from .average import MOST_NUMBERS, PILOT, AverageCovariance, averaged, measured_average, tilted
 from .conditioned import Conditioned, Observed
 from .measurement import MEASURED, Measurement
-from .moment_matched import MomentMatched, moment_matched
+from .moment_matched import FAR, MomentMatched, moment_matched
 from .request import Posterior, Request, repeated
 from .towards import Towards
 
 DIFFERENTIATED = 8
 """Measured entries up to which V is the network's own Jacobian, one vector-Jacobian product for each; above it is the model's average
 covariance, which is as good for images, and costs one product's time whatever is measured."""
-PLANNED = 1024
+PLANNED = 2048
 """Measured entries above which that covariance is not decomposed, and V is looked at along some directions."""
 FEW_LEFT, MANY_LEFT = 0.3, 0.5
 """Shares of effective particles below which groups are resampled, with the Jacobian and with the average covariance."""
-EARLY, LATE = 4.0, 1.25
-"""sigma/alpha in units of the data's largest standard deviation: above the one, states say next to nothing of the data; below the other,
-they are tilted."""
+LATE = 1.25
+"""sigma/alpha in units of the data's largest standard deviation below which states are tilted."""
 
 
 class Twisted(Conditioned, Weighed):
@@ -38,14 +37,15 @@ class Twisted(Conditioned, Weighed):
         w_s = w_t p(x_s | x_t) psi(x_s)/(q(x_s | x_t) psi(x_t))
 
     p is the solver's own step, q that tilted by psi (see `Towards`), V stands for Cov[x_0 | x_t]: up to 8 measured entries it is the
-    network's own Jacobian, (sigma^2/alpha) dD/dx, which tells modes apart; above, that of Gaussian data with the model's moments. At the
-    end psi is the likelihood itself where the noise is not Gaussian. Groups of few effective particles are resampled on their way.
+    network's own Jacobian, (sigma^2/alpha) dD/dx, which tells modes apart; above, the model's average covariance. An operator that is not
+    linear is linearised, at D with the Jacobian, and else where y has its most likely data (see `averaged`). At the end psi is the
+    likelihood itself where the noise is not Gaussian. Groups of few effective particles are resampled on their way.
 
     Exact as the number of particles grows, for any operator, any noise with a density and any V: its weighted samples are those of the
     law that the solver draws from by its steps, given y, and the mean weight is the evidence.
 
-    directions: along which V is looked at where neither holds: a linear operator of more than 1,024 entries, or one that is not linear
-        of more than 48, as `MMPS` does it.
+    directions: along which V is looked at where neither holds: more than 2,048 measured entries, or a model without moments and more than
+        48, as `MMPS` does it.
     resample_below: the share of effective particles below which a group is resampled; None: .3 with the Jacobian, as a twist that errs
         prunes what would have counted, and errs most while the data's modes part; else .5.
 
@@ -66,7 +66,7 @@ class Twisted(Conditioned, Weighed):
         self.widest = math.inf if moments is None else float(moments.along.max())
         self.tilt_from = math.inf
         if moments is not None and self.widest > 0:
-            self.resample_from = -math.log(EARLY * math.sqrt(self.widest))
+            self.resample_from = -math.log(FAR[0] * math.sqrt(self.widest))
 
     def correct(self, x: Tensor, t: Tensor | float, observed: Observed, cond: dict[str, Tensor]) -> Prediction:
         found = self._differentiated(x, t, observed, cond) if isinstance(t, Tensor) else self._matched(x, t, observed, cond)
@@ -89,19 +89,19 @@ class Twisted(Conditioned, Weighed):
 
     def _matched(self, x: Tensor, t: float, observed: Observed, cond: dict[str, Tensor]) -> MomentMatched:
         level = float(self.sde.half_log_snr(float(t)))
-        # Where states say nothing of the data a network's Jacobian is noise, and the average covariance is right.
+        # From where on mmps goes over from a network's Jacobian to the data's own moments; weights make up for a step in V.
         wanted = not self._few(observed.entries) or level < self.resample_from
         if self.average is None or not wanted or not self._decomposes(observed.entries):
             return self._differentiated(x, t, observed, cond)
         alpha, sigma = (float(value) for value in self.sde.marginal(torch.tensor(float(t), dtype=torch.float64)))
         found = averaged(self.model.predict(x, t, **cond), observed, self.average, alpha, sigma)
-        return found if level < self.tilt_from else tilted(self.model, x, t, cond, found, observed, alpha, sigma)
+        return found if level < self.tilt_from else tilted(self.model, x, t, cond, found, observed, self.average, alpha, sigma)
 
     def _few(self, entries: int) -> bool:
         return entries <= DIFFERENTIATED
 
     def _decomposes(self, entries: int) -> bool:
-        return self.measurement.operator.linear and entries <= PLANNED
+        return entries <= PLANNED
 
     def _differentiated(self, x: Tensor, t: Tensor | float, observed: Observed, cond: dict[str, Tensor]) -> MomentMatched:
         alpha, sigma = self.levels(x, t)
@@ -119,7 +119,7 @@ class Twisted(Conditioned, Weighed):
         if moments is None or self._few(entries) or not self._decomposes(entries):
             return self, 0
         twin = Twisted(self.model, self.measurement, self.directions, MANY_LEFT if self.asked is None else self.asked)
-        twin.tilt_from = self.resample_from + math.log(EARLY / LATE)
+        twin.tilt_from = self.resample_from + math.log(FAR[0] / LATE)
         # What conditions leave open of the data, their moments do not tell, and draws without conditions would tell no better.
         if request.cond or PILOT * (request.steps or 100) * math.prod(request.shape) > MOST_NUMBERS:
             return twin, 0
