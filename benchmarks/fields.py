@@ -70,7 +70,7 @@ Statistics = dict[str, dict[Any, list[float]]]
 QUICK: dict[str, Any] = {
     "training": {"steps": 4, "batch": 8, "evaluations": 1},
     "data": {"limit": 100},
-    "model": {"options": {"width": 8, "multipliers": [1], "attention": [], "patch": 4}},
+    "model": {"network": "mlp", "options": {"width": 8, "depth": 1}},
     "sampling": {"samples": 20, "steps": 4},
 }
 

@@ -27,6 +27,7 @@ from .config import ConfigError
 from .image_scores import CALLED, lines_of
 from .of_columns import PICTURE as MARGINS
 from .of_columns import column_table
+from .of_fields import PICTURE as FIELDS
 from .restore import COLUMNS as RESTORE_COLUMNS
 from .restore import TRUTHS, shown_coverage
 from .saved_run import CHANCE, DISTANCES, OF_IMAGES, SavedRun, read_run, warnings
@@ -178,6 +179,10 @@ def _samples(run: SavedRun, embedder: Embedder) -> list[Block]:
         margins = embedder.picture(place / MARGINS) if "table" in scores else None
         if margins is not None:
             blocks.append(Picture(margins, f"Margins of the columns, {name} beside held-out rows", "Margins of the columns", wide=True))
+        fields = embedder.picture(place / FIELDS) if (place / FIELDS).exists() else None
+        if fields is not None:
+            caption = f"{name} beside held-out items: values and spectra of each channel; what is no data is grey"
+            blocks.append(Picture(fields, f"Fields drawn with {name} beside held-out ones, channel by channel", caption, wide=True))
         if "table" in scores:
             blocks += column_table(name, scores["table"])
         if "image_scores" in scores:
