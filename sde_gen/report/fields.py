@@ -100,9 +100,10 @@ def _colours() -> Colormap:
 def _levels(axes: Axes, parts: Sequence[_Part], channel: int, ends: tuple[float, float], name: str, labelled: bool) -> None:
     reach = (ends[1] - ends[0]) / 4
     edges = np.linspace(ends[0] - reach, ends[1] + reach, BINS + 1)
-    for part, style in zip(parts, ({"color": BLUE, "alpha": 0.5, "label": "samples"}, {"color": ORANGE, "label": "held out"}), strict=True):
-        values = part.values[:, channel][part.valid[:, channel]]
-        axes.stairs(np.histogram(values, edges)[0] / max(1, len(values)), edges, fill=part is parts[0], **style)
+    for part, colour, label in zip(parts, (BLUE, ORANGE), ("samples", "held out"), strict=True):
+        values, filled = part.values[:, channel][part.valid[:, channel]], part is parts[0]
+        heights = np.histogram(values, edges)[0] / max(1, len(values))
+        axes.stairs(heights, edges, fill=filled, color=colour, alpha=0.5 if filled else 1.0, label=label)
     fig.style(axes, name or "values")
     axes.set_yticks([])
     if labelled:
