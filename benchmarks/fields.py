@@ -22,6 +22,8 @@ std           over the true one
 spectrum      power over the true spectrum, mean over the frequencies of a length that rounds to 0, 1, ... periods a volume
 neighbours    the correlation of voxels 1, 2 and 4 apart along the axes
 
+of both, which are Gaussian fields, what the network's denoising errs beyond the law's own, by noise level and in nats (`excess`).
+
 spectrograms (`sde_gen.data.toy_measurements.chirp_spectrogram`): to each sample the chirp is fitted that is nearest in dB.
 
 misfit        root mean square (dB) between a sample and its chirp, the mean over samples; 0 for the data. And how many are below 3 dB
@@ -46,6 +48,7 @@ from torch import Tensor
 import sde_gen
 from sde_gen.commands.config import read_config, resolve
 from sde_gen.commands.runs import default_directory, open_run
+from sde_gen.data import rows_drawn
 from sde_gen.data.toy_measurements import (
     BINS,
     DECAY,
@@ -70,7 +73,7 @@ Statistics = dict[str, dict[Any, list[float]]]
 QUICK: dict[str, Any] = {
     "training": {"steps": 4, "batch": 8, "evaluations": 1},
     "data": {"limit": 100},
-    "model": {"options": {"width": 8, "multipliers": [1], "attention": [], "patch": 4}},
+    "model": {"network": "mlp", "options": {"width": 8, "depth": 1}},
     "sampling": {"samples": 20, "steps": 4},
 }
 
@@ -240,6 +243,63 @@ def measure_spectrograms(x: Tensor, held_out: Tensor) -> dict[str, Any]:
     return {"statistics": compare(found, chirp_statistics(held_out), right)}
 
 
+def gaussian_law(name: str, model: sde_gen.ScoreModel) -> tuple[Tensor, Callable[[Tensor, float, float], Tensor]] | None:
+    """Of data that are Gaussian fields which entries are data, and E[x_0 | x_t] as a function of x_t in normalised units, alpha and sigma;
+    None of others."""
+    assert model.normalizer is not None
+    shape = {"weather": (5, 16, 32), "volumes": (1, VOXELS, VOXELS, VOXELS)}.get(name)
+    if shape is None:
+        return None
+    zero, one = model.normalizer.encode(torch.stack([torch.zeros(shape), torch.ones(shape)]).double())
+    scale = one - zero
+    if name == "volumes":
+        mean, spectrum = zero + scale * VOLUME_MEAN, volume_spectrum() * scale.flatten()[0] ** 2
+
+        def of_volumes(x: Tensor, alpha: float, sigma: float) -> Tensor:
+            gain = alpha * spectrum / (alpha**2 * spectrum + sigma**2)
+            return mean + torch.fft.ifftn(torch.fft.fftn(x - alpha * mean, dim=(-3, -2, -1)) * gain, dim=(-3, -2, -1)).real
+
+        return torch.ones(shape, dtype=torch.bool), of_volumes
+    law_mean, stds, correlations = weather_law()
+    valid = ocean().expand(shape)
+    keep = valid.flatten()
+    spread = (scale * stds[:, None, None]).flatten()[keep]
+    centre = (zero + scale * law_mean).flatten()[keep]
+    values, vectors = torch.linalg.eigh(correlations[keep][:, keep] * spread[:, None] * spread)
+
+    def of_weather(x: Tensor, alpha: float, sigma: float) -> Tensor:
+        gain = alpha * values / (alpha**2 * values + sigma**2)
+        found = torch.zeros(len(x), len(keep), dtype=torch.float64)
+        found[:, keep] = centre + ((x.flatten(1)[:, keep] - alpha * centre) @ vectors * gain) @ vectors.T
+        return found.reshape(x.shape)
+
+    return valid, of_weather
+
+
+@torch.no_grad()
+def excess(name: str, model: sde_gen.ScoreModel, held_out: Tensor, levels: int = 14) -> dict[str, Any] | None:
+    """What the network's denoising errs beyond the law's own, at noise levels that are even in lambda, the half log-SNR: the mean square
+    error of the law and of the network about it, and the integral of SNR times the latter over lambda, which is the Kullback-Leibler
+    divergence of the SDE's paths in nats for each entry (Song et al. 2021, arXiv:2101.09258). None where the law is not Gaussian."""
+    law = gaussian_law(name, model)
+    if law is None:
+        return None
+    valid, denoise = law
+    assert model.normalizer is not None
+    z = model.normalizer.encode(held_out[rows_drawn(len(held_out), 100, 0)]).double()
+    there = valid.expand(z.shape)
+    high, low = (float(model.sde.half_log_snr(t)) for t in (model.sde.t_min, model.sde.t_max))
+    width, generator, rows = (high - low) / levels, torch.Generator().manual_seed(1), []
+    for k in range(levels):
+        t = model.sde.time_of(torch.tensor(low + (k + 0.5) * width, dtype=torch.float64))
+        alpha, sigma = (float(value) for value in model.sde.marginal(t))
+        x = torch.where(there, alpha * z + sigma * torch.randn(z.shape, generator=generator), 0.0)
+        right = denoise(x, alpha, sigma)
+        beyond = float((model.denoise(x.float(), float(t)).double() - right)[there].square().mean())
+        rows.append({"noise": sigma / alpha, "law": float((right - z)[there].square().mean()), "beyond": beyond})
+    return {"levels": rows, "nats": sum(row["beyond"] / row["noise"] ** 2 for row in rows) * width}
+
+
 MEASURES: dict[str, tuple[str, Callable[[Tensor, Tensor], dict[str, Any]]]] = {
     "weather": ("weather.yaml", measure_weather),
     "volumes": ("volume.yaml", measure_volumes),
@@ -255,14 +315,18 @@ def show(name: str, found: dict[str, Any]) -> None:
         for row_name, row in part.items():
             values = [f"{row[key][0]:.4f} +- {row[key][1]:.4f}" for key in ("samples", "held_out")]
             print(f"| {kind} | {row_name} | {row['exact']:.4f} | {values[0]} | {values[1]} |")
+    if found.get("excess") is not None:
+        print(f"the network loses {found['excess']['nats']:.3f} nats for each entry; by noise level beyond the law's own square error:")
+        print(", ".join(f"{row['noise']:.3g}: {row['beyond'] / row['law']:.1%}" for row in found["excess"]["levels"]))
     for key, (value, error) in found.get("covariance", {}).items():
         print(f"covariance of {key}: off by {value:.1%} +- {error:.1%} (Frobenius)")
 
 
-def run(name: str, directory: Path | None, quick: bool) -> dict[str, Any]:
-    """Train the configuration of the data set `name` unless `directory` (None: that of its name in runs/) holds it, and measure samples."""
+def run(name: str, directory: Path | None, quick: bool, steps: int | None = None) -> dict[str, Any]:
+    """Train the configuration of the data set `name` (for so many `steps`) unless `directory` (None: that of its name in runs/) holds it,
+    and measure samples."""
     file, measure = MEASURES[name]
-    config = resolve(read_config(CONFIGS / file), QUICK if quick else {})
+    config = resolve(read_config(CONFIGS / file), QUICK if quick else {}, {} if steps is None else {"training": {"steps": steps}})
     directory = default_directory(config) if directory is None else directory
     trains = not (directory / "checkpoint").exists()
     began = time.process_time()
@@ -276,6 +340,7 @@ def run(name: str, directory: Path | None, quick: bool) -> dict[str, Any]:
     assert trained.data.test is not None
     held_out = trained.data.test[: len(out.x)]  # drawn independently
     return measure(out.x, held_out) | {
+        "excess": excess(name, trained.model, trained.data.test),
         "samples": len(out.x),
         "held_out": len(held_out),
         "training": f"{training.steps} steps of {training.batch}",
@@ -288,6 +353,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=MEASURES, default=list(MEASURES), help="these alone; the others' results stay")
     parser.add_argument("--run", type=Path, help="the run directory, of one data set (default: that of its name in runs/)")
+    parser.add_argument("--steps", type=int, help="train for so many steps instead of the file's")
     parser.add_argument("--quick", action="store_true", help="little training, few samples")
     parser.add_argument("--json", type=Path, default=HERE / "results" / "fields.json")
     args = parser.parse_args(arguments)
@@ -295,7 +361,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--run is the directory of one data set, got {len(args.only)}: choose one by --only")
     results = json.loads(args.json.read_text(encoding="utf-8")) if args.json.exists() else {}
     for name in args.only:
-        found = run(name, args.run, args.quick)
+        found = run(name, args.run, args.quick, args.steps)
         show(name, found)
         results[name] = json.loads(to_json(found), parse_float=lambda text: float(f"{float(text):.4g}"))
         args.json.parent.mkdir(parents=True, exist_ok=True)

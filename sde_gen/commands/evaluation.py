@@ -31,6 +31,7 @@ from ..unknown_numbers import from_json, shown_estimate, shown_number, to_json, 
 from .by_condition import PICTURE, class_lines, information_lines, information_of_run, keep_information, picture_run, titled
 from .image_scores import ImageScores, lines_of
 from .of_columns import column_lines, compare_columns
+from .of_fields import picture_space
 from .runs import TrainedRun, conditions_for, film_count, pictured
 from .sample_metrics import measure
 from .training_files import environment, history_of, metrics_of, shown_state
@@ -85,6 +86,8 @@ def sample_run(run: TrainedRun, device: torch.device | str = "cpu", progress: bo
     valid = run.model.valid(run.model.conditions(cond, len(x), out.x.device))
     _film(run, place / "denoising.gif", common)
     report.picture_samples(x, place / "samples.png", pictured(run.data), run.data.value_range)
+    valid = run.model.valid(run.model.conditions(cond, len(x), out.x.device))
+    picture_space(run.data, x, valid, place)
     with atomic_path(place / "samples.npz") as temporary:
         texts = {name: np.array(texts_of(value)) for name, value in (cond or {}).items() if name in run.data.texts}
         numbers = {name: in_words(value, run.data.cond_names.get(name)) for name, value in (cond or {}).items() if name not in texts}

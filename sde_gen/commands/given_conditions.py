@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..conditions import Condition, Label, Text
+from ..data import archives, folders
 from ..data.arrays import open_npy
 from ..data.captions import decoded
 from ..data.decode import FORMATS, decode
@@ -20,6 +21,8 @@ from ..data.precision import wide
 from ..data.write import in_words
 
 MOST_IMAGE = 256 << 20
+MOST_MAPS = 1 << 30
+"""Bytes of one image that is a condition, and of all maps of a folder or archive together."""
 _PIECE = 4096
 _SHOWN = 200
 """Letters of a caption that are shown and kept with the samples' settings; of a longer one its checksum says what it was."""
@@ -68,11 +71,16 @@ class Given:
 
 
 def given_conditions(
-    encoders: Mapping[str, Condition], texts: Sequence[str], samples: int, label_names: Sequence[str | int] | None
+    encoders: Mapping[str, Condition],
+    texts: Sequence[str],
+    samples: int,
+    label_names: Sequence[str | int] | None,
+    images: tuple[Path, Sequence[str]] | None = None,
 ) -> dict[str, Given | None]:
     """What each of "NAME=VALUE" stands for, None for "NAME=", which asks for it not to be given.
 
-    encoders: of the network's conditions. samples: how many there will be. label_names: the data's own labels, or None.
+    encoders: of the network's conditions. samples: how many there will be. label_names: the data's own labels, or None. images: where the
+    samples are images of files, their folder and names: a folder or archive given for a map has an image of the same name for each.
 
     Raises ValueError for a condition that the network does not take, and values that it cannot have.
     """
@@ -87,13 +95,19 @@ def given_conditions(
             known = f"takes {', '.join(encoders)}" if encoders else "was trained without conditions (sde-gen run --condition, --labels)"
             raise ValueError(f"--cond {text}: no condition {name!r}; this network {known}")
         try:
-            found[name] = _given(encoders[name], value, samples, label_names if name == "label" else None)
+            found[name] = _given(encoders[name], value, samples, label_names if name == "label" else None, images)
         except (TypeError, ValueError) as error:
             raise ValueError(f"--cond {text}: {error}") from error
     return found
 
 
-def _given(encoder: Condition, text: str, samples: int, label_names: Sequence[str | int] | None) -> Given | None:
+def _given(
+    encoder: Condition,
+    text: str,
+    samples: int,
+    label_names: Sequence[str | int] | None,
+    images: tuple[Path, Sequence[str]] | None,
+) -> Given | None:
     if not text:
         return None
     if isinstance(encoder, Text):
@@ -113,6 +127,8 @@ def _given(encoder: Condition, text: str, samples: int, label_names: Sequence[st
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     elif names is not None:
         raise ValueError(f"no such class; choose from {_listed(names)}")
+    elif images is not None and encoder.kind in _OF_SPACE and (Path(text).is_dir() or text.lower().endswith(archives.ENDINGS)):
+        values = condition_rows(encoder, folders.read_maps(Path(text), *images, MOST_MAPS), names)
     elif ending in FORMATS and encoder.kind in _OF_SPACE:
         content = _content(text)
         values, sha256 = decode(content, text)[0][None], hashlib.sha256(content).hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..data.cell_text import NOT_THERE, number_of
 from ..data.columns import Codec, Column, frames
 from ..data.columns.known import impossible, read_cells, read_known
 from ..data.degraded import Degraded, read_degraded
+from ..data.masks import mask_mark
 from ..data.write import DataDescription
 from ..report.files import atomic_path
 from .given_conditions import condition_rows
@@ -47,6 +48,11 @@ class Items:
     strange: np.ndarray | None = None
     seen: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def images(self) -> tuple[Path, list[str]] | None:
+        """The folder of the items and their names in it, where they are images of files."""
+        return None if self.names is None else (self.path if self.path.is_dir() else self.path.parent, self.names)
+
 
 def read_items(
     path: Path,
@@ -58,13 +64,16 @@ def read_items(
     """The items of a table, .npy or .npz file, image or folder of images, in the form that the data had (`data.degraded.read_degraded`),
     and those conditions of theirs that a network with these `encoders` takes and the file holds.
 
-    asked: "COLUMN" or "NAME=COLUMN", as the data's conditions were asked for; an array called NAME in an .npz file comes first. Labels
-    are the table's column of that name, the images' folders, or the array label, labels or y. missing: of a table of kinds, what marks
-    a missing value beside the usual words.
+    asked: "COLUMN" or "NAME=COLUMN", as the data's conditions were asked for; an array called NAME in a file of arrays (.npz, NetCDF,
+    HDF5, zarr, tensors) comes first. Labels are the table's column of that name, the images' folders, or the array label, labels or y.
+    missing: what marks a missing value in the data's files: of a table of kinds a word beside the usual ones, elsewhere a number, or
+    "mask=NUMBER".
 
     Raises ValueError, one line, for what is not like the data.
     """
     ending = path.suffix.lower()
+    columns = {(column if name is None else name): column for name, column in conditions.asked(path.name, asked)}
+    mark = _mark(missing if missing is not None else about.missing)
     table = about.codec is not None and path.is_file() and ending in tables.ENDINGS
     if about.codec is not None:
         codec = Codec.from_config(about.codec)
@@ -76,7 +85,10 @@ def read_items(
         found = Degraded(path.name, torch.from_numpy(x), None, lambda place, values, whole: place)
     else:
         of_kinds, strange, seen = None, None, {}
-        found = read_degraded(path, about, about.shape)
+        wanted = [f"{name}={key}" for name in encoders if name != "label" for key in dict.fromkeys((name, columns.get(name, name)))]
+        found = read_degraded(path, about, about.shape, wanted)
+        if mark is not None:
+            found = replace(found, y=torch.from_numpy(_without(found.y.numpy(), mark)))
     if not len(found.y):
         raise ValueError(f"{found.name}: holds no items; at least one is needed")
     if about.levels is not None:
@@ -86,9 +98,8 @@ def read_items(
         if bool(bad.any()):
             first = float(found.y[bad][0])
             raise ValueError(f"{found.name}: holds {first:g}; whole numbers 0 .. {top}, as {about.name} has, are needed")
-        found = type(found)(found.name, whole, found.labels, found._write)
-    columns = {(column if name is None else name): column for name, column in conditions.asked(path.name, asked)}
-    raw: dict[str, np.ndarray] = {}
+        found = replace(found, y=whole)
+    raw: dict[str, np.ndarray] = dict(found.cond)
     if found.labels is not None and any(label is not None for label in found.labels):
         raw["label"] = np.array(["" if label is None else label for label in found.labels])
     if path.is_file() and ending in tables.ENDINGS:
@@ -97,7 +108,8 @@ def read_items(
         raw |= _of_table(path, about, {name: column for name, column in columns.items() if name in encoders})
     elif path.is_file() and ending == ".npz":
         raw |= _of_npz(path, encoders, columns)
-    cond = {name: _values(path, name, encoders[name], value, about) for name, value in raw.items() if name in encoders}
+    count = len(found.y)
+    cond = {name: _values(path, name, encoders[name], value, about, count, mark) for name, value in raw.items() if name in encoders}
     names = None
     if path.is_dir():
         names = sorted(folders.image_names(path))
@@ -142,10 +154,12 @@ def _of_npz(path: Path, encoders: Mapping[str, Condition], columns: Mapping[str,
     return found
 
 
-def _values(path: Path, name: str, encoder: Condition, raw: np.ndarray, about: DataDescription) -> Tensor:
-    """A condition as the network takes it, its null where a cell or word is empty."""
+def _values(path: Path, name: str, encoder: Condition, raw: np.ndarray, about: DataDescription, count: int, mark: float | None) -> Tensor:
+    """A condition of `count` items as the network takes it, its null where a cell or word is empty; the number `mark` is not known."""
     where = f"{path.name}: condition {name!r}"
     try:
+        if not raw.ndim or len(raw) != count:
+            raise ValueError(f"it has shape {tuple(raw.shape)} for {count} items; ({count}, ...) is needed")
         if isinstance(encoder, Text):
             return encoder.check(text_tensor(raw.astype(str).tolist()))
         empty = raw == "" if raw.dtype.kind == "U" else np.zeros(len(raw), bool)
@@ -155,14 +169,28 @@ def _values(path: Path, name: str, encoder: Condition, raw: np.ndarray, about: D
             value = torch.from_numpy(condition_rows(encoder, raw[~empty], names).astype(np.int64))
         else:
             numbers = raw if raw.dtype.kind != "U" else np.array([_number(word) for word in raw[~empty].tolist()])
-            value = torch.from_numpy(np.array(condition_rows(encoder, numbers, None), dtype=np.float64))
+            known = np.array(condition_rows(encoder, numbers, None), dtype=np.float64)
+            value = torch.from_numpy(known if mark is None else _without(known, mark))
         null = encoder.missing(len(raw), torch.device("cpu"))
         value = value.reshape(len(value), *null.shape[1:]) if value.numel() == value.shape[:1].numel() * null[:1].numel() else value
+        if value.shape[1:] != null.shape[1:]:
+            raise ValueError(f"it has shape {tuple(raw.shape)}; ({len(raw)}, {', '.join(map(str, null.shape[1:]))}) is needed")
         whole = null.to(value.dtype)
         whole[torch.from_numpy(~empty)] = value
         return encoder.check(whole)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
+
+
+def _mark(missing: float | str | None) -> float | None:
+    """The number that marks what is not there, of `missing` as the data's files were read with it."""
+    return number_of(str(mask_mark(missing) or missing))
+
+
+def _without(values: np.ndarray, mark: float) -> np.ndarray:
+    """float64 values with NaN where they are the number `mark`, or what float32 makes of it."""
+    with np.errstate(over="ignore"):
+        return np.where(np.isin(values, (mark, float(np.float32(mark)))), np.nan, values)
 
 
 def _number(word: str) -> float:

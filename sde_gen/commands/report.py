@@ -27,6 +27,7 @@ from .config import ConfigError
 from .image_scores import CALLED, lines_of
 from .of_columns import PICTURE as MARGINS
 from .of_columns import column_table
+from .of_fields import PICTURE as FIELDS
 from .restore import COLUMNS as RESTORE_COLUMNS
 from .restore import TRUTHS, shown_coverage
 from .saved_run import CHANCE, DISTANCES, OF_IMAGES, SavedRun, read_run, warnings
@@ -179,6 +180,10 @@ def _samples(run: SavedRun, embedder: Embedder) -> list[Block]:
         if margins is not None:
             beside = f"{name} beside {scores['table'].get('truth', 'held-out rows')}"
             blocks.append(Picture(margins, f"Margins of the columns, {beside}", "Margins of the columns", wide=True))
+        fields = embedder.picture(place / FIELDS) if (place / FIELDS).exists() else None
+        if fields is not None:
+            caption = f"{name} beside held-out items: values and spectra of each channel; what is no data is grey"
+            blocks.append(Picture(fields, f"Fields drawn with {name} beside held-out ones, channel by channel", caption, wide=True))
         if "table" in scores:
             blocks += column_table(name, scores["table"])
         if "image_scores" in scores:

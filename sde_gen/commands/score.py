@@ -21,6 +21,7 @@ from ..data.columns import Codec, Column
 from ..data.columns.codec import VALID
 from ..data.write import DataDescription
 from ..likelihood.outliers import ItemScores, item_scores, p_values
+from ..models.denoiser import counted
 from ..models.score import ScoreModel
 from ..report.files import write_text
 from ..training import CheckpointError, load, read_extra
@@ -84,7 +85,7 @@ def add_score_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the file --out where it is there")
     parser.add_argument("--held-out", metavar="N", type=int, default=default.held_out, help="items that p-values come from (%(default)s)")
-    what = "a condition of all items, as for sample (repeatable; default: the file's own)"
+    what = "a condition of all items, as for sample, or of images a folder with a map of the same name for each (default: the file's own)"
     parser.add_argument("--cond", metavar="NAME=VALUE", action="append", default=[], help=what)
     add_estimate_flags(parser, default, "item")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: cuda where present)")
@@ -119,7 +120,7 @@ def score_run(
         about = description_of(directory, extra)
         asked, missing = _own_reading(directory)
         items = read_items(file, about, model.encoders, asked, missing)
-        given = given_conditions(model.encoders, settings.cond, len(items.x), about.label_names)
+        given = given_conditions(model.encoders, settings.cond, len(items.x), about.label_names, items.images)
         overwrite = overwrite or out is None
         out = _default_out(directory, file) if out is None else out
         check_out(out, overwrite, file)
@@ -129,14 +130,14 @@ def score_run(
         network = hashlib.file_digest(weights, "sha256").hexdigest()
     parallel.wait()
     known = _held_out(directory, extra, model, about, settings, network, say)
-    found = _scores(model, items, about, settings, given, show)
+    found, likeness = _scores(model, items, about, settings, given, show)
     name = "log_prob" if found.unit == "nats" else "bits_per_dim"
     columns = {name: found.value, "std_error": found.std_error, "solver_error": found.solver_error}
     if known is not None:
-        columns["p_low"], columns["p_two_sided"] = p_values(found.likeness, known.likeness)
+        columns["p_low"], columns["p_two_sided"] = p_values(likeness, known[1])
     arrays = {key: value.numpy() for key, value in columns.items()}
     if parallel.rank() == 0:
-        for line in _lines(items, found, known, columns, given, model):
+        for line in _lines(items, found, None if known is None else known[0], columns, given, model):
             say(line)
         write_beside(out, items, arrays)
         say(f"scores    {out}: {', '.join(arrays)} beside the items of {file.name}")
@@ -170,16 +171,18 @@ def _default_out(directory: Path, file: Path) -> Path:
 
 def _scores(
     model: ScoreModel, items: Items, about: DataDescription, settings: ScoreSettings, given: dict[str, Given | None], show: bool
-) -> ItemScores:
-    """The scores of the items; NaN for those with gaps."""
+) -> tuple[ItemScores, Tensor]:
+    """The scores of the items, NaN for those with gaps, and what p-values compare of them, larger for what is more likely."""
     x, count = items.x, len(items.x)
     cond = {name: encoder.missing(count, torch.device("cpu")) for name, encoder in model.encoders.items()} | items.cond
     for name, value in given.items():
         cond[name] = model.encoders[name].missing(count, torch.device("cpu")) if value is None else value.tensor(0, count)
-    gaps = ~torch.isfinite(x) | (x == float(about.missing if about.missing is not None else "nan"))
+    gaps = ~torch.isfinite(x)
     for name, encoder in model.encoders.items():
         if isinstance(encoder, Valid) and name not in items.cond and name not in given:  # as the training's items had it
-            cond[name] = ~gaps.any(1, keepdim=True) if encoder.channels == 1 else ~gaps
+            there = ~gaps.any(1, keepdim=True) if encoder.channels == 1 else ~gaps
+            empty = ~there.flatten(1).any(1)  # an item of gaps alone has no value
+            cond[name] = there | empty.reshape(-1, *[1] * (there.ndim - 1))
         elif isinstance(encoder, ValidFeatures) and name not in given:  # an item of nothing but gaps has no value in any case
             cond[name] = ~gaps | gaps.all(1, keepdim=True)
     valid = model.valid(model.conditions(cond, count, device_of(model)))
@@ -198,17 +201,14 @@ def _scores(
             beside = {name: value[chosen] for name, value in cond.items()}
             parts.append(_of_items(model, x[chosen], about, settings, beside, first))
             bar.update(len(chosen))
-    likelihood, spread, steps = (
+    likelihood, spread, steps, likeness = (
         torch.full((count,), math.nan, dtype=torch.float64).index_put((rows,), torch.cat(part)) for part in zip(*parts, strict=True)
     )
     if items.strange is not None:
         strange = torch.from_numpy(items.strange)
-        likelihood, spread, steps = (
-            likelihood.masked_fill(strange, -math.inf),
-            spread.masked_fill(strange, 0),
-            steps.masked_fill(strange, 0),
-        )
-    return ItemScores(likelihood, spread, steps, "nats" if about.levels is None else "bits/dim")
+        likelihood, likeness = (value.masked_fill(strange, -math.inf) for value in (likelihood, likeness))
+        spread, steps = (value.masked_fill(strange, 0) for value in (spread, steps))
+    return ItemScores(likelihood, spread, steps, "nats" if about.levels is None else "bits/dim"), likeness
 
 
 def _draws(rows: Sequence[Column], about: DataDescription, settings: ScoreSettings, stream: int) -> Tensor:
@@ -224,15 +224,33 @@ def device_of(model: ScoreModel) -> torch.device:
 
 def _of_items(
     model: ScoreModel, x: Tensor, about: DataDescription, settings: ScoreSettings, cond: dict[str, Tensor], first: int
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Value, its two errors and the likeness of each item."""
     values = x.nan_to_num().long() if about.levels is not None else x.double()
     if about.codec is not None:
-        return _of_draws(model, values, Codec.from_config(about.codec), settings, cond, first)
+        of_rows = _of_draws(model, values, Codec.from_config(about.codec), settings, cond, first)
+        return *of_rows, of_rows[0]
     try:
         found = item_scores(model, values, about.levels, cond, index_offset=first, **settings.of_flow)
+        return found.value, found.std_error, found.solver_error, _likeness(model, values, cond, found)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return found.value, found.std_error, found.solver_error
+
+
+def _likeness(model: ScoreModel, x: Tensor, cond: dict[str, Tensor], found: ItemScores) -> Tensor:
+    """What p-values compare. Of items with masks of their own the log-density of a valid entry in normalised units: the items' own would
+    say first of all how many entries are valid, and in which units."""
+    if found.unit != "nats" or not any(isinstance(encoder, Valid) for encoder in model.encoders.values()):
+        return found.likeness
+    device = device_of(model)
+    valid = model.valid(model.conditions(cond, len(x), device))
+    units, values = model.normalizer, x.to(device)
+    assert valid is not None
+    nats = found.value
+    if units is not None:
+        whole = torch.where(valid, values, units.decode(torch.zeros_like(values)))
+        nats = nats - units.log_det(whole, valid).double().cpu()
+    return nats / counted(valid, x.shape).cpu()
 
 
 def _of_draws(
@@ -254,20 +272,22 @@ def _of_draws(
 
 def _held_out(
     directory: Path, extra: dict[str, Any], model: ScoreModel, about: DataDescription, settings: ScoreSettings, network: str, say: Say
-) -> ItemScores | None:
-    """The scores of held-out data of the run: those that are kept there, or else made and kept; None where there are no such data."""
+) -> tuple[ItemScores, Tensor] | None:
+    """The scores of held-out data of the run and what p-values compare of them: those that are kept there, or else made and kept; None
+    where there are no such data."""
     key = {**{name: value for name, value in asdict(settings).items() if name not in ("cond", "batch")}, "network": network}
     key |= {} if about.codec is None else {"of": "rows"}
+    key |= {"of": "valid entries"} if any(isinstance(encoder, Valid) for encoder in model.encoders.values()) else {}
     name = hashlib.sha256(to_json(key).encode()).hexdigest()[:12]
     place = directory / "score" / f"held-out-{name}.json"
     unit = "nats" if about.levels is None else "bits/dim"
     try:
         kept = from_json(place.read_text(encoding="utf-8"))
         if kept["key"] == from_json(to_json(key)):
-            likelihood, spread, steps = (
+            likelihood, spread, steps, likeness = (
                 torch.tensor([math.nan if v is None else v for v in kept[part]], dtype=torch.float64) for part in _PARTS
             )
-            return ItemScores(likelihood, spread, steps, unit)
+            return ItemScores(likelihood, spread, steps, unit), likeness
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     parallel.wait()  # until all have looked
@@ -291,15 +311,16 @@ def _held_out(
             chosen = _draws(data.codec.decode(chosen.numpy(), there), about, settings, 1)
         except ValueError as error:
             raise ConfigError(f"the run's data are no longer those that its network was trained on: {error}") from error
-    likelihood, spread, steps = _of_items(model, chosen, about, settings, of_rows, 0)
-    found = ItemScores(likelihood, spread, steps, unit)
+    of_items = _of_items(model, chosen, about, settings, of_rows, 0)
     if parallel.rank() == 0:
         place.parent.mkdir(parents=True, exist_ok=True)
-        write_text(place, to_json({"key": key, **{part: getattr(found, part).tolist() for part in _PARTS}}, 1))
-    return found
+        kept = {part: value.tolist() for part, value in zip(_PARTS, of_items, strict=True)}
+        write_text(place, to_json({"key": key, **kept}, 1))
+    likelihood, spread, steps, likeness = of_items
+    return ItemScores(likelihood, spread, steps, unit), likeness
 
 
-_PARTS = ("value", "std_error", "solver_error")
+_PARTS = ("value", "std_error", "solver_error", "likeness")
 
 
 def _lines(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import csv
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,14 @@ class Degraded:
     name: of the file.
     y: (N, *measured shape), in the data's units, float64; NaN is a gap, which nothing is known of.
     labels: the label of each item as the file says it, None for one without; or None where the file has no labels.
+    cond: what else a file of arrays by name (NetCDF, HDF5, ...) says of the items, of what was asked for, (N, *) by name.
     """
 
     name: str
     y: Tensor
     labels: tuple[str | None, ...] | None
     _write: Write
+    cond: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def write(self, place: Path, values: Tensor | np.ndarray, whole: bool = True) -> Path:
         """Write items (N, *data shape), in the data's units, beside one another in the file's own form: at `place` with the file's
@@ -50,8 +52,10 @@ class Degraded:
         return self._write(place, x, whole)
 
 
-def read_degraded(path: Path, about: DataDescription, measured: Sequence[int]) -> Degraded:
+def read_degraded(path: Path, about: DataDescription, measured: Sequence[int], conditions: Sequence[str] = ()) -> Degraded:
     """Degraded items of the data that `about` describes, each a measurement of shape `measured`.
+
+    conditions: "VARIABLE" or "NAME=VARIABLE" that are read beside the items where a file of arrays by name has them.
 
     A table has the training table's columns, by their names where it had a header, in any order and beside others; else in their order,
     with or without a header. Empty cells, NaN and NA are gaps. Arrays are (N, *measured), the channels last where they fit so alone,
@@ -71,9 +75,9 @@ def read_degraded(path: Path, about: DataDescription, measured: Sequence[int]) -
         return _array(path, about, tuple(measured))
     form, names = _other_format(path)
     if form is not None:
-        y, of_items, write = read_items(path, form, names, about, tuple(measured))
+        y, of_items, cond, write = read_items(path, form, names, about, tuple(measured), conditions)
         labels = None if of_items is None else tuple(map(str, of_items.tolist()))
-        return Degraded(path.name, torch.from_numpy(y), labels, write)
+        return Degraded(path.name, torch.from_numpy(y), labels, write, cond)
     if path.is_dir() or folders.is_image(path.name):
         return _images(path, about, tuple(measured))
     raise ValueError(f"{path.name}: not a known kind of file; {ALLOWED} is needed")

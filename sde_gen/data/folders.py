@@ -120,7 +120,12 @@ class _Images:
     @property
     def keys(self) -> list[str]:
         """The names without their endings and the folders around everything."""
-        return [PurePosixPath(*parts).with_suffix("").as_posix() for parts in _inside(PurePosixPath(name).parts for name in self.names)]
+        return _keys(self.names)
+
+
+def _keys(names: Sequence[str]) -> list[str]:
+    """The names without their endings and the folders around everything."""
+    return [PurePosixPath(*parts).with_suffix("").as_posix() for parts in _inside(PurePosixPath(name).parts for name in names)]
 
 
 def _read(path: Path, size: int | None, in_memory: int, convert: str | None = None) -> _Images:
@@ -135,18 +140,36 @@ def _maps(path: Path, images: _Images, size: int | None, in_memory: int) -> Sour
         height, width = item_shape(path)[1:]
         size = None if height == width <= size else size
     maps = _read(path, size, in_memory)
-    of_images, of_maps = ({key: row for row, key in enumerate(found.keys)} for found in (images, maps))
-    for found, rows in ((images, of_images), (maps, of_maps)):
-        if len(rows) < len(found.names):
-            twice = next(name for row, (name, key) in enumerate(zip(found.names, found.keys, strict=True)) if rows[key] != row)
-            raise ValueError(f"{found.path.name}/{twice}: another image has this name but for its ending; a map is found by it")
+    source = maps.source.subset(_matched(maps, images.path, images.names))
+    return source if maps.mode != "1" else replace(source, read=lambda rows: maps.source.read(rows).astype(bool))
+
+
+def _matched(maps: _Images, folder: Path, names: Sequence[str]) -> np.ndarray:
+    """The row of the map of each of the images `names` of `folder`, which has its name but for the ending."""
+    rows = []
+    for of, found in ((folder, names), (maps.path, maps.names)):
+        keys = _keys(found)
+        rows.append({key: row for row, key in enumerate(keys)})
+        if len(rows[-1]) < len(found):
+            twice = next(name for row, (name, key) in enumerate(zip(found, keys, strict=True)) if rows[-1][key] != row)
+            raise ValueError(f"{of.name}/{twice}: another image has this name but for its ending; a map is found by it")
+    of_images, of_maps = rows
     without, beyond = ([key for key in a if key not in b] for a, b in ((of_images, of_maps), (of_maps, of_images)))
     if without or beyond:
         parts = [f"no map of {len(without)} of {len(of_images)} images, the first {without[0]}"] if without else []
         parts += [f"{len(beyond)} of {len(of_maps)} maps of no image, the first {beyond[0]}"] if beyond else []
-        raise ValueError(f"{path.name}: {'; '.join(parts)}; a map of the same name for each image of {images.path.name} is needed")
-    source = maps.source.subset(np.array([of_maps[key] for key in of_images]))
-    return source if maps.mode != "1" else replace(source, read=lambda rows: maps.source.read(rows).astype(bool))
+        raise ValueError(f"{maps.path.name}: {'; '.join(parts)}; a map of the same name for each image of {folder.name} is needed")
+    return np.array([of_maps[key] for key in of_images])
+
+
+def read_maps(path: Path, folder: Path, names: Sequence[str], in_memory: int) -> np.ndarray:
+    """The maps (N, C, H, W) of the images `names` of `folder` from a folder or archive with an image of the same name for each.
+
+    Raises ValueError, one line, for an image without a map or a map without an image, and maps of more than one size or mode.
+    """
+    maps = _read(path, None, in_memory)
+    values = maps.source.read(maps.source.rows[_matched(maps, folder, names)])
+    return values.astype(bool) if maps.mode == "1" else values
 
 
 def _from_folder(path: Path, size: int | None, in_memory: int, convert: str | None) -> _Images:

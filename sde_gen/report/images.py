@@ -79,6 +79,11 @@ def _checked_range(value_range: Range) -> Range:
     return low, high
 
 
+def channels_shown(x: Tensor) -> Tensor:
+    """The channels of images or volumes (N, C, *spatial) that a picture has: 3 (or the first 3 of 4) as colours, else the first one."""
+    return x[:, :3] if x.shape[1] in (3, 4) else x[:, :1]
+
+
 def tiles(x: Tensor, value_range: Range | None = None) -> NDArray[np.uint8]:
     """Images (N, C, H, W) as RGB bytes (N, H, W, 3): 3 channels (or the first 3 of 4) are colour, of any other count the first is grey.
 
@@ -86,7 +91,7 @@ def tiles(x: Tensor, value_range: Range | None = None) -> NDArray[np.uint8]:
     """
     if x.ndim != 4 or 0 in x.shape:
         raise ValueError(f"images must have shape (N, C, H, W), none of them 0, not {tuple(x.shape)}")
-    shown = display_values(x[:, :3] if x.shape[1] in (3, 4) else x[:, :1])
+    shown = display_values(channels_shown(x))
     rgb = to_uint8(shown, value_range).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy().copy()
     rgb[~shown.isfinite().all(1).numpy()] = NOT_FINITE
     return rgb

@@ -19,6 +19,7 @@ from . import plots
 from .figures import FPS, frame_labels, save_plot
 from .images import (
     Range,
+    channels_shown,
     display_range,
     display_values,
     finite_range,
@@ -84,7 +85,7 @@ def picture_samples(
     if kind == "vectors":
         return plots.plot_pairs(x, reference, path, title)
     if value_range is None and reference is not None:
-        low, high = finite_range(reference)
+        low, high = finite_range(reference if kind == "signals" else channels_shown(reference))
         value_range = (low, high) if low < high else None
     if kind == "signals":
         return save_plot(signals_image(x, value_range, title=title), path)
@@ -106,7 +107,7 @@ def film_images(frames: Sequence[Tensor], value_range: Range | None = None, labe
         return plots.points_film(frames, names)
     if kind == "vectors":
         return plots.vectors_film(frames, names)
-    base = finite_range(last)
+    base = finite_range(last if kind == "signals" else channels_shown(last))
     if kind == "signals":
         # one axis for all frames, or the lines would not be seen to shrink
         low, high = value_range or base
@@ -121,7 +122,7 @@ def film_images(frames: Sequence[Tensor], value_range: Range | None = None, labe
     height = 26 * max(1 + note.count("\n") for note in notes)
     images = []
     for frame, note in zip(shown, notes, strict=True):
-        seen = display_range(frame, base) if value_range is None and base[0] < base[1] else value_range
+        seen = display_range(channels_shown(frame), base) if value_range is None and base[0] < base[1] else value_range
         images.append(with_note(image_grid(frame, side, side, value_range=seen, width=_FILM_WIDTH), note, height))
     width = max(image.width for image in images)
     return [_widened(image, width) for image in images]

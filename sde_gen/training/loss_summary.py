@@ -56,7 +56,8 @@ def measure_levels(
         moments = model.moments if model.moments is not None else Moments.fit(x_0)
         each = Validation.prepare(model, x_0, moments, cond, seed).measure_each(model)
         found[name] = each.mean(1).tolist()
-        found[f"{name}_error"] = (each.std(1) / math.sqrt(max(2, len(x_0)))).tolist()
+        spread = each.std(1) if len(x_0) > 1 else torch.full_like(each[:, 0], math.nan)  # one item does not tell it
+        found[f"{name}_error"] = (spread / math.sqrt(max(2, len(x_0)))).tolist()
     return found
 
 

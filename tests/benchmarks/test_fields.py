@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import sde_gen
 from sde_gen.data import load_dataset
 from sde_gen.data.toy_measurements import chirp_spectrogram, volume_spectrum
 from sde_gen.data.weather import weather_law
+from sde_gen.training import build_model
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "fields.py"
 spec = importlib.util.spec_from_file_location("benchmark_fields", SCRIPT)
@@ -78,6 +80,35 @@ def test_chirps_are_found_in_noise_and_others_are_no_chirps() -> None:
     two = torch.maximum(x, x.flip(0))  # two chirps in one spectrogram
     rows = bench.measure_spectrograms(two, x)["statistics"]["misfit"]
     assert rows["dB"]["samples"][0] > 5 and rows["below 3 dB"]["samples"][0] < 0.2 and rows["dB"]["held_out"][0] < 1e-3
+
+
+@pytest.mark.parametrize("name", ["weather", "volumes"])
+def test_the_law_itself_loses_nothing_and_another_one_what_it_must(name: str) -> None:
+    data = load_dataset(name)
+    assert data.test is not None
+    model = build_model(data.train[:500], network="mlp", network_options={"width": 4, "depth": 1}, mask=data.valid)
+    found = bench.gaussian_law(name, model)
+    assert found is not None
+    valid, denoise = found
+
+    class Known(torch.nn.Module):
+        factor = 1.0
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            alpha, sigma = (float(value) for value in model.sde.marginal(t[0].double()))
+            return torch.where(valid, self.factor * denoise(x.double(), alpha, sigma), 0.0).to(x.dtype)
+
+    exact = sde_gen.ScoreModel(Known(), model.sde, prediction="data", normalizer=model.normalizer, mask=data.valid)
+    right = bench.excess(name, exact, data.test)
+    assert right is not None and right["nats"] < 1e-4
+    exact.network.factor = 0.9  # errs by a tenth of the denoised square, which has the variance of the data where the noise is small
+    wrong = bench.excess(name, exact, data.test)
+    assert wrong is not None
+    first, last = (row["beyond"] for row in (wrong["levels"][0], wrong["levels"][-1]))
+    z = model.normalizer.encode(data.test)[valid.expand(data.test.shape)]
+    assert last == pytest.approx(0.01 * float(z.square().mean()), rel=0.1) and first < last and wrong["nats"] > 1
+    noises = [row["noise"] for row in wrong["levels"]]
+    assert wrong["levels"][7]["law"] == right["levels"][7]["law"] and noises == sorted(noises, reverse=True)
 
 
 @pytest.mark.parametrize("name", bench.MEASURES)

@@ -11,6 +11,7 @@ from sde_gen.commands.runs import open_run
 from sde_gen.data import Dataset, load_dataset
 from sde_gen.data.arrays import load_npy
 from sde_gen.data.write import DataDescription
+from sde_gen.report.fields import picture_fields
 
 LAND = np.random.default_rng(5).random((6, 7)) < 0.3
 LAND[0, 0] = False
@@ -131,3 +132,23 @@ def test_what_is_written_has_the_marks_again(sde_gen_command: Command, tmp_path:
     if kind in ("nan", "bytes"):
         code, out, err = sde_gen_command("likelihood", "--run", "run", "--images", "4", "--tolerance", "1e-1", "--no-progress")
         assert (code, err) == (0, []) and any(line.startswith("held-out") for line in out)
+
+
+@pytest.mark.parametrize("kind", ["land", "clouds"])
+def test_a_run_pictures_fields_beside_held_out_ones_without_what_is_no_data(
+    sde_gen_command: Command, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+):
+    x = fields()
+    hole = np.broadcast_to(LAND, x.shape) if kind == "land" else (np.random.default_rng(3).random((60, 1, 6, 7)) < 0.3).repeat(2, 1)
+    np.save(tmp_path / "x.npy", np.where(hole, np.nan, x))
+    seen = []
+    monkeypatch.setattr("sde_gen.commands.of_fields.picture_fields", lambda *parts: seen.append(parts) or picture_fields(*parts))
+    flags = ("--train-steps", "4", "--batch", "16", "--samples", "16", "--steps", "2", "--network", "mlp", "--set", "model.options.width=8")
+    code, _, err = sde_gen_command("run", "--data", "x.npy", "--missing", "mask", "--out", "run", "--no-progress", *flags)
+    assert (code, err) == (0, [])
+    (samples, held_out, path, valid, held_out_valid, names), *more = seen
+    assert not more and names is None and path.exists() and len(samples) == 16 and len(held_out) == 6
+    there = held_out_valid.expand(held_out.shape)
+    assert bool(valid.any()) and not bool(valid.all())
+    rows = [int(np.flatnonzero((np.where(hole, 0.0, x) == np.where(there[k], held_out[k], 0.0)).all((1, 2, 3)))[0]) for k in range(6)]
+    np.testing.assert_array_equal(there.numpy(), ~hole[rows])

@@ -85,15 +85,20 @@ def contents_of(
     variables: Sequence[str],
     conditions: Sequence[str],
     series: bool,
+    if_there: bool = False,
 ) -> tuple[Contents, dict[str, Any]]:
-    """What a file or folder holds, and the header of what is written of it."""
+    """What a file or folder holds, and the header of what is written of it.
+
+    if_there: a condition that the file does not have is none, and of several of one name the first that it has is taken.
+    """
     chosen = FORMATS[form]
     pairs = [(key if name is None else name, key) for name, key in conditions_asked(path.name, conditions)]
-    check_names(path.name, [name for name, _ in pairs])
+    if not if_there:
+        check_names(path.name, [name for name, _ in pairs])
     if (variables or pairs) and form not in NAMED:
         raise FormatError(f"{path.name}: {chosen.name} files hold no arrays by name; variable and conditions are for {', '.join(NAMED)}")
     chosen.require(path.name)
-    asked = Asked(tuple(variables), tuple(pairs), axes, series)
+    asked = Asked(tuple(variables), tuple(pairs), axes, series, if_there)
     if names is None:
         contents = chosen.read(path, asked)
     elif chosen.read_folder is None:

@@ -27,12 +27,14 @@ class FormatError(ValueError):
 class Asked:
     """What a caller says of a file: the variables that are the data (none: what the file leaves in no doubt), the arrays that are
     conditions as (name, variable), a letter for each axis as in `axes.check_axes`, or None, and whether it is a series, (T,) or (T, C),
-    of which windows are cut."""
+    of which windows are cut. if_there: of the conditions those that the file has,
+    the first one of each name; a single tensor is the data, whatever it is called."""
 
     variables: tuple[str, ...] = ()
     conditions: tuple[tuple[str, str], ...] = ()
     axes: str | None = None
     series: bool = False
+    if_there: bool = False
 
 
 class OnDisk:

@@ -27,18 +27,22 @@ class Description(Protocol):
 
 
 def read_items(
-    path: Path, form: str, names: Sequence[str] | None, about: Description, measured: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray | None, Write]:
-    """The items (N, *measured) of a file, or of the files `names` of a folder, in order, float64 with NaN for gaps, their labels, and
-    what writes restored ones beside one another as the file was. Variables and axes are those of the data's header, where it is of
-    such a format.
+    path: Path, form: str, names: Sequence[str] | None, about: Description, measured: tuple[int, ...], conditions: Sequence[str] = ()
+) -> tuple[np.ndarray, np.ndarray | None, dict[str, np.ndarray], Write]:
+    """The items (N, *measured) of a file, or of the files `names` of a folder, in order, float64 with NaN for gaps, their labels, their
+    conditions by name, and what writes restored ones beside one another as the file was. Variables and axes are those of the data's
+    header, where it is of such a format.
+
+    conditions: "VARIABLE" or "NAME=VARIABLE", of which those that the file has are read; of several of one name the first.
 
     Raises ValueError, one line, for items of another shape, and whatever `formats.load` raises.
     """
     header = about.header or {}
     own = [each["name"] for each in header.get("variables", ())]
+    own = own or ([header["tensor"]["name"]] if header.get("tensor", {}).get("name") else [])
     axes = header.get("letters") if not header.get("folder") and names is None and header.get("format") == form else None
-    contents, kept = formats.contents_of(path, form, names, axes, own if form in formats.NAMED else (), (), False)
+    named = form in formats.NAMED
+    contents, kept = formats.contents_of(path, form, names, axes, own if named else (), conditions if named else (), False, if_there=True)
     if "test" in contents.arrays:
         raise FormatError(f"{path.name}: its folders are training and held-out items; a folder of items to be restored is needed")
     source, _ = arrays.arrange(path.name, contents.arrays["train"], contents.axes)
@@ -72,7 +76,7 @@ def read_items(
         chosen.write(file, Items(len(values), values.shape[1:], values.dtype, parts, told))
         return file
 
-    return y, contents.arrays.get("labels"), write
+    return y, contents.arrays.get("labels"), {name: np.asarray(value) for (_, name), value in contents.cond.items()}, write
 
 
 def _as(values: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ def read(path: Path, asked: Asked) -> Contents:
         )
         if not found or not all(isinstance(value, Tensor) for value in found.values()):
             raise FormatError(f"{path.name}: holds {type(tree).__name__}; a tensor, or a dict of tensors by name, is needed")
+        if asked.if_there and len(found) == 1:  # the only one there is, whatever it is called
+            asked = replace(asked, variables=())
         read = contents(path.name, Group({key: _variable(key, value) for key, value in found.items()}), asked)
         name = read.header["variables"][0]["name"]
         header = {"dtype": str(found[name].dtype).removeprefix("torch."), "name": name if isinstance(tree, Mapping) else None}

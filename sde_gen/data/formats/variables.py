@@ -135,7 +135,10 @@ def letters_of(dims: Sequence[str], of_coordinates: Mapping[str, Mapping[str, An
 def contents(name: str, group: Group, asked: Asked) -> Contents:
     """The data among a file's variables, their labels and conditions, and the header of what is written of them."""
     numbers = {key: v for key, v in group.variables.items() if v.dtype.kind in "buif"}
-    cond_names = [variable for _, variable in asked.conditions]
+    of_conditions = dict(asked.conditions)
+    if asked.if_there:
+        of_conditions = {of: variable for of, variable in reversed(asked.conditions) if variable in group.variables}
+    cond_names = list(of_conditions.values())
     for variable in (*asked.variables, *cond_names):
         if variable not in group.variables:
             raise FormatError(f"{name}: no variable {variable!r}; it holds {_listed(group.variables.values())}")
@@ -173,10 +176,10 @@ def contents(name: str, group: Group, asked: Asked) -> Contents:
     for part, key in roles.items():
         if key is not None:
             arrays[part] = group.variables[key].rows(axis) if part == "test" else _words(group.variables[key].whole())
-    cond = {("train", of): _words(group.variables[variable].whole()) for of, variable in asked.conditions}
+    cond = {("train", of): _words(group.variables[variable].whole()) for of, variable in of_conditions.items()}
     cond |= {
         ("test", of): _words(group.variables[f"{variable}_test"].whole())
-        for of, variable in asked.conditions
+        for of, variable in of_conditions.items()
         if f"{variable}_test" in group.variables
     }
     used = {*chosen, *taken}
