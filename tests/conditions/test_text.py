@@ -19,6 +19,7 @@ from sde_gen.exact.mixtures import GaussianData
 from sde_gen.guidance import Combine
 from sde_gen.guidance.combine import predict_each
 from sde_gen.networks import NETWORKS
+from sde_gen.networks.embeddings import ConditionEmbedding
 from sde_gen.training import build_model
 
 WORDS = ["red", "green", "blue", "heart", "owl", "in", "the", "style", "of", "noto"]
@@ -328,3 +329,13 @@ def test_gaussian_classes_told_by_words_flow_as_the_exact_linear_flow(strength: 
     torch.testing.assert_close(found, exact, rtol=0, atol=1e-3)
     other = sde_gen.sample(model, (4, 3), "heun", steps=150, cond={"caption": texts[::-1]}, **common).x
     assert float((other - exact).abs().max()) > 0.1
+
+
+def test_the_whole_text_joins_the_vector() -> None:
+    torch.manual_seed(0)
+    ports = ConditionEmbedding(24, {"caption": {"kind": "text", "words": WORDS, "width": 16}}, (8, 8)).eval()
+    c, texts = torch.tensor([-1.0, 2.0]), text_tensor(["red heart", "owl"])
+    (text,) = ports.encoders
+    found = ports(c, {"caption": texts})
+    torch.testing.assert_close(found.vector, ports.whole(ports.of_level(c) + text(texts)[2]))
+    assert found.tokens is not None and float((found.vector - ports.whole(ports.of_level(c))).detach().abs().min(1).values.max()) > 0
