@@ -41,6 +41,7 @@ import numpy as np
 import peer_samplers
 import torch
 from flow_problems import Levels, mixture
+from likelihood_total import total_errors
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
@@ -373,9 +374,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             "k-diffusion": peer_samplers.versions()["k-diffusion"],
         },
     }  # fmt: skip
-    place = arguments.json
-    if place.exists():  # parts that are not asked for stay as they were, each with the conditions of its own run
-        result |= {part: old for part, old in json.loads(place.read_text(encoding="utf-8")).items() if part in PARTS}
+    if arguments.json.exists():  # parts that are not asked for stay as they were, each with the conditions of its own run
+        result |= {part: old for part, old in json.loads(arguments.json.read_text(encoding="utf-8")).items() if part in PARTS}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the prior differs")
         for part in dict.fromkeys(arguments.part):
@@ -389,9 +389,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             conditions |= {"load": [load, os.getloadavg()[0]], "seconds": time.monotonic() - began}
             print(f"{part}: {', '.join(f'{key} {value}' for key, value in conditions.items())}", flush=True)
             result[part] = found | {"conditions": conditions}
-            place.parent.mkdir(parents=True, exist_ok=True)
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)
             short = json.loads(json.dumps(result), parse_float=lambda text: float(f"{float(text):.4g}"), parse_constant=lambda _: None)
-            place.write_text(json.dumps(short, indent=1) + "\n", encoding="utf-8")
+            arguments.json.write_text(json.dumps(short, indent=1) + "\n", encoding="utf-8")
+    total_errors(result)
     return result
 
 

@@ -95,3 +95,19 @@ def test_all_parts_run_and_are_kept(bench, tmp_path, monkeypatch, capsys):
     assert rows["resampled, rademacher"]["ratio"] == 1 < rows["hutchinson alone, gaussian"]["ratio"]
     low, high = rows["hutchinson, rademacher"]["interval"]
     assert low <= rows["hutchinson, rademacher"]["ratio"] <= high
+
+
+def test_time_at_equal_total_error(bench, capsys):
+    """Theirs errs by 3 nats of vectors and 4 of steps: 5. Ours by 4 of vectors at 9 evaluations, and 6 at 4."""
+    spreads = {"hutchinson alone, rademacher": {"spread": 3.0}, "resampled, rademacher": {"spread": 4.0, "evaluations": 9.0}}
+
+    def row(nats, evaluations, seconds):
+        return {"error": nats / 64, "evaluations": evaluations, "seconds": seconds}
+
+    ours = {"0.1": row(0.0, 4.0, 1.0), "0.01": row(3.0, 9.0, 2.0), "0.001": row(0.0, 9.0, 5.0)}
+    methods = {"sde_gen": ours, "score_sde_pytorch": {"1e-05": row(4.0, 99.0, 20.0), "1e-09": row(0.0, 999.0, 200.0)}}
+    found = bench.total_errors({"digits": {"methods": methods}, "trace": {"estimators": spreads}})
+    totals = {name: value["total"] for name, value in found.items()}
+    assert totals["sde_gen, 0.1"] == pytest.approx(6) and totals["sde_gen, 0.01"] == totals["score_sde_pytorch, 1e-05"] == pytest.approx(5)
+    assert found["score_sde_pytorch, 1e-05"]["ratio"] == pytest.approx(0.1) and found["score_sde_pytorch, 1e-09"]["ratio"] is None
+    assert "| 0.100 |" in capsys.readouterr().out and bench.total_errors({"digits": {}}) == {}
