@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from sde_gen.commands.config import RunConfig, resolve
-from sde_gen.commands.runs import check
+from sde_gen.commands.run_data import check
 from sde_gen.data import Dataset, load_dataset
 from sde_gen.training import TrainSettings, fit
 

@@ -62,7 +62,7 @@ def work(threads: int | None, steps: int, calls: int) -> dict[str, float]:
     import torch
 
     from sde_gen.commands.config import resolve
-    from sde_gen.commands.runs import check, load_data
+    from sde_gen.commands.run_data import check, load_data
     from sde_gen.training.trainer import Trainer
 
     config = resolve()

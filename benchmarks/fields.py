@@ -47,7 +47,8 @@ from torch import Tensor
 
 import sde_gen
 from sde_gen.commands.config import read_config, resolve
-from sde_gen.commands.runs import default_directory, open_run
+from sde_gen.commands.run_data import default_directory
+from sde_gen.commands.runs import open_run
 from sde_gen.data import rows_drawn
 from sde_gen.data.toy_measurements import (
     BINS,

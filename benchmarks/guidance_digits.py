@@ -25,7 +25,8 @@ from torch import Tensor
 import sde_gen
 from sde_gen import metrics
 from sde_gen.commands.config import resolve
-from sde_gen.commands.runs import choose_device, config_of_run, open_run
+from sde_gen.commands.run_data import choose_device, config_of_run
+from sde_gen.commands.runs import open_run
 from sde_gen.unknown_numbers import to_json
 
 STRENGTHS = (1.0, 1.5, 2.0, 4.0)

@@ -26,7 +26,8 @@ from torch import Tensor
 import sde_gen
 from sde_gen import metrics
 from sde_gen.commands.config import resolve
-from sde_gen.commands.runs import config_of_run, open_run
+from sde_gen.commands.run_data import config_of_run
+from sde_gen.commands.runs import open_run
 from sde_gen.data import rows_drawn
 from sde_gen.diagnostics.calibration import randomised_ranks
 from sde_gen.inverse import Downsample, Gaussian, Mask, Measurement

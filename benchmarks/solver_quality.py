@@ -40,7 +40,8 @@ from torch import Tensor
 import sde_gen
 from sde_gen import SDE, VPSDE, ScoreModel, make_solver, sample
 from sde_gen.commands.config import resolve
-from sde_gen.commands.runs import choose_device, open_run
+from sde_gen.commands.run_data import choose_device
+from sde_gen.commands.runs import open_run
 from sde_gen.metrics import Estimate, FeatureNet, cached_features, frechet_distance, sliced_wasserstein
 from sde_gen.metrics.estimate import half_sample_error, halves
 from sde_gen.solvers import SOLVERS, FixedStepSolver, make_grid

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from sde_gen.commands.config import resolve
 from sde_gen.commands.evaluation import sample_run
-from sde_gen.commands.runs import choose_device, open_run
+from sde_gen.commands.run_data import choose_device
+from sde_gen.commands.runs import open_run
 from sde_gen.solvers import SOLVERS
 from sde_gen.unknown_numbers import to_json
 

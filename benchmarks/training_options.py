@@ -29,7 +29,7 @@ from torch import Tensor
 import sde_gen
 from sde_gen.commands import flags
 from sde_gen.commands.config import resolve
-from sde_gen.commands.runs import check
+from sde_gen.commands.run_data import check
 from sde_gen.data import Dataset, load_dataset, rows_drawn
 from sde_gen.metrics import FeatureNet, cached_features, frechet_distance, memorised_fraction
 from sde_gen.models.denoiser import encoded

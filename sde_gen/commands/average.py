@@ -9,7 +9,7 @@ from pathlib import Path
 from ..locks import held
 from ..training import choose_average
 from .config import ConfigError
-from .runs import config_of_run
+from .run_data import config_of_run
 
 EXAMPLES = """examples:
   sde-gen run --set training.ema_widths=[0.02,0.1,0.2] --out runs/a        keeps averages of these widths beside the recipe's 0.05

@@ -32,21 +32,13 @@ from .likelihood import LikelihoodSettings, check_settings, likelihood_run
 from .noise_ends import resolve_ends, warnings_of_ends
 from .report import write_report
 from .restore import restore_run
+from .restore_flags import RESTORE_EXAMPLES, add_restore_flags
 from .restore_settings import RestoreSettings
 from .restore_settings import checked as checked_restore
-from .runs import (
-    TrainedRun,
-    check,
-    check_world,
-    choose_device,
-    config_of_run,
-    cost_lines,
-    default_directory,
-    fetch_data,
-    load_data,
-    open_run,
-)
-from .sample import SampleSettings, sample_to_files
+from .run_data import check, choose_device, config_of_run, default_directory, fetch_data, load_data
+from .runs import TrainedRun, check_world, cost_lines, open_run
+from .sample import sample_to_files
+from .sample_job import SampleSettings
 from .score import SCORE_EXAMPLES, ScoreSettings, add_score_flags, score_run
 from .text import EXAMPLES as TEXT_EXAMPLES
 from .text import add_text_flags, text_run
@@ -308,10 +300,10 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], Sequence[F
     ),
     "restore": (
         restore,
-        (flags.add_restore_flags,),
+        (add_restore_flags,),
         "degraded data restored by a run's network",
         "Posterior samples of degraded data with a run's network as prior: what is missing, how sure that is, how far to trust it.",
-        flags.RESTORE_EXAMPLES,
+        RESTORE_EXAMPLES,
     ),
     "text": (
         text,

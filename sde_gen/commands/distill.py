@@ -29,8 +29,8 @@ from ..training import CheckpointError, State, TrainResult, load, read_extra, re
 from ..training.checkpoint import checkpoint_of
 from ..unknown_numbers import to_json
 from .config import ConfigError
-from .runs import config_of_run, load_data
-from .sample import description_of
+from .run_data import config_of_run, load_data
+from .sample_job import description_of
 from .training_files import environment
 
 TRAJECTORIES = "trajectories.safetensors"

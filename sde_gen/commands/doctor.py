@@ -16,7 +16,7 @@ from ..training import load, read_extra
 from ..unknown_numbers import to_json
 from .config import ConfigError, RunConfig
 from .reuse import changed_data
-from .runs import config_of_run, load_data
+from .run_data import config_of_run, load_data
 
 
 def doctor_run(

@@ -22,7 +22,7 @@ from ..sdes import SDES
 from ..training import CheckpointError, load, read_extra, save
 from ..unknown_numbers import to_json
 from .config import ConfigError, RunConfig, merge, read_config, read_yaml, resolve
-from .runs import check, config_of_run, load_data
+from .run_data import check, config_of_run, load_data
 from .training_files import environment
 
 Say = Callable[[str], None]

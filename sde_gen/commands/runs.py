@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 import time
@@ -16,31 +15,26 @@ import torch
 from torch import Tensor
 
 from .. import parallel, report, threads
-from ..conditions import RESERVED, fit_condition, valid_of
-from ..data import DATASETS, SOURCES, Dataset, download, load_dataset
+from ..data import Dataset
 from ..data.columns.redraw import Redraw
 from ..data.dataset import subset
-from ..data.write import MEMBERS, DataDescription
-from ..devices import find_device
+from ..data.write import DataDescription
 from ..locks import held
 from ..models.denoiser import Denoiser
 from ..models.score import ScoreModel
 from ..networks import summary
 from ..report.events import EventWriter, require_tensorboard
 from ..report.files import write_text
-from ..sampling.automatic import flow_solver
-from ..sampling.fitting import check_fit
 from ..sampling.sample import sample
-from ..solvers import GRIDS, make_solver
-from ..training import CheckpointError, Objective, TrainResult, build_model, check_layout, check_processes, fit, read_extra, save
-from ..training.checkpoint import describe
+from ..training import CheckpointError, TrainResult, check_processes, fit, read_extra, save
 from ..unknown_numbers import to_json
-from .config import ConfigError, RunConfig, read_config, recipe_note, resolve
+from .config import ConfigError, RunConfig, recipe_note
 from .cost import SNAPSHOT_CALLS, sampling_cost, seconds_per_call, seconds_per_step, snapshot_count, training_cost
 from .image_scores import check_settings
 from .noise_ends import resolve_ends, warnings_of_ends
 from .reuse import Earlier, going_on, read_earlier
-from .training_files import TRAINING_FILES, category_names, conditions_of, environment, make_missing_files, missing_files
+from .run_data import check, default_directory, load_data
+from .training_files import TRAINING_FILES, conditions_of, environment, make_missing_files, missing_files
 
 FILM = 100
 PICTURED, LEAST_PICTURED = 2_000_000, 2000
@@ -64,131 +58,6 @@ class TrainedRun:
     config: RunConfig
     data: Dataset
     model: ScoreModel
-
-
-def default_directory(config: RunConfig) -> Path:
-    """runs/<data>-<sde>; of a path its last part, ending and all: energy.npy and energy.csv are two runs."""
-    name = config.data.name if config.data.name in DATASETS else Path(os.path.abspath(config.data.location)).name
-    return Path("runs") / f"{name or 'data'}-{config.sde.name}"
-
-
-def choose_device(name: str | None) -> torch.device:
-    """The device `name`, or CUDA where present and else the CPU; ConfigError for one that is not here."""
-    try:
-        return find_device(name)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
-def config_of_run(directory: Path) -> RunConfig:
-    """The configuration of a run directory, its data found from wherever this is called.
-
-    A relative path of data starts where the run was made, or else here, or else at a directory above the run's (which may have been
-    moved together with its data); of several that are there, the first with the signature of the data that the network was trained on.
-    ConfigError where the directory is no run's, or its data are nowhere.
-    """
-    file = directory / "config.yaml"
-    if not file.is_file():
-        with contextlib.suppress(CheckpointError):
-            source = read_extra(directory / "checkpoint").get("distilled_from")
-            if source is not None:
-                raise ConfigError(f"{directory} holds a flow map, which sde-gen sample alone takes; the run that it came from is {source}")
-        raise ConfigError(f"{directory} is not a run directory: it has no config.yaml")
-    layer = read_config(file)
-    section = layer.get("data")
-    if not isinstance(section, dict):
-        return resolve(layer)
-    name, root, made = (section.get(key) for key in ("name", "root", "relative_to"))
-    path = root if name in DATASETS else name
-    if not isinstance(path, str) or os.path.isabs(path):
-        return resolve(layer)
-    starts = dict.fromkeys([*([made] if isinstance(made, str) else []), os.getcwd(), *map(str, directory.absolute().parents)])
-    found = {os.path.realpath(os.path.join(start, path)): start for start in reversed(starts) if os.path.exists(os.path.join(start, path))}
-    if not found:
-        raise ConfigError(
-            f"the data of {directory} are not there: {path!r} is neither below {', '.join(list(starts)[:2])} nor beside the run"
-        )
-    configs = [resolve(layer, {"data": {"relative_to": start}}) for start in reversed(found.values())]
-    if len(configs) > 1:
-        with contextlib.suppress(CheckpointError):
-            trained = read_extra(directory / "checkpoint").get("data")
-            return next((config for config in configs if load_data(config).signature() == trained), configs[0])
-    return configs[0]
-
-
-def fetch_data(config: RunConfig, say: Say = print) -> None:
-    """Download the files of the configuration's data set that are not there; ConfigError where that cannot be done."""
-    try:
-        download(config.data.name, config.data.root_location, say)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
-def load_data(config: RunConfig) -> Dataset:
-    """The configuration's data set; ConfigError where it is missing, unreadable or cannot be trained on."""
-    try:
-        chosen = config.data
-        if chosen.root is not None and chosen.name not in SOURCES:
-            raise ValueError(f"data.root is for {', '.join(SOURCES)}, whose files it holds; {chosen.name!r} reads none from there")
-        data = load_dataset(chosen.location, chosen.root_location, config.training.seed, chosen.limit, **vars(chosen.reading))
-        taken = next((name for name in data.cond if name in RESERVED or name in MEMBERS), None)
-        if taken is not None:
-            raise ValueError(f"a condition cannot be called {taken!r}; --condition NAME={taken} gives it another name")
-        return data
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
-def check(config: RunConfig, data: Dataset) -> ScoreModel:
-    """The model that the configuration describes, not trained: every name and setting is checked before any work."""
-    sampling = config.sampling
-    try:
-        name = flow_solver(sampling.solver, sampling.options)
-        solver = make_solver(name, **sampling.options)
-        if sampling.grid == "fitted":
-            check_fit(name, solver, sampling.steps)
-            if sampling.options:
-                raise ValueError("a fitted grid has options of its own: leave sampling.options empty")
-        elif sampling.grid is not None and sampling.grid not in GRIDS:
-            raise ValueError(f"unknown grid {sampling.grid!r}; choose from {', '.join(GRIDS)}, fitted")
-        if config.data.labels and data.classes is None:
-            raise ValueError(f"data {data.name!r} has no labels to train on")
-        names = conditions_of(config, data)
-        known: dict[str, Any] = data.conditions(names)
-        kinds = {key: {"kind": "text", **config.data.text} for key in data.texts}
-        specs = {n: fit_condition(n, value, data.shape[1:], kinds.get(n), category_names(data, n)) for n, value in known.items()}
-        model = build_model(
-            data.train,
-            config.sde.name,
-            config.model.network,
-            config.model.prediction,
-            config.model.prior,
-            config.model.normalizer,
-            config.sde.settings,
-            config.model.options,
-            specs,
-            config.training.seed,
-            config.model.variance,
-            data.valid,
-            valid_of(specs, known),
-            data.codec,
-        )
-        if config.training.reference and data.codec is not None:
-            what = "tables of words, whose cells are drawn for each batch"
-            raise ValueError(f"training.reference {config.training.reference} is not for {what}")
-        Objective(config.training, model, data.levels)
-        config.training.shares_dropped(names)
-        check_layout(config.training, data.train.shape)
-        if solver.needs_variance and model.variance is None:
-            raise ValueError(f"solver {sampling.solver!r} with these options needs a network that learns the variance: --learned-variance")
-        model.scales(torch.full((1,), model.sde.t_max, dtype=torch.float64))  # a clock or prediction that does not suit the SDE
-    except (ValueError, TypeError) as error:
-        raise ConfigError(str(error)) from error
-    try:
-        describe(model)  # what cannot be saved is said before it is trained
-    except (CheckpointError, TypeError) as error:
-        raise ConfigError(f"this run could not be saved: {error}") from error
-    return model
 
 
 def open_run(

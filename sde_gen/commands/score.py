@@ -32,8 +32,8 @@ from .estimate_flags import add_estimate_flags
 from .given_conditions import Given, given_conditions
 from .item_files import Items, check_out, read_items, write_beside
 from .likelihood import LikelihoodSettings, check_settings
-from .runs import config_of_run, load_data
-from .sample import description_of
+from .run_data import config_of_run, load_data
+from .sample_job import description_of
 
 PIECE = 1024
 """Items between two looks at the progress."""

@@ -87,11 +87,12 @@ def _in_order(run: _Run, x: Tensor, sure: bool) -> Tensor:
     """Reveal what is masked, as many entries at each step, in an order that is random or the surest first."""
     mask = run.model.process.symbols
     ranks = run.uniform()
-    while bool((hidden := x == mask).any()):
+    steps = min(run.steps, int((x == mask).sum(1).max()))  # more would find nothing to reveal
+    for step in range(steps):
+        hidden = x == mask
         found = run.probabilities(x, 0.0)
         score = found.amax(2) if sure else ranks
-        left = hidden.sum(1)
-        count = -(-left // max(1, run.steps - run.calls // run.model.cost + 1))
+        count = -(-hidden.sum(1) // (steps - step))
         place = torch.where(hidden, score, -1.0).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         x = torch.where(hidden & (place < count[:, None]), draw(found, run.uniform()), x)
     return x

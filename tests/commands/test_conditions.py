@@ -16,8 +16,9 @@ from toys import TINY_RUN, Command
 import sde_gen
 from sde_gen.commands import sample as command
 from sde_gen.commands.config import ConfigError, DataConfig, RunConfig, merge, resolve
-from sde_gen.commands.runs import check, config_of_run, load_data
-from sde_gen.commands.sample import SampleSettings, sample_to_files
+from sde_gen.commands.run_data import check, config_of_run, load_data
+from sde_gen.commands.sample import sample_to_files
+from sde_gen.commands.sample_job import SampleSettings, plan_job
 from sde_gen.data.write import DataDescription, write_samples
 from sde_gen.models.score import ScoreModel
 from sde_gen.sampling.fitted import FittedGrid, law_of
@@ -117,7 +118,7 @@ def test_labels_come_in_their_shares_beside_other_conditions_and_guidance_is_kep
     assert "condition site, pair, steps, low are not given: samples are of all values of them" in lines
     by_shares = drawn(run, tmp_path / "s.npz", "age=30")
     assert set(by_shares) == {"x", "label", "age"} and not np.allclose(by_shares["x"], found["x"])
-    settings = command._job(run, "t.npz", SampleSettings(7, cond=("age=30",), guidance=2.0), CPU).settings
+    settings = plan_job(run, "t.npz", SampleSettings(7, cond=("age=30",), guidance=2.0), CPU).settings
     assert settings["cond"] == {"age": "30"} and settings["guidance"] == 2.0 and settings["rule"] == "cfg"
     npy = SampleSettings(7, "ddim", 2, cond=("age=30",), guidance=2.0)
     sample_to_files(run, str(tmp_path / "s.npy"), npy, CPU, True, False, lines.append)
@@ -159,13 +160,13 @@ def test_a_grid_that_is_fitted_with_all_conditions_is_used_whatever_is_given(tmp
     about = ABOUT | {"shape": [1, 6, 6], "label_names": ["a", "b"], "label_counts": [30, 10]}
     save(model, tmp_path / "run" / "checkpoint", extra={"data_description": about})
     for cond in ((), ("age=3",), ("label=",)):
-        job = command._job(tmp_path / "run", "s.npz", SampleSettings(5, "dpm", 3, "fitted", cond=cond), CPU)
+        job = plan_job(tmp_path / "run", "s.npz", SampleSettings(5, "dpm", 3, "fitted", cond=cond), CPU)
         assert job.settings["fitted"]["times"] == [0.9, 0.5, 0.2, 0.1]
         given = job.conditions(0, 5)
         assert given is not None and sde_gen.sample(job.model, (5, 1, 6, 6), "dpm", 3, cond=given, grid="fitted", progress=False).fitted
     config = {"sampling": {"solver": "dpm", "steps": 3, "grid": "fitted"}, "data": {"name": "gone.npy"}}
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
-    guided = command._job(tmp_path / "run", "s.npz", SampleSettings(5, cond=("age=3",), guidance=2.0), CPU)
+    guided = plan_job(tmp_path / "run", "s.npz", SampleSettings(5, cond=("age=3",), guidance=2.0), CPU)
     assert guided.settings["grid"] is None, "the run's grid is that of the network without guidance"
 
 

@@ -21,7 +21,7 @@ from sde_gen.commands import cost
 from sde_gen.commands.cli import main
 from sde_gen.commands.config import resolve
 from sde_gen.commands.cost import about, sampling_cost, training_cost
-from sde_gen.commands.runs import default_directory
+from sde_gen.commands.run_data import default_directory
 from sde_gen.commands.training_files import TRAINING_FILES
 from sde_gen.locks import LOCK
 from sde_gen.networks import NETWORKS, Network

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 import sde_gen
-from sde_gen.commands import runs, training_files
+from sde_gen.commands import run_data, runs, training_files
 from sde_gen.commands.config import RunConfig, resolve
 from sde_gen.commands.reuse import Earlier
-from sde_gen.commands.runs import TrainedRun, check, load_data
+from sde_gen.commands.run_data import check, load_data
+from sde_gen.commands.runs import TrainedRun
 from sde_gen.data import Dataset
 from sde_gen.training import TrainSettings, load, read_extra, read_state
 
@@ -224,11 +225,11 @@ def test_the_forward_picture_goes_from_the_data_to_noise(monkeypatch: pytest.Mon
 def test_data_stay_as_they_are_when_a_run_has_none_held_out(
     snapshots: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    real = runs.load_dataset
+    real = run_data.load_dataset
 
     def without_test(*given: Any, **options: Any) -> Dataset:
         return replace(real(*given, **options), test=None, test_labels=None)
 
-    monkeypatch.setattr(runs, "load_dataset", without_test)
+    monkeypatch.setattr(run_data, "load_dataset", without_test)
     fit, run = trained(resolve(CHOSEN), tmp_path / "run", monkeypatch)
     assert fit.given["held_out"] is None and torch.equal(fit.given["items"], run.data.train)

@@ -13,7 +13,8 @@ from toys import TINY_RUN, Command
 
 from sde_gen import load, parallel
 from sde_gen.commands import sample as command
-from sde_gen.commands.sample import SampleSettings, classes_by_shares, sample_to_files
+from sde_gen.commands.sample import sample_to_files
+from sde_gen.commands.sample_job import SampleSettings, classes_by_shares, plan_job
 from sde_gen.sampling.fitted import FittedGrid, law_of
 from sde_gen.training import build_model, read_extra, save, save_fitted
 
@@ -147,7 +148,7 @@ def test_processes_share_out_the_shards_and_draw_the_same_bits(world: int, tmp_p
     """The processes one after the other, the first one last, as it joins what all have drawn."""
     run, settings = saved(tmp_path / "run", conditions=2), SampleSettings(50, "em", 3, batch=8)
     sample_to_files(run, str(tmp_path / "alone.npz"), settings, CPU, say=lambda line: None)
-    job = command._job(run, str(tmp_path / "together.npz"), settings, CPU)
+    job = plan_job(run, str(tmp_path / "together.npz"), settings, CPU)
     job.parts.mkdir()
     monkeypatch.setattr(parallel, "world", lambda: world)
     monkeypatch.setattr(parallel, "wait", lambda: None)
@@ -172,8 +173,8 @@ def test_classes_come_in_the_shares_of_the_data_whatever_the_shard() -> None:
 
 
 def test_shards_are_whole_batches_and_not_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "MOST_SHARDS", 4)
-    job = command._job(saved(tmp_path / "run"), str(tmp_path / "s.npy"), SampleSettings(50, batch=3), CPU)
+    monkeypatch.setattr("sde_gen.commands.sample_job.MOST_SHARDS", 4)
+    job = plan_job(saved(tmp_path / "run"), str(tmp_path / "s.npy"), SampleSettings(50, batch=3), CPU)
     assert [(first, last) for _, first, last in job.shards] == [(0, 15), (15, 30), (30, 45), (45, 50)]
 
 
@@ -211,7 +212,7 @@ def test_settings_are_the_runs_unless_the_solver_is_another(tmp_path: Path) -> N
     (run / "config.yaml").write_text(yaml.safe_dump({"data": {"name": "gone/x.npy"}, "sampling": sampling}))
 
     def settings(**changes: Any) -> dict[str, Any]:
-        return command._job(run, "s.npy", SampleSettings(20, **changes), CPU).settings
+        return plan_job(run, "s.npy", SampleSettings(20, **changes), CPU).settings
 
     names = ("solver", "steps", "grid", "seed", "batch", "options")
     own = settings()
@@ -258,13 +259,13 @@ def test_bad_input_is_one_line(sde_gen_command: Command, tmp_path: Path) -> None
 
 def test_a_fitted_grid_that_is_there_is_used_and_tells_jobs_apart(tmp_path: Path) -> None:
     run = saved(tmp_path / "run")
-    plain = command._job(run, "s.npy", SampleSettings(20, "dpm", 3), CPU).settings
+    plain = plan_job(run, "s.npy", SampleSettings(20, "dpm", 3), CPU).settings
     model = load(run)
     kept = FittedGrid("dpm", 3, (0.9, 0.5, 0.2, 0.1), law=law_of(model))
     model.fitted[kept.key] = kept
     save_fitted(model, run / "checkpoint")
     for grid in ("fitted", None):
-        fitted = command._job(run, "s.npy", SampleSettings(20, "dpm", 3, grid), CPU).settings
+        fitted = plan_job(run, "s.npy", SampleSettings(20, "dpm", 3, grid), CPU).settings
         assert plain["fitted"] is None and fitted["fitted"]["times"] == [0.9, 0.5, 0.2, 0.1]
         assert fitted["network"] == plain["network"]
 

@@ -13,7 +13,7 @@ from toy_columns import table
 
 import sde_gen
 from sde_gen.commands.given_gaps import gaps_in_file
-from sde_gen.commands.sample import _ROOT_OF_TWO, classes_by_shares
+from sde_gen.commands.sample_job import _ROOT_OF_TWO, classes_by_shares
 from sde_gen.conditions import ValidFeatures, fit_condition, make_condition, valid_entries, valid_of
 from sde_gen.data.columns import Codec
 from sde_gen.data.columns.codec import VALID, Column, read_asked
