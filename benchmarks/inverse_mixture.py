@@ -370,16 +370,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--peer", default=None, help="a Python with azula")
     parser.add_argument("--deepinv", default=None, help="a Python with deepinv")
     parser.add_argument("--no-scores", action="store_true")
+    parser.add_argument("--only-scores", action="store_true", help="draw nothing: the cells of the JSON stay as they are")
     parser.add_argument("--json", type=Path, default=HERE / "results" / "inverse_mixture.json")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     import tempfile
 
     results: dict[str, Any] = {"problems": args.problems, "count": args.count, "steps": args.steps, "cells": [], "scores": []}
+    if args.only_scores and args.json.exists():
+        results = json.loads(args.json.read_text(encoding="utf-8")) | {"scores": []}
     with tempfile.TemporaryDirectory() as folder:
         for name in args.cells:
             dim, measured = map(int, name.split("/"))
-            results["cells"].append(cell(dim, measured, args.methods, args, Path(folder)))
+            if not args.only_scores:
+                results["cells"].append(cell(dim, measured, args.methods, args, Path(folder)))
             if not args.no_scores:
                 results["scores"].append(scores(dim, measured, args.methods, args.problems, min(200, args.count)))
             print(f"{name} done", file=sys.stderr, flush=True)
