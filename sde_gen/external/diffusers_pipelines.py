@@ -81,7 +81,7 @@ def from_diffusers(
     if isinstance(source, str | os.PathLike):
         try:
             return _model(_of_folder(Path(source), weights), scheduler, config, (low, high))
-        except (ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeError, TypeError) as error:
+        except (ArithmeticError, AttributeError, LookupError, NameError, RecursionError, RuntimeError, TypeError) as error:
             said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise CheckpointError(f"{source} is not what diffusers writes: {said}") from error
     return _model(_of_object(source), scheduler, config, (low, high))

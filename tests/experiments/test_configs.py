@@ -44,5 +44,7 @@ def test_a_step_is_taken_and_the_cost_of_all_is_said(file: Path, sde_gen_command
     found = next(filter(None, map(EXPECTED.fullmatch, out)), None)
     assert found is not None, out[:3]
     left, limited = found[1], config.training.max_seconds is not None
-    assert (left.startswith("about ") and found[2] == "; then ") if limited else (left == str(config.training.steps) and found[2] == "; ")
+    assert found[2] == ("; then " if limited else "; ")
+    # On a fast machine the steps of so small a network end before the time does.
+    assert left == str(config.training.steps) or (limited and left.startswith("about "))
     assert found[3] == config.sampling.solver
