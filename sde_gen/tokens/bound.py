@@ -20,9 +20,10 @@ class TokenBound:
     """What `token_bound` found.
 
     nats: an upper bound on -log p(x_0) of each item, (N,), float64.
-    draw_error: the standard error of each by the corruptions that were drawn, (N,); 0 where all numbers of masks were summed over and one
-        of each was drawn, of which no spread is known.
-    value, std_error: the mean in bits per entry, and its standard error over items, which holds the draws' own.
+    draw_error: the standard error of each by the corruptions that were drawn, (N,); NaN where one was drawn, or all numbers of masks were
+        summed over with one draw of each, of which no spread is known.
+    value, std_error: the mean in bits per entry, and its standard error over items, which holds the draws' own; of one item that of its
+        draws.
     nfe: network calls an item.
     """
 
@@ -65,12 +66,14 @@ def token_bound(
     levels = model.entries if draws is None else draws
     if isinstance(levels, bool) or not isinstance(levels, int) or levels < 1 or (draws is None and not model.process.reveals):
         raise ValueError(f"draws must be a whole number of at least 1 (None is for masks alone), got {draws!r}")
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+        raise ValueError(f"steps must be a whole number of at least 1, or None, got {steps!r}")
     place = next((p.device for p in model.parameters()), torch.device("cpu"))
-    given = {name: torch.as_tensor(value) for name, value in (cond or {}).items()}
+    x, given = x.long(), model.conditions(cond, len(x), place)  # narrower integers would be taken for masks where they are indices
     found, errors = [], []
     for first in range(0, len(x), batch_size):
         part = x[first : first + batch_size].to(place)
-        beside = {name: value[first : first + batch_size].to(place) for name, value in given.items()}
+        beside = {name: value[first : first + batch_size] for name, value in given.items()}
         generator = torch.Generator().manual_seed((seed * 0x9E3779B1 + first) % (1 << 62))
         values = []
         for level in range(levels):
@@ -80,7 +83,7 @@ def token_bound(
                 values.append(_one(model, part, u.to(place), noise.to(place), steps, beside).double().cpu())
         each = torch.stack(values)
         found.append(each.mean(0))
-        errors.append(each.std(0) / math.sqrt(levels) if levels > 1 and draws is not None else torch.zeros(len(part)).double())
+        errors.append(each.std(0) / math.sqrt(levels) if levels > 1 and draws is not None else torch.full((len(part),), torch.nan).double())
     nats = torch.cat(found)
     scale = model.entries * math.log(2)
     spread = float(nats.std()) / math.sqrt(len(nats)) if len(nats) > 1 else float(errors[0][0])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..conditions import Condition
+from ..data.captions import is_texts, text_tensor
 from .process import TokenProcess
 
 
@@ -35,6 +36,10 @@ class TokenDenoiser(nn.Module):
     def entries(self) -> int:
         """L, the number of entries of an item."""
         return int(torch.Size(self.shape).numel())
+
+    def conditions(self, cond: Mapping[str, Any] | None, count: int, device: torch.device) -> dict[str, Tensor]:
+        """The conditions of `count` items as `predict` takes them; TypeError or ValueError, one line, for others."""
+        return check_conditions(self.encoders, cond, count, device)
 
     @abstractmethod
     def predict(self, x: Tensor, kept: Tensor, **cond: Tensor) -> Tensor:
@@ -111,10 +116,6 @@ class TokenModel(TokenDenoiser):
         edge = 0.5 / self.entries
         return (0.5 * torch.log((kept.double() + edge) / (1 - kept.double() + edge))).float()
 
-    def conditions(self, cond: Mapping[str, Any] | None, count: int, device: torch.device) -> dict[str, Tensor]:
-        """The conditions of `count` items as the network takes them; TypeError or ValueError for others."""
-        return check_conditions(self.encoders, cond, count, device)
-
 
 def check_conditions(
     encoders: Mapping[str, Condition], cond: Mapping[str, Any] | None, count: int, device: torch.device
@@ -123,7 +124,7 @@ def check_conditions(
     for name, value in (cond or {}).items():
         if name not in encoders:
             raise ValueError(f"this model takes no condition {name!r}; it takes {', '.join(encoders) or 'none'}")
-        value = torch.as_tensor(value)
+        value = text_tensor(value) if is_texts(value) else torch.as_tensor(value)
         if tuple(value.shape[:1]) != (count,):
             raise ValueError(f"condition {name!r} must have first dimension {count}, got shape {tuple(value.shape)}")
         found[name] = encoders[name].check(value).to(device)

@@ -148,18 +148,20 @@ def sample_tokens(
         what = "given symbols are" if given is not None else f"sampler {sampler!r} is"
         raise ValueError(f"{what} for a process whose masks show what is not known (absorbing), not {type(process).__name__}")
     place = next((p.device for p in model.parameters()), torch.device("cpu"))
-    if given is not None and (given.is_floating_point() or tuple(given.shape) != (count, *model.shape)):
+    if given is not None and not isinstance(given, Tensor):
+        raise TypeError(f"given must be a tensor of whole numbers, got {type(given).__name__}")
+    if given is not None and (given.is_floating_point() or given.dtype == torch.bool or tuple(given.shape) != (count, *model.shape)):
         raise ValueError(f"given must be whole numbers of shape {(count, *model.shape)}, got {given.dtype} of shape {tuple(given.shape)}")
     if given is not None and (int(given.min()) < -1 or int(given.max()) >= process.symbols):
         raise ValueError(f"given must hold -1 or symbols 0 .. {process.symbols - 1}, got {int(given.min())} .. {int(given.max())}")
     steps = model.entries if steps is None else steps
-    conditions = {name: torch.as_tensor(value) for name, value in (cond or {}).items()}
+    conditions = model.conditions(cond, count, place)
     done, calls = [], []
     with progress_bar(None, f"sampling ({sampler})", "call", progress, leave=False) as bar:
         for first in range(0, count, batch_size):
             last = min(count, first + batch_size)
             noise = NoiseStream(check_seed(seed), index_offset + first, last - first, model.shape, torch.float64, place)
-            part = {name: value[first:last].to(place) for name, value in conditions.items()}
+            part = {name: value[first:last] for name, value in conditions.items()}
             run = _Run(model, noise, part, steps, bar.update, torch.zeros(last - first, dtype=torch.bool, device=place))
             x = draw(process.stationary().to(place).expand(last - first, model.entries, -1), run.uniform())
             if given is not None:

@@ -40,7 +40,13 @@ class TokenObjective(Objective):
         self.settings, self.levels, self.chain = settings, None, None
 
     def encode(self, model: Any, x: Tensor) -> Tensor:
-        return x.long()
+        """Items as int64. ValueError, one line, for entries that are no symbols of the model's, of which rounding would make others."""
+        symbols = x.long()
+        low, high = float(x.min()), float(x.max())
+        if not (low >= 0 and high < model.process.symbols) or not bool((symbols == x).all()):
+            what = f"{low:g} .. {high:g}" + ("" if bool((symbols == x).all()) else ", fractions among them")
+            raise ValueError(f"symbols must be whole numbers 0 .. {model.process.symbols - 1}, got {what}")
+        return symbols
 
     def validation(self, model: Any, held: Tensor, cond: dict[str, Tensor]) -> Any:
         return TokenValidation.prepare(model, held, cond, self.settings.seed)
@@ -84,7 +90,8 @@ class TokenValidation:
     def measure(self, model: TokenModel, items: int | None = None) -> list[float]:
         """The ratios by level, of so many items spread over all."""
         count = len(self.x_0)
-        rows = torch.arange(count if items is None else min(items, count), device=self.x_0.device) * count // (items or count)
+        items = count if items is None else min(items, count)
+        rows = torch.arange(items, device=self.x_0.device) * count // items
         cond = {name: value[rows] for name, value in self.cond.items()}
         x, ratios = self.x_0[rows].flatten(1), []
         generator = torch.Generator().manual_seed(self.seed)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sde_gen.exact.markov import MarkovChain
-from sde_gen.tokens import ExactTokens, make_process, token_bound
+from sde_gen.tokens import PROCESSES, ExactTokens, make_process, token_bound
 from sde_gen.tokens.bound import missed, score_entropy, step_divergence
 
 
@@ -108,3 +108,26 @@ def test_bad_items_get_one_line():
         token_bound(model, torch.zeros(2, 4, dtype=torch.int64))
     with pytest.raises(ValueError, match="draws must be a whole number"):
         token_bound(ExactTokens(law(3, 3), make_process("uniform", 3)), torch.zeros(2, 3, dtype=torch.int64), draws=None)
+    for steps in (0, 2.5, True):
+        with pytest.raises(ValueError, match=r"steps must be a whole number of at least 1, or None, got"):
+            token_bound(model, torch.zeros(2, 3, dtype=torch.int64), steps=steps)
+    with pytest.raises(ValueError, match="this model takes no condition 'label'; it takes none"):
+        token_bound(model, torch.zeros(2, 3, dtype=torch.int64), cond={"label": torch.zeros(2, dtype=torch.int64)})
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+@pytest.mark.parametrize("name", list(PROCESSES))
+def test_symbols_of_any_integer_type_have_the_same_bound(name, dtype):
+    model, x = ExactTokens(law(5, 4), make_process(name, 4)), law(5, 4).sample(20, 1)
+    assert torch.equal(token_bound(model, x.to(dtype), 3).nats, token_bound(model, x, 3).nats)
+
+
+def test_an_error_that_is_not_known_is_no_error_of_0():
+    model, x = ExactTokens(law(5, 4), make_process("absorbing", 4)), law(5, 4).sample(3, 1)
+    for draws in (None, 1):
+        assert bool(token_bound(model, x, draws).draw_error.isnan().all())
+        assert token_bound(model, x, draws).std_error > 0  # over items
+        assert math.isnan(token_bound(model, x[:1], draws).std_error)
+    one = token_bound(model, x[:1], 8)
+    assert one.std_error == pytest.approx(float(one.draw_error) / (5 * math.log(2)))
+    assert one.std_error > 0

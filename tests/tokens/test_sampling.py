@@ -71,6 +71,12 @@ def test_bad_arguments_get_one_line():
         sample_tokens(other, 2, given=torch.zeros(2, 5, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"given must be whole numbers of shape \(2, 5\)"):
         sample_tokens(model, 2, given=torch.zeros(2, 4, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"given must be whole numbers .* got torch.bool"):
+        sample_tokens(model, 2, given=torch.ones(2, 5, dtype=torch.bool))
+    with pytest.raises(TypeError, match="given must be a tensor of whole numbers, got list"):
+        sample_tokens(model, 2, given=[[0] * 5] * 2)
+    with pytest.raises(ValueError, match="this model takes no condition 'label'"):
+        sample_tokens(model, 2, cond={"label": torch.zeros(2, dtype=torch.int64)})
     with pytest.raises(ValueError, match=r"-1 or symbols 0 .. 2, got 0 .. 3"):
         sample_tokens(model, 2, given=torch.full((2, 5), 3) * torch.tensor([0, 1, 1, 1, 1]))
 

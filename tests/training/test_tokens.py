@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from sde_gen.exact.markov import MarkovChain
-from sde_gen.tokens import ExactTokens, make_process, token_bound
+from sde_gen.tokens import ExactTokens, GuidedTokens, make_process, sample_tokens, token_bound
 from sde_gen.training import CheckpointError, TrainSettings, fit, load, save
-from sde_gen.training.tokens import TokenObjective, build_token_model, load_tokens
+from sde_gen.training.tokens import TokenObjective, TokenValidation, build_token_model, load_tokens
 
 CHAIN = MarkovChain(torch.tensor([0.5, 0.3, 0.2]), torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.2, 0.7], [0.45, 0.5, 0.05]]), 6)
 
@@ -76,3 +76,42 @@ def test_levels_and_classes_reach_the_network():
     assert not torch.equal(told, null)
     untrained = build_token_model((2, 4, 4), 5, network_options=options)  # no levels: every symbol is as likely
     assert float(token_bound(untrained, x, 4).nats.mean()) == pytest.approx(32 * math.log(5), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["absorbing", "gaussian"])
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [(lambda x: x / 5, r"0 .. 0.8, fractions among them"), (lambda x: x + 1, "1 .. 5"), (lambda x: x - 1, "-1 .. 3")],
+)
+def test_items_that_are_no_symbols_are_refused_and_not_cut_off(name, change, got):
+    x = torch.arange(5).repeat(8, 1)[:, None]
+    settings = TrainSettings(steps=1, batch=4, evaluations=1)
+    model = build_token_model((1, 5), 5, name, network_options={"width": 16, "depth": 1, "heads": 2})
+    with pytest.raises(ValueError, match=rf"symbols must be whole numbers 0 .. 4, got {got}"):
+        fit(model, change(x), settings, objective=TokenObjective(settings), progress=False)
+    assert fit(model, x.double(), settings, objective=TokenObjective(settings), progress=False).steps == 1  # whole numbers in any type
+
+
+def test_conditions_of_another_number_or_range_get_one_line():
+    x = torch.randint(0, 3, (6, 1, 6), generator=torch.Generator().manual_seed(0))
+    model, label = small(conditions=3), torch.arange(6) % 3
+    for ask in (lambda c: token_bound(model, x, 2, cond=c), lambda c: sample_tokens(GuidedTokens(model, 2.0), 6, steps=1, cond=c)):
+        ask({"label": label})
+        with pytest.raises(ValueError, match=r"condition 'label' must be in 0 .. 2 .* got 0 .. 7"):
+            ask({"label": torch.tensor([0, 1, 2, 7, 0, 0])})
+        for rows in (1, 5, 7):
+            with pytest.raises(ValueError, match=f"condition 'label' must have first dimension 6, got shape \\({rows},\\)"):
+                ask({"label": torch.zeros(rows, dtype=torch.int64)})
+        with pytest.raises(ValueError, match="takes no condition 'lable'; it takes label"):
+            ask({"lable": label})
+
+
+def test_a_measurement_of_more_items_than_there_are_is_of_all():
+    x = torch.cat((torch.zeros(10, 1, 6), torch.full((10, 1, 6), 2.0))).long()  # sorted by class
+    model = small()
+    with torch.no_grad():
+        for one in model.parameters():
+            one.add_(0.3 * torch.randn(one.shape, generator=torch.Generator().manual_seed(1)))
+    validation = TokenValidation.prepare(model, x, {}, 0)
+    assert validation.measure(model, 50) == validation.measure(model)
+    assert validation.measure(model, 10) != validation.measure(model)
