@@ -67,7 +67,9 @@ def edit(
     if t is not None:
         alpha, sigma = (float(value) for value in sde.marginal(torch.tensor(t, dtype=torch.float64)))
         z = x if model.normalizer is None else model.normalizer.encode(x)
-        noise = NoiseStream(seed, 0, len(z), z.shape[1:], z.dtype, device).draw()  # what `sample` draws first, and does not use
+        noise = NoiseStream(
+            seed, options.get("index_offset", 0), len(z), z.shape[1:], z.dtype, device
+        ).draw()  # what `sample` draws first, and does not use
         start = {"x_init": alpha * z + sigma * noise, "t_start": t}
     out = sample(blended, x.shape, solver, steps, seed=seed, cond=given, **start, **options)
     return torch.where(place, out.x.to(x), x)

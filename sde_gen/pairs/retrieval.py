@@ -30,6 +30,9 @@ def ranks(similarity: Tensor, right: Tensor) -> Tensor:
     if right.shape != similarity.shape or right.dtype != torch.bool or not bool(right.any(1).all()):
         wanted = f"Boolean of shape {tuple(similarity.shape)} with a right answer in each row"
         raise ValueError(f"right must be {wanted}, got {right.dtype} of {tuple(right.shape)}")
+    if bool(torch.isnan(similarity).any()):  # no comparison with NaN is true, which would be the first place
+        rows = similarity.isnan().any(1).nonzero().flatten().tolist()
+        raise ValueError(f"similarity is NaN for {len(rows)} queries: {', '.join(map(str, rows[:8]))}")
     best = similarity.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
     wrong = similarity.masked_fill(right, -torch.inf)
     return 1 + (wrong > best).sum(1) + 0.5 * (wrong == best).sum(1)

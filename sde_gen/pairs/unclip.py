@@ -15,6 +15,8 @@ from ..models.denoiser import Denoiser
 from ..sampling.sample import sample
 from .clip import CLIP
 
+_OF_PRIOR = 1 << 31
+"""Where the numbers of the prior's samples begin, so that no picture is made of the noise that its embedding is made of."""
 EMBEDDING = "embedding"
 """The condition under which the decoder is given an image embedding."""
 
@@ -47,7 +49,8 @@ class UnCLIP:
             raise ValueError("captions need a prior: UnCLIP(clip, prior, decoder)")
         asked = text_tensor([caption for caption in captions for _ in range(best_of)])
         dims = self.clip.image.options["dims"]
-        drawn = sample(self.prior, (len(asked), dims), seed=seed, cond={CAPTION: asked}, progress=False, **self.of_prior).x
+        how = {"index_offset": _OF_PRIOR, **self.of_prior}
+        drawn = sample(self.prior, (len(asked), dims), seed=seed, cond={CAPTION: asked}, progress=False, **how).x
         drawn = F.normalize(drawn.float(), dim=1).reshape(len(captions), best_of, dims)
         if best_of == 1:
             return drawn[:, 0]
@@ -97,8 +100,12 @@ class UnCLIP:
 
 
 def arc(a: Tensor, b: Tensor, share: float) -> Tensor:
-    """The point at `share` in [0, 1] of the arc from a to b, vectors (N, D) of unit length; where they are opposite, of one such arc."""
+    """The point at `share` in [0, 1] of the arc from a to b, vectors (N, D) of unit length. ValueError where they are opposite, which no
+    one arc joins."""
     if not 0 <= share <= 1:
         raise ValueError(f"share must be in [0, 1], got {share!r}")
-    angle = torch.arccos((a * b).sum(1, keepdim=True).clamp(-1 + 1e-6, 1 - 1e-6))
+    cosine = (a * b).sum(1, keepdim=True)
+    if bool((cosine < -1 + 1e-6).any()):
+        raise ValueError(f"vectors {int(cosine.argmin())} of a and b are opposite: no one arc joins them")
+    angle = torch.arccos(cosine.clamp(max=1 - 1e-6))
     return F.normalize((torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle), dim=1)

@@ -82,3 +82,10 @@ def test_independent_entries_are_drawn_from_their_law():
 def test_bad_masks_get_one_line(mask, t, error, message):
     with pytest.raises(error, match=message):
         sde_gen.edit(model(), pictures(), mask, t=t)
+
+
+def test_an_edit_that_begins_at_another_index_is_that_part_of_the_whole():
+    x, mask = pictures(), torch.eye(4).bool()
+    whole = sde_gen.edit(model(), x, mask, t=0.5, steps=6)
+    part = sde_gen.edit(model(), x[2:5], mask, t=0.5, steps=6, index_offset=2)
+    torch.testing.assert_close(part, whole[2:5], atol=1e-4, rtol=0)

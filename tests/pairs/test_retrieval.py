@@ -40,3 +40,9 @@ def test_the_error_is_that_of_independent_queries_or_of_groups() -> None:
 def test_bad_arguments_are_one_line(right: torch.Tensor, k: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         recall(torch.zeros(2, 3), right, k)
+
+
+def test_a_similarity_of_nan_is_not_the_first_place() -> None:
+    similarity = torch.tensor([[0.9, 0.1], [torch.nan, torch.nan], [0.2, torch.nan]])
+    with pytest.raises(ValueError, match="similarity is NaN for 2 queries: 1, 2"):
+        ranks(similarity, torch.tensor([[True, False]]).expand(3, 2))

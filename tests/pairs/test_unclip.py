@@ -108,3 +108,27 @@ def test_bad_arguments_get_one_line(whole):
         whole.interpolated(x, x, 1)
     with pytest.raises(ValueError, match=r"share must be in \[0, 1\], got 2"):
         whole.changed(x, "a cat", "blue star", share=2)
+    with pytest.raises(ValueError, match="vectors 1 of a and b are opposite"):
+        arc(torch.eye(4)[:2], torch.eye(4)[:2] * torch.tensor([[1.0], [-1.0]]), 0.5)
+
+
+def test_a_picture_is_not_made_of_the_noise_of_its_embedding(clip):
+    size = clip.image.options["dims"]
+    prior = GaussianData(torch.zeros(size), torch.eye(size)).model(sde_gen.make_sde("vp"))
+    decoder = GaussianData(torch.zeros(3, 8, 8), torch.eye(192)).model(sde_gen.make_sde("vp"))
+    asks = {"solver": "ddim", "steps": 2}
+
+    class Deaf(Denoiser):
+        def __init__(self, law) -> None:
+            super().__init__(law.sde, None, data_std=1.0)
+            self.law = law
+
+        def predict(self, x, t, **cond):
+            return self.law.predict(x, t)
+
+    whole = UnCLIP(clip, Deaf(prior), Deaf(decoder), asks, asks)
+    captions = ["a cat"] * 400
+    e = whole.embeddings(captions, seed=3, best_of=1)
+    x = whole.pictures(e, seed=3).flatten(1)[:, :size]
+    alike = torch.nn.functional.cosine_similarity(e, x)
+    assert abs(float(alike.mean())) < 4 / (size * len(e)) ** 0.5  # of independent directions
