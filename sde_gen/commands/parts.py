@@ -20,11 +20,16 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Part:
-    """A training in `checkpoint`. identity: JSON-able values; other ones are another network. beside: what else is kept with it."""
+    """A training in `checkpoint`.
+
+    identity: JSON-able values; other ones are another network. beside: what else is kept with it. again: what trains it anew, for
+    messages.
+    """
 
     checkpoint: Path
     identity: Mapping[str, Any]
     beside: Mapping[str, Any]
+    again: str = "--retrain"
 
     def earlier(self, say: Say) -> tuple[dict[str, Any] | None, State | None]:
         """What is known of a training that is there, and the state to go on from where it was stopped; None and None where none is.
@@ -38,7 +43,7 @@ class Part:
             known = extra["identity"]
             other = [f"{name} {known.get(name)!r}" for name, value in self.identity.items() if known.get(name) != value]
             if other:
-                remedy = "the same flags reuse it, --retrain replaces it, --out DIR spares it"
+                remedy = f"the same flags reuse it, {self.again} replaces it, --out DIR spares it"
                 raise ConfigError(f"{self.checkpoint} holds a network of {', '.join(other)}: {remedy}")
             if extra["complete"]:
                 say(f"reusing   the network in {self.checkpoint} ({extra['steps']} steps, {extra['seconds']:.0f} s of training)")
@@ -46,7 +51,7 @@ class Part:
             say(f"going on  with the training in {self.checkpoint} from step {extra['steps']}")
             return extra, read_state(self.checkpoint)
         except (CheckpointError, KeyError, AttributeError) as error:
-            raise ConfigError(f"{self.checkpoint} cannot be read: {error}; --retrain trains again") from error
+            raise ConfigError(f"{self.checkpoint} cannot be read: {error}; {self.again} trains again") from error
 
     def train(
         self, model: Any, data: Any, settings: Any, device: torch.device, show: bool, state: State | None, **options: Any

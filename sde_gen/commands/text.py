@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 import unicodedata
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,9 @@ class TextParts:
         """A score model, read or trained."""
         if name not in self.made:
             identity = {"part": name, "data": self.data.signature(), "seconds": self._seconds(name), "seed": self.seed}
-            part = Part(self.directory / name / "checkpoint", identity, {})
+            if name in ("prior", "decoder"):
+                identity["clip"] = _signature(self.clip("clip"))  # of another one they would be told numbers that mean nothing to them
+            part = Part(self.directory / name / "checkpoint", identity, {}, f"removing {self.directory / name}")
             known, state = part.earlier(self.say)
             if known is not None and state is None:
                 self.made[name] = load(part.checkpoint, device=self.device)
@@ -211,6 +214,8 @@ def text_run(arguments: argparse.Namespace, device: torch.device, say: Say = pri
     except ValueError as error:
         raise ConfigError(str(error)) from error
     directory = arguments.out or Path("runs") / f"{Path(arguments.data).name}-text"
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(f"{directory} is a file: --out takes a directory")
     directory.mkdir(parents=True, exist_ok=True)
     with held(directory, "wait for it, or --out DIR works beside it"):
         parts = TextParts(directory, data, seconds, arguments.seed, device, not arguments.no_progress, say)
@@ -228,13 +233,17 @@ def _check(arguments: argparse.Namespace, strengths: Sequence[float], seconds: f
     for name in ("samples", "steps"):
         if getattr(arguments, name) < 1:
             raise ConfigError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+    if arguments.seed < 0:
+        raise ConfigError(f"--seed must be at least 0, got {arguments.seed}")
     if not 0 < seconds < float("inf"):
         raise ConfigError(f"--seconds must be positive and finite, got {seconds:g}")
     if any(not abs(w) < float("inf") for w in strengths):
         raise ConfigError(f"--strength must be finite, got {strengths}")
     if not arguments.prompt and arguments.like is None:
         raise ConfigError('give --prompt TEXT, such as --prompt "a green heart, in the style of noto", or --like FILE')
-    empty = [text for text in arguments.prompt if not text.strip()]
+    if arguments.prompt and arguments.like is not None:
+        raise ConfigError("--prompt draws a text and --like a picture: give one of the two")
+    empty = [text for text in arguments.prompt if not words_of(text)]
     if empty:
         raise ConfigError(f"--prompt {empty[0]!r} says nothing: sde-gen run --data emoji draws pictures of no text")
     if arguments.like is not None and not arguments.like.is_file():
@@ -276,6 +285,14 @@ def judged(judge: CLIP, x: Tensor, prompts: Sequence[str], others: Sequence[str]
     similarity = (judge.embed_images(x) @ judge.embed_texts(every).T).cpu()
     found: list[float] = ranks(similarity, right).tolist()
     return found
+
+
+def _signature(clip: CLIP) -> str:
+    """Changes with the weights."""
+    crc = 0
+    for value in clip.state_dict().values():
+        crc = zlib.crc32(value.cpu().contiguous().numpy().tobytes(), crc)
+    return f"{crc:08x}"
 
 
 def _listed(values: Sequence[float]) -> str:

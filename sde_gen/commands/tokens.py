@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from .. import report
-from ..conditions import fit_condition
+from ..conditions import Label, fit_condition
 from ..data import rows_drawn
-from ..data.text import Alphabet, ngram_bits, read_given
+from ..data.text import UNDERSCORE, UNKNOWN, Alphabet, ngram_bits, read_given
 from ..data.write import DataDescription, write_samples
 from ..locks import held
 from ..networks import summary
@@ -37,7 +37,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "transformer": {"width": 128, "depth": 4},
     "unet": {"width": 32, "multipliers": [1, 2], "attention": [1]},
 }
-TRAIN_SCORED = 300
+TRAIN_SCORED, SAMPLED_AT_ONCE = 300, 256
 EXAMPLES = """examples:
   %(prog)s                                                     digits as 17 levels: a minute or two
   %(prog)s --data book.txt --length 128 --train-seconds 600    text, character by character
@@ -92,7 +92,7 @@ def add_tokens_flags(parser: argparse.ArgumentParser) -> None:
 
 def tokens_run(arguments: argparse.Namespace, device: torch.device, say: Say = print) -> Path:
     """Train or reuse, measure, sample; gives the run directory. ConfigError, one line, for bad input."""
-    for name, least in (("samples", 1), ("steps", 1), ("draws", 1), ("batch", 1), ("train_steps", 1), ("length", 2)):
+    for name, least in (("samples", 1), ("steps", 1), ("draws", 1), ("batch", 1), ("train_steps", 1), ("length", 2), ("seed", 0)):
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
@@ -114,7 +114,10 @@ def tokens_run(arguments: argparse.Namespace, device: torch.device, say: Say = p
         given = _given(data.text.alphabet, arguments.infill, data.shape[-1], count)
     directory.mkdir(parents=True, exist_ok=True)
     with held(directory, "wait for it, or --out DIR works beside it"):
-        model = _trained(directory, settings, data, device, arguments.retrain, not arguments.no_progress, say)
+        how = (device, arguments.retrain, not arguments.no_progress, say)
+        model = (None if given is None or arguments.retrain else _there(directory, settings, data, device)) or _trained(
+            directory, settings, data, *how
+        )
         scores: dict[str, Any] = {}
         if given is None:
             scores |= _measured(model, data, arguments.draws, arguments.seed, say)
@@ -168,6 +171,18 @@ def _check_sampling(arguments: argparse.Namespace, data: TokenData) -> None:
             raise ConfigError(f"--label {arguments.label}: the classes are {', '.join(names)}")
 
 
+def _there(directory: Path, settings: TokenSettings, data: TokenData, device: torch.device) -> TokenModel | None:
+    """The network of these data that is trained already, by whatever flags of training; None where none is."""
+    try:
+        extra = read_extra(directory / "checkpoint")
+        same = {"process": settings.process, "length": settings.length, "items": data.signature}
+        if extra["complete"] and {name: extra["identity"][name] for name in same} == same:
+            return load_tokens(directory / "checkpoint", device=device)
+    except (CheckpointError, KeyError, TypeError):
+        pass  # `_trained` says what is wrong with it
+    return None
+
+
 def _trained(
     directory: Path, settings: TokenSettings, data: TokenData, device: torch.device, retrain: bool, show: bool, say: Say
 ) -> TokenModel:
@@ -185,7 +200,8 @@ def _trained(
             images = data.images
             assert images is not None and images.train_labels is not None
             cond["label"] = images.train_labels
-            of_test["label"] = images.train_labels if images.test_labels is None else images.test_labels
+            if images.test_labels is not None:  # else the network is checked on training items, whose classes are known
+                of_test["label"] = images.test_labels
             specs["label"] = fit_condition("label", images.train_labels, data.shape[1:], names=category_names(images, "label"))
         options: dict[str, Any] = {"dropout": settings.dropout}
         options |= OPTIONS[settings.network]
@@ -200,6 +216,8 @@ def _trained(
     assert isinstance(model.network, torch.nn.Module)
     channels = TokenModel.channels(model.process, data.shape, model.ordered)[0]
     say(f"data      {len(data.train)} items of {'x'.join(map(str, data.shape))}, {data.symbols} symbols; {len(data.test)} held out")
+    if data.images is not None and data.images.source is not None:
+        say(f"          of {len(data.images.source)}, of which no more fit in memory: the others are not trained on")
     say(f"network   {summary(model.network, (channels, *data.shape[1:]))}")
 
     result = part.train(
@@ -221,15 +239,24 @@ def _measured(model: TokenModel, data: TokenData, draws: int, seed: int, say: Sa
     found: dict[str, Any] = {"unit": unit, "draws": draws}
     for name, x, part in (("held_out", data.test, "test"), ("training", data.train, "train")):
         rows = rows_drawn(len(x), len(x) if name == "held_out" else min(len(x), TRAIN_SCORED), seed)
+        if name == "held_out" and data.images is not None and data.images.test is None:
+            continue  # there is nothing that training has not seen
         labels = None if not model.encoders or data.images is None else getattr(data.images, f"{part}_labels")
         began = time.monotonic()
         cond = None if labels is None else {"label": labels[rows]}
+        if model.encoders and cond is None:
+            say(f"          {name.replace('_', '-')} items have no classes: their bound is that without")
         bound = token_bound(model, x[rows], draws, cond=cond, seed=seed)
         found[name] = {"value": bound.value, "std_error": bound.std_error, "items": len(rows), "seconds": time.monotonic() - began}
         said = "at most" if name == "held_out" else "training items at most"
         say(f"{'bound' if name == 'held_out' else '':9} {said} {bound.value:.4f} +- {bound.std_error:.4f} {unit} ({len(rows)} items)")
     if data.text is not None:
-        text, held_out = data.text.text, data.text.held_out
+        alphabet = data.text.alphabet  # all are asked for the same symbols, of which rare characters are one
+        text, held_out = (alphabet.decode(alphabet.encode(part)) for part in (data.text.text, data.text.held_out))
+        found["unknown"] = sum(one != other for one, other in zip(held_out, data.text.held_out, strict=True)) / len(held_out)
+        if found["unknown"]:
+            share = f"{found['unknown']:.2%} of the held-out characters are of none of the {len(alphabet.characters)} symbols"
+            say(f"          {share}; they are read as one, {UNKNOWN}, by all that are compared")
         raw = text.encode()
         alone, both = (len(zlib.compress(part, 9)) for part in (raw, raw + held_out.encode()))
         found["gzip"] = 8 * len(zlib.compress(held_out.encode(), 9)) / len(held_out)
@@ -241,6 +268,8 @@ def _measured(model: TokenModel, data: TokenData, draws: int, seed: int, say: Sa
 
 def _given(alphabet: Alphabet, text: str, length: int, count: int) -> Tensor:
     try:
+        if len(text) <= length and UNDERSCORE not in text:
+            raise ValueError(f"{text!r} has no {UNDERSCORE}, which stands for a character to be filled in")
         return read_given(alphabet, text, length).expand(count, 1, -1)
     except ValueError as error:
         raise ConfigError(f"--infill: {error}") from error
@@ -256,15 +285,32 @@ def _classes(model: TokenModel, data: TokenData, label: str | None, count: int) 
     return {"label": torch.full((count,), names.index(label))}
 
 
+def _of_class(model: TokenModel, label: str, count: int) -> dict[str, Tensor]:
+    """The class that is called so, for each of `count` samples; ConfigError for a network that is told none, or not this one."""
+    told = model.encoders.get("label")
+    if not isinstance(told, Label):
+        raise ConfigError(f"--label {label}: this network is told no classes")
+    names = [told.word(number) for number in range(told.classes)]
+    if label not in names:
+        raise ConfigError(f"--label {label}: the classes are {', '.join(names)}")
+    return {"label": torch.full((count,), names.index(label))}
+
+
 def _drawn(
-    model: TokenModel, count: int, chosen: argparse.Namespace, cond: dict[str, Tensor] | None, given: Tensor | None, say: Say
+    model: TokenModel,
+    count: int,
+    chosen: argparse.Namespace,
+    cond: dict[str, Tensor] | None,
+    given: Tensor | None,
+    say: Say,
+    batch: int = SAMPLED_AT_ONCE,
 ) -> Tensor:
     """So many samples as the flags ask for."""
     began = time.monotonic()
     show = not chosen.no_progress
     try:
         asked: TokenDenoiser = model if chosen.guidance == 1 else GuidedTokens(model, chosen.guidance)
-        out = sample_tokens(asked, count, chosen.sampler, chosen.steps, chosen.seed, cond, given, progress=show)
+        out = sample_tokens(asked, count, chosen.sampler, chosen.steps, chosen.seed, cond, given, batch, progress=show)
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from error
     say(f"sampled   {count} with {chosen.sampler}: {int(out.nfe.max())} network calls each, {time.monotonic() - began:.1f} s")
@@ -283,10 +329,11 @@ def tokens_to_file(arguments: argparse.Namespace, device: torch.device, say: Say
     """Samples of a run of tokens as a file, by the flags of `sample`: text, one after another with an empty line between them, or images
     as `write_samples` does. ConfigError, one line, for flags that are not for symbols."""
     directory, out, count = arguments.run, arguments.out, arguments.samples
-    for flag in ("grid", "rule"):
-        if getattr(arguments, flag) is not None:
+    for flag in ("grid", "rule", "prompt", "cond"):
+        if getattr(arguments, flag) not in (None, []):
             raise ConfigError(f"--{flag} is not for a network of symbols")
     path, extra = Path(out), read_extra(directory / "checkpoint")
+    at_once = SAMPLED_AT_ONCE if arguments.batch_size is None else arguments.batch_size
     model = load_tokens(directory, device=device)
     sampler, seed = arguments.solver or "ancestral", arguments.seed or 0
     if count < 1:
@@ -294,20 +341,25 @@ def tokens_to_file(arguments: argparse.Namespace, device: torch.device, say: Say
     if sampler not in SAMPLERS:
         raise ConfigError(f"--solver {sampler}: samplers of symbols are {', '.join(SAMPLERS)}")
     strength = 1.0 if arguments.guidance is None else arguments.guidance
+    if not math.isfinite(strength):
+        raise ConfigError(f"--guidance must be finite, got {strength}")
+    if strength != 1 and arguments.label is None:
+        raise ConfigError("--guidance pushes towards a class: --label names it")
+    cond = None if arguments.label is None else _of_class(model, arguments.label, count)
     chosen = argparse.Namespace(sampler=sampler, seed=seed, steps=arguments.steps, guidance=strength, no_progress=arguments.no_progress)
     if path.exists() and not arguments.overwrite:
         raise ConfigError(f"{path} is there already: --overwrite replaces it")
     if "alphabet" in extra:
         if path.suffix.lower() != ".txt":
             raise ConfigError(f"--out {out}: samples of text are written as .txt")
-        x = _drawn(model, count, chosen, None, None, say)
+        x = _drawn(model, count, chosen, cond, None, say, at_once)
         alphabet = Alphabet(tuple(extra["alphabet"]))
         write_text(path, "\n\n".join(alphabet.decode(one.flatten()) for one in x) + "\n")
     else:
         about = DataDescription.from_config(extra["data_description"])
         form = about.form(out)
         about.check(form)
-        x = _drawn(model, count, chosen, None, None, say)
+        x = _drawn(model, count, chosen, cond, None, say, at_once)
         write_samples(path, form, about, count, lambda: iter([(about.finish(x.float(), form)[0], None)]), False)
     say(f"samples   {path}")
     return path

@@ -4,10 +4,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sde_gen.commands import text
 from sde_gen.commands.cli import main
+from sde_gen.training.pairs import load_clip
 
 QUICK = ["--seconds", "4", "--steps", "2", "--samples", "1", "--no-progress", "--device", "cpu"]
 COLOURS = {"red": (200, 30, 30), "green": (30, 180, 40), "blue": (30, 40, 200), "black": (0, 0, 0)}
@@ -61,11 +63,32 @@ def test_a_network_of_other_settings_is_refused(run, capsys):
     assert "holds a" in capsys.readouterr().err
 
 
+def test_a_decoder_of_another_clip_is_refused(run, capsys, monkeypatch):
+    monkeypatch.setattr(text, "_signature", lambda clip: "another")  # as of a CLIP that was trained anew
+    assert main(["text", "--out", str(run), *QUICK, "--prompt", "cat", "--method", "unclip", "--strength", "1"]) == 2
+    error = capsys.readouterr().err
+    assert "holds a network of clip" in error
+    assert f"removing {run / 'decoder'} replaces it" in error
+
+
+def test_the_signature_of_a_clip_is_that_of_its_weights(run):
+    clip = load_clip(run / "clip" / "checkpoint", device="cpu")
+    before = text._signature(clip)
+    assert before == text._signature(load_clip(run / "clip" / "checkpoint", device="cpu"))
+    with torch.no_grad():
+        next(clip.parameters()).add_(1e-3)
+    assert text._signature(clip) != before
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ([], "give --prompt TEXT"),
         (["--prompt", " "], "--prompt ' ' says nothing"),
+        (["--prompt", "cat", "--prompt", "...!"], "--prompt '...!' says nothing"),
+        (["--prompt", "cat", "--like", "picture.png"], "give one of the two"),
+        (["--prompt", "cat", "--seed", "-1"], "--seed must be at least 0, got -1"),
+        (["--prompt", "cat", "--out", "file"], "file is a file: --out takes a directory"),
         (["--prompt", "cat", "--samples", "0"], "--samples must be at least 1, got 0"),
         (["--prompt", "cat", "--strength", "inf"], "--strength must be finite"),
         (["--prompt", "cat", "--seconds", "0"], "--seconds must be positive"),
@@ -75,6 +98,7 @@ def test_a_network_of_other_settings_is_refused(run, capsys):
 )
 def test_bad_input_gets_one_line(tmp_path, monkeypatch, capsys, flags, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
     assert main(["text", "--no-progress", *flags]) == 2
     error = capsys.readouterr().err.strip()
     assert message in error

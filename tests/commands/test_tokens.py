@@ -5,7 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from sde_gen.commands import tokens
 from sde_gen.commands.cli import main
+from sde_gen.data.text import load_text, ngram_bits
+from sde_gen.tokens import sample_tokens
 
 TEXT = "It was a dark and stormy night;\nthe rain fell in torrents.\r\n" * 12 + "É\tend\n"
 QUICK = ["--length", "12", "--train-steps", "2", "--batch", "4", "--draws", "2", "--samples", "2", "--no-progress", "--device", "cpu"]
@@ -37,6 +40,68 @@ def test_what_is_given_is_kept_and_the_rest_filled_in(text):
     for line in (text / "run" / "samples" / "infilled.txt").read_text().rstrip("\n").split("\n\n"):
         assert len(line) == 12
         assert (line[:3], line[4:8], line[9:]) == ("a d", "rk a", "d s")
+
+
+def test_filling_in_takes_the_network_that_is_there_by_whatever_flags_it_was_trained(text, capsys):
+    other = ["--train-steps", "7", "--train-seconds", "99", "--lr", "0.5", "--batch", "3"]
+    flags = ["tokens", "--data", str(text / "night.txt"), "--out", str(text / "run"), *QUICK, *other]
+    assert main([*flags, "--infill", "a d_rk"]) == 0
+    out = capsys.readouterr().out
+    assert "trained" not in out
+    assert (text / "run" / "samples" / "infilled.txt").read_text().count("rk") == 2
+    assert main(flags) == 2  # what is measured is of these flags alone
+    assert main([*flags, "--length", "10", "--infill", "a d_rk"]) == 2  # and windows of another length are other items
+    assert "holds a network of length 12" in capsys.readouterr().err
+
+
+def test_all_are_asked_for_the_same_symbols(tmp_path, capsys):
+    rare = "".join(chr(0x4E00 + k) for k in range(300))  # more than the alphabet holds
+    (tmp_path / "rare.txt").write_text("It was a dark night. " * 30 + rare + "It was a night. " * 5 + rare[200:] + "\n" * 20)
+    assert main(["tokens", "--data", str(tmp_path / "rare.txt"), "--out", str(tmp_path / "run"), *QUICK]) == 0
+    bound = json.loads((tmp_path / "run" / "metrics.json").read_text())["bound"]
+    held_out = load_text(tmp_path / "rare.txt", 12)
+    read = [held_out.alphabet.decode(held_out.alphabet.encode(part)) for part in (held_out.text, held_out.held_out)]
+    assert bound["unknown"] == pytest.approx(sum(a != b for a, b in zip(read[1], held_out.held_out, strict=True)) / len(read[1]))
+    assert bound["unknown"] > 0.1
+    assert bound["five_gram"] == pytest.approx(ngram_bits(*read))
+    assert bound["five_gram"] < ngram_bits(held_out.text, held_out.held_out) - 0.1  # which tells rare ones apart
+    assert "of none of the 256 symbols" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("held_out", [None, np.arange(12) % 3])
+def test_classes_of_held_out_images_are_theirs_or_none(tmp_path, capsys, monkeypatch, held_out):
+    x = np.random.default_rng(0).integers(0, 256, (52, 1, 4, 4), dtype=np.uint8)
+    parts = {"train": x[:40], "test": x[40:], "train_labels": np.repeat(np.arange(4), 10)}
+    if held_out is not None:
+        parts["test_labels"] = held_out
+    np.savez(tmp_path / "x.npz", **parts)
+    flags = ["tokens", "--data", str(tmp_path / "x.npz"), "--out", str(tmp_path / "run"), *QUICK, "--labels"]
+    assert main(flags) == 0
+    out = capsys.readouterr().out
+    assert ("held-out items have no classes" in out) == (held_out is None)
+    sample = ["sample", "--run", str(tmp_path / "run"), "--samples", "3", "--no-progress", "--overwrite", "--out", str(tmp_path / "x.npy")]
+    told = []
+
+    def drawn(model, count, *others, **options):  # two steps of training are too few for a class to be seen in the samples
+        told.append(others[3])
+        return sample_tokens(model, count, *others, **options)
+
+    monkeypatch.setattr(tokens, "sample_tokens", drawn)
+    assert main([*sample, "--label", "3"]) == 0
+    assert main(sample) == 0
+    assert told[0]["label"].tolist() == [3, 3, 3]
+    assert told[1] is None
+    for more, message in (
+        (["--label", "9"], "--label 9: the classes are 0, 1, 2, 3"),
+        (["--guidance", "2"], "--guidance pushes towards a class: --label names it"),
+        (["--label", "1", "--guidance", "nan"], "--guidance must be finite"),
+        (["--cond", "label=1"], "--cond is not for a network of symbols"),
+        (["--prompt", "cat"], "--prompt is not for a network of symbols"),
+        (["--batch-size", "0"], "batch_size must be a whole number of at least 1, got 0"),
+    ):
+        capsys.readouterr()
+        assert main([*sample, *more]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_samples_of_text_are_written_as_text(text, capsys):
@@ -76,10 +141,12 @@ def test_digits_are_seventeen_symbols(tmp_path, capsys):
         (["--data", "night.txt", "--labels"], "--labels is for images"),
         (["--data", "night.txt", "--length", "1"], "--length must be at least 2, got 1"),
         (["--data", "night.txt", "--infill", "far too long a text"], "the given text has 19 characters"),
-        (["--data", "night.txt", "--infill", "a d\u2603rk", "--process", "absorbing"], None),
+        (["--data", "night.txt", "--infill", "a d\u2603_k", "--process", "absorbing"], None),
         (["--data", "night.txt", "--process", "uniform", "--infill", "a_"], "--infill is for a process whose masks"),
         (["--data", "moons"], "holds no images of whole numbers"),
         (["--infill", "a_"], "--infill is for text"),
+        (["--data", "night.txt", "--infill", "a dark"], "--infill: 'a dark' has no _"),
+        (["--seed", "-1"], "--seed must be at least 0, got -1"),
         (["--guidance", "2"], "--guidance needs a network that is told classes"),
         (["--draws", "0"], "--draws must be at least 1, got 0"),
         (["--dropout", "1"], "dropout must be a number in [0, 1), got 1.0"),
