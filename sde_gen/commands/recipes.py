@@ -81,7 +81,7 @@ SPECTROGRAMS: dict[str, Any] = {
 RANDOM_VOLUMES: dict[str, Any] = {
     "sde": {"name": "cosine"},
     "model": {"network": "transformer", "options": {"patch": 4, "width": 128, "depth": 3}},
-    "training": {"steps": 2000, "batch": 16, "lr": 2.5e-3, "ema_width": 0.05, "times": "stratified", "evaluations": 3},
+    "training": {"steps": 7000, "batch": 16, "lr": 2.5e-3, "ema_width": 0.05, "times": "stratified", "evaluations": 3},
     "sampling": {"solver": "dpm", "steps": 20, "samples": 200, "batch": 100},
 }
 RECIPES: dict[str, dict[str, Any]] = {
