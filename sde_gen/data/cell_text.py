@@ -10,6 +10,8 @@ from typing import TextIO
 
 import numpy as np
 
+from sde_gen.data.errors import one_line
+
 NOT_THERE = ("", "na", "n/a", "nan", "null", "none")
 """Cells that say that nothing is known, in lower case."""
 
@@ -34,6 +36,15 @@ def rows_of(path: Path, file: TextIO) -> Iterator[tuple[int, list[str]]]:
         cells = [cell.strip() for cell in row]
         if any(cells) and not cells[0].startswith("#"):
             yield reader.line_num, cells
+
+
+def lines_of(path: Path) -> list[tuple[int, list[str]]]:
+    """The lines of a text table that hold cells, with their numbers; ValueError, one line, for a file that is none."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return list(rows_of(path, file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path.name}: cannot be read as a text table ({one_line(error)}); UTF-8 text is needed") from error
 
 
 def number_of(cell: str) -> float | None:

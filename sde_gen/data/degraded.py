@@ -17,9 +17,8 @@ from torch import Tensor
 
 from sde_gen.data import arrays, folders, formats, tables
 from sde_gen.data.archives import MOST_MEMBER
-from sde_gen.data.cell_text import NOT_THERE, number_of, rows_of, separator_of, text_of
+from sde_gen.data.cell_text import NOT_THERE, lines_of, number_of, separator_of, text_of
 from sde_gen.data.decode import LEVELS, decode, describe, read_limited
-from sde_gen.data.errors import one_line
 from sde_gen.data.formats.degraded import read_items
 from sde_gen.data.write import DataDescription
 
@@ -101,11 +100,7 @@ def _table(path: Path, about: DataDescription, measured: tuple[int, ...]) -> Deg
     if len(about.shape) != 1 or measured != about.shape:
         shapes = f"{'x'.join(map(str, about.shape))}, measured as {'x'.join(map(str, measured))}"
         raise ValueError(f"{path.name}: a table holds rows of {shapes}? Tables are for vectors with a mask or gaps; save others as .npy")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = list(rows_of(path, file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path.name}: cannot be read as a text table ({one_line(error)}); UTF-8 text is needed") from error
+    lines = lines_of(path)
     if not lines:
         raise ValueError(f"{path.name}: empty; a table of numbers is needed")
     first = lines[0][1]

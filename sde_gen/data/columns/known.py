@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from sde_gen.data.cell_text import NOT_THERE, number_of, rows_of
+from sde_gen.data.cell_text import NOT_THERE, lines_of, number_of
 from sde_gen.data.columns import frames
 from sde_gen.data.columns.codec import Codec, Column
 from sde_gen.data.columns.gaps import Gaps, gaps_asked
 from sde_gen.data.columns.kinds import Category, Kind, word_of
-from sde_gen.data.errors import one_line
 
 
 def read_known(path: Path, codec: Codec, missing: float | str | None = None) -> list[Column]:
@@ -51,11 +49,7 @@ def read_cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         table = frames.read_parquet(path)
         columns = [[_text(value) for value in table.iloc[:, k].astype(object).tolist()] for k in range(table.shape[1])]
         return [str(name) for name in table.columns], [(k, list(row)) for k, row in enumerate(zip(*columns, strict=True))]
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = list(rows_of(path, file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path.name}: cannot be read as a text table ({one_line(error)}); UTF-8 text is needed") from error
+    lines = lines_of(path)
     if not lines:
         raise ValueError(f"{path.name}: empty; a table with a header is needed")
     wide = len(lines[0][1])
